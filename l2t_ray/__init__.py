@@ -1,0 +1,1 @@
+"""Learn the loss function while training the model."""

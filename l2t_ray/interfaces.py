@@ -1,0 +1,150 @@
+"""The records that travel between the parts, and the protocols the parts keep.
+
+Everything here is plain torch: no configuration, no Ray, no files. Shapes use `n` rows, `c` classes,
+`p` student parameters, `m` loss-network parameters.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one sentence: key, value, what to do. Exit code 2."""
+
+
+class DivergenceError(Exception):
+    """Training produced numbers that are not finite or exploded. Exit code 3; the last checkpoint stays."""
+
+
+class Batch(NamedTuple):
+    """One worker's slice of a global minibatch, on the device, augmented and normalised.
+
+    `weights` are shares of the *global* batch: summed over the slices of all workers they give 1. A mean over the
+    global batch is therefore `(weights * per_sample).sum()` here, summed over workers.
+    """
+
+    inputs: Float[Tensor, "n ..."]
+    targets: Tensor  # classification: Int[Tensor, "n"]
+    weights: Float[Tensor, " n"]
+    indices: Int[Tensor, " n"]  # positions in the data set the batch was drawn from
+
+
+class RoundBatches(NamedTuple):
+    """The data of one round: K training minibatches and one validation minibatch."""
+
+    train: Sequence[Batch]
+    val: Batch
+
+
+class Rows(NamedTuple):
+    """What a loss reads: one row an image, a pixel or a box. Weights are shares of the global batch, as in `Batch`."""
+
+    logits: Float[Tensor, "n c"]
+    labels: Int[Tensor, " n"]
+    weights: Float[Tensor, " n"]
+
+
+class StudentState(NamedTuple):
+    """The student at one moment: flat parameters, flat momentum buffer, and normalisation buffers by name."""
+
+    theta: Float[Tensor, " p"]
+    velocity: Float[Tensor, " p"]
+    buffers: Mapping[str, Tensor]
+
+
+class MethodState(NamedTuple):
+    """All that a method carries from round to round, its teacher apart. `extra` belongs to the method alone."""
+
+    student: StudentState
+    extra: Mapping[str, Tensor]
+
+
+class LossParams(NamedTuple):
+    """Weights of the loss network as the teacher hands them out, numbered so that stale ones are noticed."""
+
+    version: int
+    phi: Float[Tensor, " m"]
+
+
+Metrics = dict[str, float]
+"""Numbers of one round by column name (docs/notation.md lists the columns)."""
+
+
+class Group(Protocol):
+    """The workers that share one student. A single process is a group of one."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The element-wise sum over all workers, the same on each. May overwrite and return its argument."""
+        ...
+
+
+class Task(Protocol):
+    """Turns student outputs and targets into rows, an error and scores. The core never learns what a row was."""
+
+    def rows(self, outputs: Any, batch: Batch) -> Rows: ...
+    def error(self, outputs: Any, batch: Batch) -> Float[Tensor, ""]:
+        """This worker's share of the validation error `e` (differentiable)."""
+        ...
+
+    def score(self, outputs: Any, batch: Batch) -> Float[Tensor, " s"]:
+        """Sums to add over batches and workers; `summarise` turns the totals into metrics."""
+        ...
+
+    def summarise(self, totals: Float[Tensor, " s"]) -> Metrics: ...
+
+
+class Data(Protocol):
+    """Serves the batches of any round by its number alone: nothing is carried, so any round can be asked for again."""
+
+    @property
+    def num_classes(self) -> int: ...
+    def round(self, index: int) -> RoundBatches: ...
+    def epoch(self, index: int) -> int:
+        """The epoch (division into training and validation part) that round `index` belongs to."""
+        ...
+
+    def validation(self, epoch: int) -> Iterable[Batch]:
+        """The whole validation part of an epoch, unaugmented, in order: for class centres."""
+        ...
+
+    def test(self) -> Iterable[Batch]: ...
+
+
+class Teacher(Protocol):
+    """Owns the loss network's weights. Speaks in vectors: hypergradients come in, weights go out."""
+
+    def read(self) -> LossParams: ...
+
+    def propose(self, version: int, hypergradient: Float[Tensor, " m"], error: float) -> LossParams:
+        """New weights from this worker's share of d e / d phi, taken at the weights numbered `version`."""
+        ...
+
+    def learn(self, version: int, hypergradient: Float[Tensor, " m"] | None = None) -> None:
+        """Learns from d e / d phi taken at the proposed weights `version`; None: the one given to `propose`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Method(Protocol):
+    """A way to train a student. L2T-DLN and every baseline are one; the loop never asks which."""
+
+    def init(self) -> MethodState: ...
+    def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]: ...
+
+
+class Tracker(Protocol):
+    """Where a run is written down beside its own directory. Never raises: a lost tracker must not stop a run."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+    def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def log_artifacts(self, directory: str) -> None: ...
+    def finish(self, status: str) -> None: ...
