@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.lstm_teacher import LSTMTeacher, LstmState, preprocess_gradient
+from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
 from l2t_ray.interfaces import DivergenceError, LossParams
 
 
