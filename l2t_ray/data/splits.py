@@ -139,9 +139,7 @@ def _check_counts(
             f"{n} training images; lower one of them."
         )
     if len(absent):
-        raise UserError(
-            f"data: no training image has the class {_name(int(absent[0]), class_names)}; leave it out."
-        )
+        raise UserError(f"data: no training image has the class {_name(int(absent[0]), class_names)}; leave it out.")
     if num_validation < num_classes:
         raise UserError(
             f"data.num_validation={num_validation} leaves a class without a validation image, for instance "
