@@ -1,0 +1,166 @@
+"""Images in an Arrow IPC file: written once, then memory-mapped by every worker of a machine without a copy.
+
+The file has one record batch with the columns `image` (fixed-size binary, c * h * w bytes), `label` and `position`
+(int64), and metadata under `l2t_ray`: format version, shape, class names, source, and a sha256 of the three columns.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int, UInt8
+
+from l2t_ray.interfaces import UserError
+
+FORMAT = 1
+_KEY = b"l2t_ray"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images, read-only when they come from a file.
+
+    `positions` are the places of the rows in the set as published, which differ from the row numbers where a copy
+    lacks images. `source` tells where the images came from.
+    """
+
+    images: UInt8[np.ndarray, "n c h w"]
+    labels: Int[np.ndarray, " n"]
+    positions: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def write_images(
+    path: Path,
+    images: UInt8[np.ndarray, "n c h w"],
+    labels: Int[np.ndarray, " n"],
+    *,
+    class_names: Sequence[str],
+    source: Mapping[str, Any],
+    positions: Int[np.ndarray, " n"] | None = None,
+) -> None:
+    """Writes `path` in one piece: readers see the old file or the whole new one, also with several writers.
+
+    Args:
+        path: the file to write; its folder is made where needed.
+        images: pixels 0..255.
+        labels: class of each image, an index into `class_names`.
+        class_names: one name a class.
+        source: where the images came from, as JSON can hold it.
+        positions: places in the published set; the row numbers where left out.
+
+    Raises:
+        ValueError: if there is no image, or a label has no class name.
+        OSError: if the folder cannot be written.
+    """
+    n, *shape = images.shape
+    if n == 0:
+        raise ValueError(f"{path}: there is no image to write.")
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise ValueError(
+            f"{path}: labels run from {labels.min()} to {labels.max()}, but there are {len(class_names)} class names."
+        )
+    if positions is None:
+        positions = np.arange(n)
+    arrays = (
+        np.ascontiguousarray(images),
+        np.ascontiguousarray(labels, dtype=np.int64),
+        np.ascontiguousarray(positions, dtype=np.int64),
+    )
+    facts = {
+        "format": FORMAT,
+        "shape": [n, *shape],
+        "class_names": list(class_names),
+        "source": dict(source),
+        "sha256": _sha256(*arrays),
+    }
+    schema = pa.schema(
+        [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int64()), ("position", pa.int64())],
+        metadata={_KEY: json.dumps(facts).encode()},
+    )
+    columns = [
+        pa.Array.from_buffers(column.type, n, [None, pa.py_buffer(array)])
+        for column, array in zip(schema, arrays, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The name is unique, so that processes which convert the same set at once do not write into each other's file.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def read_source(path: Path) -> Mapping[str, Any]:
+    """The `source` that `path` was written with, without a look at its images. Raises like `read_images`."""
+    with _naming_the_damaged(path), pa.memory_map(str(path)) as file:
+        return _facts(pa.ipc.open_file(file).schema)["source"]
+
+
+def read_images(path: Path, *, check: bool = True) -> ImageSet:
+    """Maps the images of `path` into memory; nothing is copied, and processes on one machine share the pages.
+
+    Args:
+        path: a file from `write_images`.
+        check: compare the content with the sha256 in the file, which reads all of it once.
+
+    Raises:
+        UserError: if the file is absent, truncated, damaged, or of another format version.
+    """
+    if not path.exists():
+        raise UserError(f"There is no image file {path}.")
+    with _naming_the_damaged(path):
+        # The mapping stays open as long as an array looks into it: NumPy holds the buffer, the buffer the file.
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        facts = _facts(reader.schema)
+        batch = reader.get_batch(0)
+        images, labels, positions = (
+            np.frombuffer(column.buffers()[1], dtype)
+            for column, dtype in zip(batch.columns, (np.uint8, np.int64, np.int64), strict=True)
+        )
+        n, *shape = facts["shape"]
+        size = int(np.prod(shape))
+        # Arrow pads its buffers, hence the cuts.
+        images, labels, positions = images[: n * size].reshape(n, *shape), labels[:n], positions[:n]
+        if check and _sha256(images, labels, positions) != facts["sha256"]:
+            raise ValueError("the content does not match its sha256")
+        return ImageSet(images, labels, positions, tuple(facts["class_names"]), facts["source"])
+
+
+@contextlib.contextmanager
+def _naming_the_damaged(path: Path):
+    try:
+        yield
+    except (pa.ArrowException, ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        raise UserError(
+            f"The image file {path} is damaged or of another version ({error}); delete it and run again, "
+            "and it is made anew from its source."
+        ) from error
+
+
+def _facts(schema: pa.Schema) -> dict[str, Any]:
+    facts = json.loads((schema.metadata or {})[_KEY])
+    if facts["format"] != FORMAT:
+        raise ValueError(f"format {facts['format']}, expected {FORMAT}")
+    return facts
+
+
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.data)
+    return digest.hexdigest()

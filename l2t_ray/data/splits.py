@@ -1,0 +1,153 @@
+"""Which training images teach the student and which ones judge it."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from l2t_ray.data.counted import numpy_generator
+from l2t_ray.interfaces import UserError
+
+
+class Split(NamedTuple):
+    """Disjoint row numbers of the training set, both in ascending order."""
+
+    train: Int[np.ndarray, " t"]
+    validation: Int[np.ndarray, " v"]
+
+
+class Policy(NamedTuple):
+    """The split of every epoch. `is_redivided` tells whether it changes from epoch to epoch."""
+
+    at: Callable[[int], Split]
+    is_redivided: bool
+
+
+def fixed_split(
+    labels: Int[np.ndarray, " n"],
+    num_validation: int,
+    seed: int,
+    *,
+    num_train: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Split:
+    """A class-balanced validation part, and the rest (or a class-balanced part of it) for training.
+
+    Args:
+        labels: true classes, by which both parts are balanced as evenly as the counts allow.
+        num_validation: images that judge; at least one a class.
+        seed: of the choice. Both parts come from one choice, so they cannot overlap.
+        num_train: images that teach; None for all the rest.
+        class_names: for messages, and to notice classes that no label has.
+
+    Raises:
+        UserError: if a part would be empty, larger than the set allows, or lack a class.
+    """
+    _check_counts(labels, num_validation, num_train, class_names)
+    validation = np.sort(choose_balanced(labels, num_validation, seed=seed, purpose="validation"))
+    rest = np.setdiff1d(np.arange(len(labels)), validation)
+    if num_train is not None:
+        rest = np.sort(rest[choose_balanced(labels[rest], num_train, seed=seed, purpose="train-subset")])
+    return Split(rest, validation)
+
+
+def redivided_split(n: int, num_validation: int, seed: int, epoch: int) -> Split:
+    """A new random division of rows 0..n-1 for each epoch, as the released L2T-DLN code draws it (not balanced).
+
+    Raises:
+        UserError: if either part would be empty.
+    """
+    if not 0 < num_validation < n:
+        raise UserError(f"data.num_validation must be between 1 and {n - 1} (of {n} images), got {num_validation}.")
+    order = numpy_generator(seed, "redivide", epoch).permutation(n)
+    return Split(np.sort(order[num_validation:]), np.sort(order[:num_validation]))
+
+
+def fixed(
+    labels: Int[np.ndarray, " n"],
+    num_validation: int,
+    seed: int,
+    *,
+    num_train: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Policy:
+    """The same `fixed_split` in every epoch."""
+    split = fixed_split(labels, num_validation, seed, num_train=num_train, class_names=class_names)
+    return Policy(lambda epoch: split, is_redivided=False)
+
+
+def redivided(
+    labels: Int[np.ndarray, " n"],
+    num_validation: int,
+    seed: int,
+    *,
+    num_train: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Policy:
+    """A `redivided_split` each epoch.
+
+    With `num_train`, one class-balanced pool of `num_train + num_validation` images is chosen for the whole run and
+    redivided: a pool that changed would show the student more images than the experiment says.
+    """
+    _check_counts(labels, num_validation, num_train, class_names)
+    pool = np.arange(len(labels))
+    if num_train is not None:
+        pool = np.sort(choose_balanced(labels, num_train + num_validation, seed=seed, purpose="pool"))
+
+    def at(epoch: int) -> Split:
+        train, validation = redivided_split(len(pool), num_validation, seed, epoch)
+        return Split(pool[train], pool[validation])
+
+    return Policy(at, is_redivided=True)
+
+
+def choose_balanced(labels: Int[np.ndarray, " n"], count: int, *, seed: int, purpose: str) -> Int[np.ndarray, " m"]:
+    """`count` rows at random, as many of each class as of any other, as far as the classes reach.
+
+    Raises:
+        UserError: if there are fewer than `count` rows.
+    """
+    if count > len(labels):
+        raise UserError(f"data: {count} images are asked for, but there are only {len(labels)}.")
+    generator = numpy_generator(seed, purpose)
+    order = generator.permutation(len(labels))
+    # Rank of each row within its class, in the random order; then all first ones of a class, all second ones, ...
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    ordered = labels[by_class]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sizes = np.diff(np.r_[starts, len(ordered)])
+    ranks = np.arange(len(ordered)) - np.repeat(starts, sizes)
+    # Classes in a random order within a rank: where `count` does not divide, no class is always the favoured one.
+    turn = np.repeat(generator.permutation(len(starts)), sizes)
+    return by_class[np.lexsort((turn, ranks))[:count]]
+
+
+def _check_counts(
+    labels: Int[np.ndarray, " n"], num_validation: int, num_train: int | None, class_names: Sequence[str] | None
+) -> None:
+    n = len(labels)
+    num_classes = len(class_names) if class_names is not None else int(labels.max()) + 1
+    absent = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if num_validation < 1:
+        raise UserError(f"data.num_validation must be at least 1, got {num_validation}.")
+    if num_train is not None and num_train < 1:
+        raise UserError(f"data.num_train must be at least 1, got {num_train}; leave it out to use all images.")
+    if num_validation + (num_train or 1) > n:
+        raise UserError(
+            f"data.num_validation={num_validation} and data.num_train={num_train or 'the rest'} need more than the "
+            f"{n} training images; lower one of them."
+        )
+    if len(absent):
+        raise UserError(f"data: no training image has the class {_name(int(absent[0]), class_names)}; leave it out.")
+    if num_validation < num_classes:
+        raise UserError(
+            f"data.num_validation={num_validation} leaves a class without a validation image, for instance "
+            f"{_name(num_classes - 1, class_names)}; use at least {num_classes}, one a class."
+        )
+    if num_validation == n:
+        raise UserError(f"data.num_validation={num_validation} leaves no image to train on; lower it.")
+
+
+def _name(label: int, class_names: Sequence[str] | None) -> str:
+    return f"{label} ({class_names[label]})" if class_names is not None else str(label)

@@ -1,0 +1,81 @@
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+
+from l2t_ray.data.arrow import read_images, read_source, write_images
+from l2t_ray.interfaces import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 4), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 1, 0, 2, 1])
+POSITIONS = np.array([3, 4, 8, 9, 10, 11, 20])
+
+
+def write(path):
+    write_images(path, IMAGES, LABELS, class_names="abc", source={"name": "toy"}, positions=POSITIONS)
+
+
+@pytest.fixture
+def path(tmp_path):
+    write(tmp_path / "deep" / "toy.arrow")
+    return tmp_path / "deep" / "toy.arrow"
+
+
+def test_round_trip(path):
+    images = read_images(path)
+    np.testing.assert_array_equal(images.images, IMAGES)
+    np.testing.assert_array_equal(images.labels, LABELS)
+    np.testing.assert_array_equal(images.positions, POSITIONS)
+    assert images.class_names == ("a", "b", "c")
+    assert images.source == read_source(path) == {"name": "toy"}
+    assert len(images) == 7
+
+
+def test_is_mapped_not_copied(path):
+    """The array looks at the file itself: a byte changed there is seen here."""
+    images = read_images(path).images
+    assert not images.flags.owndata and not images.flags.writeable
+    content = path.read_bytes()
+    start = content.index(IMAGES.tobytes())
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(bytes([255 - IMAGES[0, 0, 0, 0]]))
+    assert images[0, 0, 0, 0] == 255 - IMAGES[0, 0, 0, 0]
+
+
+def test_leaves_no_temporary_file(path):
+    assert [file.name for file in path.parent.iterdir()] == ["toy.arrow"]
+
+
+@pytest.mark.parametrize("keep", [0, 8, 200, -1, -300])
+def test_truncated_file_is_named(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"toy\.arrow .*delete it"):
+        read_images(path)
+
+
+def test_changed_content_is_noticed(path):
+    content = path.read_bytes()
+    path.write_bytes(content.replace(IMAGES.tobytes(), (IMAGES ^ 1).tobytes()))
+    with pytest.raises(UserError, match=r"toy\.arrow .*sha256.*delete it"):
+        read_images(path)
+    assert len(read_images(path, check=False)) == 7
+
+
+def test_absent_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no image file .*gone\.arrow"):
+        read_images(tmp_path / "gone.arrow")
+
+
+def test_label_without_a_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="2 class names"):
+        write_images(tmp_path / "x.arrow", IMAGES, LABELS, class_names="ab", source={})
+
+
+def test_several_writers_at_once(tmp_path):
+    path = tmp_path / "toy.arrow"
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        list(pool.map(write, [path] * 8))
+    np.testing.assert_array_equal(read_images(path).images, IMAGES)
+    assert list(tmp_path.iterdir()) == [path]
