@@ -152,6 +152,12 @@ class LocalTeacher:
         self._phi, self._rule, self._version = phi.detach().cpu().clone(), rule, 0
         self._last_gradient: Tensor | None = None
 
+    def begin(self, state: Mapping[str, Any] | None) -> None:
+        """Goes on from a saved state. Without one the teacher must be new."""
+        if state is not None:
+            self.load_state_dict(state)
+        assert state is not None or self._version == 0
+
     def read(self) -> LossParams:
         return LossParams(self._version, self._phi)
 

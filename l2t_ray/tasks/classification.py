@@ -25,6 +25,6 @@ class Classification:
         return torch.stack((correct.float(), error.float(), correct.new_tensor(len(batch.targets)).float()))
 
     def summarise(self, totals: Float[Tensor, "3"]) -> Metrics:
-        """Accuracy in percent and mean cross-entropy."""
+        """Accuracy as a fraction, and mean cross-entropy."""
         correct, error, count = totals.tolist()
-        return {"test_accuracy": 100 * correct / count, "test_error": error / count}
+        return {"test_accuracy": correct / count, "test_error": error / count}

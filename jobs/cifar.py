@@ -1,0 +1,34 @@
+"""The main job: trains a student with a learned loss, and beside it with cross-entropy.
+
+    python jobs/cifar.py --config configs/digits.yaml training.num_rounds=50
+    python jobs/cifar.py --resume runs/digits-20260101-120000
+"""
+
+import argparse
+
+from l2t_ray.run import Experiment, exit_codes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/digits.yaml", help="experiment to run (default: %(default)s)")
+    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with an interrupted run instead")
+    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    parser.add_argument(
+        "--check-hypergradient", action="store_true", help="first compare the engine with naive autograd in float64"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
+    arguments = parser.parse_args()
+    with exit_codes():
+        if arguments.resume:
+            experiment = Experiment.resume(arguments.resume, arguments.overrides)
+        else:
+            experiment = Experiment.from_yaml(arguments.config, arguments.overrides)
+        if arguments.check_hypergradient:
+            errors = experiment.check_hypergradient()
+            print("hypergradient, relative error: " + ", ".join(f"{key} {value:.1e}" for key, value in errors.items()))
+        experiment.run(quiet=arguments.quiet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Starts a run on Ray: the teacher actor, the workers of a `TorchTrainer`, and a line back to the screen."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from l2t_ray.config import ExperimentConfig, L2TDLNConfig
+from l2t_ray.experiment import build_teacher, load_dataset
+from l2t_ray.interfaces import DivergenceError, UserError
+
+OnRows = Callable[[list[Mapping[str, Any]]], None]
+POLL_S = 0.5
+
+# Set before Ray starts, each only where the user has not. Sources: Ray 2.60's own documentation and source.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default 2 s is how long every report would wait
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every worker line twice otherwise
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process and one error line less; preemption is a node loss here
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning
+}
+
+
+def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows) -> None:
+    """Trains the experiment on Ray, to its end. What it learned is in the last checkpoint of `run_dir`.
+
+    Joins the cluster of RAY_ADDRESS (a submitted job has it set), or starts one on this machine.
+
+    Raises:
+        UserError, DivergenceError: as a run in this process would.
+        RuntimeError: if workers died more often than `ray.max_failures`.
+    """
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.ray.timeout_s))
+    with ray_session(config):
+        outcome = _train(config, run_dir, on_rows)
+    if outcome["outcome"] == "user_error":
+        raise UserError(outcome["message"])
+    if outcome["outcome"] == "diverged":
+        raise DivergenceError(outcome["message"])
+
+
+@contextmanager
+def ray_session(config: ExperimentConfig) -> Iterator[None]:
+    """Ray, joined or started; a Ray that was running before is left running."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    threads = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(config.ray.cpus_per_worker)))}}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, runtime_env=threads, logging_level=logging.WARNING)
+    else:
+        # A cluster of our own on loopback needs no token, and one that is asked for must be asked for on both sides.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        wanted = config.ray.num_workers * config.ray.cpus_per_worker
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, -int(-wanted // 1)),
+            runtime_env=threads,
+            logging_level=logging.WARNING,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str, str]:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from l2t_ray.distributed.teacher_actor import TeacherService
+    from l2t_ray.distributed.worker import Board, WorkerSpec, train_worker
+
+    num_classes = load_dataset(config.data).num_classes
+    method = config.method
+
+    def make_teacher():
+        assert isinstance(method, L2TDLNConfig)
+        return build_teacher(method, num_classes, seed=config.seed)
+
+    # A teacher that dies comes back empty and refuses the attempt it had served: the workers fail, and the next
+    # attempt begins from the checkpoint. Its calls are never retried: a hypergradient must not be applied twice.
+    teacher = None
+    if isinstance(method, L2TDLNConfig):
+        teacher = ray.remote(TeacherService).options(
+            name=f"teacher-{run_dir.name}", num_cpus=0, max_restarts=-1, max_task_retries=0
+        ).remote(make_teacher)
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    settings = config.ray
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": WorkerSpec(config, run_dir.resolve(), teacher, board)},
+        torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(run_dir.resolve()),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),
+        ),
+    )
+    with _relayed(board, on_rows):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {})
+            reasons = "; ".join(f"worker {rank}: {failure}" for rank, failure in failures.items()) or str(error)
+            raise RuntimeError(
+                f"the workers failed more than ray.max_failures={settings.max_failures} times; the last checkpoint "
+                f"stays, continue with --resume {run_dir}. Last failure: {reasons}"
+            ) from error
+    return result.return_value
+
+
+@contextmanager
+def _relayed(board: Any, on_rows: OnRows) -> Iterator[None]:
+    """Brings rows from the board to `on_rows` while the body runs, and the last ones when it ends."""
+    import ray
+
+    stop = threading.Event()
+
+    def relay() -> None:
+        while not stop.wait(POLL_S):
+            on_rows(ray.get(board.take.remote()))
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        on_rows(ray.get(board.take.remote()))

@@ -1,0 +1,273 @@
+"""An experiment from its configuration to its run directory: what the jobs call.
+
+    runs/<name>/config.yaml         the resolved configuration
+                metrics.parquet     one row a round and method
+                summary.json        the closing table
+                figures/*.png
+                loss.safetensors    the learned loss, with loss.md beside it
+                checkpoints/
+"""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2t_ray import config as configuration
+from l2t_ray.config import ExperimentConfig, L2TDLNConfig
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.experiment import (
+    bare_loss_network,
+    build_run,
+    check_hypergradient,
+    default_data_root,
+    load_dataset,
+    resolve_device,
+)
+from l2t_ray.interfaces import DivergenceError, Tracker, UserError
+from l2t_ray.reports.figures import write_figures
+from l2t_ray.tracking.metrics import write_rows
+from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
+from l2t_ray.tracking.null import NullTracker
+from l2t_ray.tracking.screen import Screen, summary_table
+from l2t_ray.training.checkpoint import CheckpointStore, Cut
+
+MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs")
+"""Sections that leave the trajectory alone."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves behind."""
+
+    directory: Path
+    summaries: list[dict[str, Any]]
+    loss_network: DynamicLossNetwork | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, ready to run.
+
+    >>> result = Experiment.from_yaml("configs/digits.yaml", ["ray.enabled=false"]).run()
+    """
+
+    config: ExperimentConfig
+    directory: Path
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Experiment":
+        """A new experiment. Its run directory gets the configuration's name and the time, unless `name` is set.
+
+        Raises:
+            UserError: if the configuration is wrong, or the run directory exists already.
+        """
+        config = configuration.load(Path(path), overrides)
+        name = config.name or f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        root = default_data_root(os.environ.get("L2T_DATA"), config.data.root).expanduser().resolve()
+        config = config.model_copy(
+            update={"name": name, "data": config.data.model_copy(update={"root": root})}
+        )
+        directory = config.runs.expanduser().resolve() / name
+        if (directory / "config.yaml").exists():
+            raise UserError(f"{directory} holds a run already; go on with --resume {directory} or set another name=.")
+        return cls(config, directory)
+
+    @classmethod
+    def resume(cls, directory: str | Path, overrides: Sequence[str] = ()) -> "Experiment":
+        """An interrupted experiment, to go on from its newest checkpoint.
+
+        Overrides may change where it runs (ray, tracking, device), not what it computes.
+
+        Raises:
+            UserError: if there is no run in the directory, or an override would change the trajectory.
+        """
+        directory = Path(directory).resolve()
+        path = directory / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{directory} holds no run (no config.yaml); give the directory of a run to --resume.")
+        for override in overrides:
+            if override.split(".")[0].split("=")[0] not in MAY_CHANGE_ON_RESUME:
+                raise UserError(
+                    f"override {override!r} would change a resumed run; "
+                    f"only {', '.join(MAY_CHANGE_ON_RESUME)} may change, start a new run instead."
+                )
+        return cls(configuration.load(path, overrides), directory)
+
+    def run(self, *, quiet: bool = False) -> Result:
+        """Trains every arm, from the newest checkpoint if there is one, and writes the run directory.
+
+        Raises:
+            UserError, DivergenceError: see `interfaces`; what was reached until then stays.
+        """
+        config, directory = self.config, self.directory
+        store = CheckpointStore(
+            directory / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
+        )
+        # Everything that can be wrong with data and configuration is found here, before anything is started.
+        build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+        start = store.latest()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "config.yaml").write_text(config.to_yaml())
+        except OSError as error:
+            raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
+        screen = Screen(quiet=quiet)
+        tracker = _tracker(config, directory, screen)
+        screen.message(f"run {directory}" + ("" if start is None else f", from round {start.round} of {start.arm}"))
+        screen.start([(name, config.training.num_rounds) for name in config.arms()])
+
+        def on_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+            for row in rows:
+                screen.update(row)
+            tracker.log_rows(rows)
+
+        status = "KILLED"
+        try:
+            tracker.log_params(config.flat())
+            if start is not None:
+                on_rows(start.rows)
+            self._train(store, start, on_rows)
+            cut = store.latest()
+            assert cut is not None
+            result = self._write(cut)
+            tracker.log_artifacts(str(directory / "figures"))
+            screen.stop()
+            screen.table(summary_table(result.summaries))
+            status = "FINISHED"
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):
+                status = "FAILED"
+            raise
+        finally:
+            screen.stop()
+            tracker.finish(status)
+        screen.message(f"results in {directory}")
+        if isinstance(tracker, MlflowTracker):
+            screen.message(f"look:  {tracker.ui_command()}")
+        return result
+
+    def check_hypergradient(self) -> dict[str, float]:
+        """See `experiment.check_hypergradient`."""
+        return check_hypergradient(self.config)
+
+    def _train(self, store: CheckpointStore, start: Cut | None, on_rows: Any) -> None:
+        config = self.config
+        if config.ray.enabled:
+            from l2t_ray.distributed.launch import launch  # Ray takes seconds to import, and a plain run needs none
+
+            launch(config, self.directory, on_rows=on_rows)
+            return
+        device = resolve_device(config)
+        run = build_run(config, group=SingleProcess(), device=device)
+        run.train(start=start, store=store, on_row=lambda row: on_rows([row]))
+
+    def _write(self, cut: Cut) -> Result:
+        """Everything but checkpoints and configuration, from the last cut."""
+        config, directory = self.config, self.directory
+        write_rows(directory / "metrics.parquet", cut.rows)
+        summaries = [summarise(name, cut.rows) for name in config.arms()]
+        (directory / "summary.json").write_text(json.dumps(summaries, indent=1))
+        loss_network, surfaces = None, []
+        if isinstance(config.method, L2TDLNConfig):
+            num_classes = load_dataset(config.data).num_classes
+            for round_index, phi in sorted(cut.snapshots[config.method.name].items()):
+                loss_network = bare_loss_network(config.method.loss_network, num_classes)
+                with torch.no_grad():
+                    loss_network.phi.copy_(phi)
+                surfaces.append((f"round {round_index}", loss_network.requires_grad_(False)))
+            assert loss_network is not None
+            loss_network.save(directory / "loss.safetensors")
+            (directory / "loss.md").write_text(loss_card(config, loss_network, summaries))
+        write_figures(directory, cut.rows, surfaces)
+        return Result(directory, summaries, loss_network)
+
+
+def summarise(arm: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The closing numbers of an arm. Final means the last round; the best one seen is only for comparison."""
+    own = [row for row in rows if row["arm"] == arm]
+    accuracies = [row["test_accuracy"] for row in own if row.get("test_accuracy") is not None]
+    last = own[-1]
+    return {
+        "arm": arm,
+        "rounds": len(own),
+        "steps": last["step"],
+        "test_accuracy": accuracies[-1],
+        "best_test_accuracy": max(accuracies),
+        "test_error": last["test_error"],
+        "val_error": last.get("val_error"),
+        "seconds": sum(row["seconds"] for row in own),
+    }
+
+
+def loss_card(config: ExperimentConfig, loss_network: DynamicLossNetwork, summaries: list[dict[str, Any]]) -> str:
+    """A page that says what a learned loss is, where it comes from and how it did."""
+    spec, last = loss_network.spec, summaries[-1]
+    table = "\n".join(
+        f"| {s['arm']} | {100 * s['test_accuracy']:.2f} | {100 * s['best_test_accuracy']:.2f} | {s['steps']} |"
+        for s in summaries
+    )
+    classes = "any number of classes" if spec.label_table is None else f"{spec.label_table} classes"
+    return f"""# A learned loss
+
+`loss.safetensors` holds a dynamic loss network of {spec.num_weights:,} weights for {classes}, learned while a
+{config.student.name} trained on {config.data.name} (noise: {config.data.noise.kind} {config.data.noise.rate:g}; seed
+{config.seed}; {last["rounds"]} rounds of {config.training.num_steps} steps). Pairs: {spec.pairs}; activation:
+{spec.activation}.
+
+```python
+from l2t_ray.core.loss_network import DynamicLossNetwork
+
+loss_network = DynamicLossNetwork.load("loss.safetensors").requires_grad_(False)
+loss_network.loss(student(images), labels).backward()
+```
+
+| trained with | final test accuracy | best seen | student steps |
+|---|---|---|---|
+{table}
+
+The loss was learned with this student, data and learning rate, together with their schedule: on others, measure.
+"""
+
+
+def _tracker(config: ExperimentConfig, directory: Path, screen: Screen) -> Tracker:
+    if not config.tracking.mlflow:
+        return NullTracker()
+    return MlflowTracker.start(
+        uri=config.tracking.uri,
+        directory=directory,
+        experiment=config.tracking.experiment,
+        run_name=directory.name,
+        run_id=recorded_run_id(directory),
+        tags={"data": config.data.name, "method": config.method.name},
+        warn=screen.message,
+    )
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns what stops a run into one sentence and an exit code: 2 a user's mistake, 3 divergence, 130 Ctrl-C."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", flush=True)
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(_said(f"error: {error}", 2)) from None
+    except DivergenceError as error:
+        raise SystemExit(_said(f"diverged: {error}", 3)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(_said("stopped; go on with --resume and the run's directory.", 130)) from None
+
+
+def _said(text: str, code: int) -> int:
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
+    return code

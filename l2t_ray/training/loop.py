@@ -1,0 +1,130 @@
+"""The training loop: rounds, evaluations and checkpoints of one method after another, with or without Ray.
+
+It never asks which method it runs, nor where the teacher lives.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from l2t_ray.core.flat import FlatModule
+from l2t_ray.interfaces import Data, DivergenceError, Group, Method, MethodState, StudentState, Task, Teacher
+from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.evaluate import evaluate
+
+OnRow = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method to train, and its teacher if it has one."""
+
+    name: str
+    method: Method
+    teacher: Teacher | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained on what, for how long. All arms see the same student, batches and steps."""
+
+    arms: Sequence[Arm]
+    student: FlatModule
+    task: Task
+    data: Data
+    group: Group
+    num_rounds: int
+    num_steps: int
+    images_per_round: int
+    eval_every: int
+    checkpoint_every: int
+
+    def train(self, *, start: Cut | None, store: CheckpointStore | None, on_row: OnRow) -> Cut:
+        """Trains every arm to its end, from a cut or from the beginning, and returns the last cut.
+
+        Only the worker of rank 0 writes checkpoints and speaks to `on_row`.
+
+        Raises:
+            DivergenceError: naming arm and round; checkpoints taken before stay.
+        """
+        names = [arm.name for arm in self.arms]
+        first = 0 if start is None else names.index(start.arm)
+        cut = start
+        for arm in self.arms[first:]:
+            cut = self._train_arm(arm, cut, store, on_row)
+        assert cut is not None
+        return cut
+
+    def _train_arm(self, arm: Arm, cut: Cut | None, store: CheckpointStore | None, on_row: OnRow) -> Cut:
+        resumes = cut is not None and cut.arm == arm.name
+        if cut is None or not resumes:
+            state, begin, teacher_state = arm.method.init(), 0, None
+        else:
+            state, begin, teacher_state = _like(arm.method.init(), cut.state), cut.round, cut.teacher
+        if arm.teacher is not None:
+            arm.teacher.begin(teacher_state)
+        rows = [] if cut is None else list(cut.rows)
+        snapshots = {} if cut is None else {name: dict(phis) for name, phis in cut.snapshots.items()}
+        finished = {} if cut is None else dict(cut.finished)
+
+        for index in range(begin, self.num_rounds):
+            if index in (0, self.num_rounds // 2):
+                _snapshot(snapshots, arm, index)
+            started = time.perf_counter()
+            try:
+                state, metrics = arm.method.round(state, self.data.round(index), index)
+            except DivergenceError as error:
+                raise DivergenceError(
+                    f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
+                    + ("" if arm.teacher is None else " or method.teacher.step_size")
+                    + "."
+                ) from error
+            done = index + 1
+            is_last = done == self.num_rounds
+            seconds = time.perf_counter() - started
+            if is_last or done % self.eval_every == 0:
+                metrics |= evaluate(self.student, state.student, self.task, self.data.test(), self.group)
+            row = {
+                "arm": arm.name,
+                "round": index,
+                "step": done * self.num_steps,
+                "epoch": self.data.epoch(index),
+                **metrics,
+                "seconds": seconds,
+                "images_per_second": self.images_per_round / seconds,
+            }
+            rows.append(row)
+            if self.group.rank == 0:
+                on_row(row)
+            if is_last:
+                _snapshot(snapshots, arm, done)
+                finished[arm.name] = state.student
+            if is_last or done % self.checkpoint_every == 0:
+                teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
+                cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished)
+                if store is not None and self.group.rank == 0:
+                    store.save(cut)
+        assert cut is not None
+        return cut
+
+
+def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, round: int) -> None:
+    if arm.teacher is not None:
+        snapshots.setdefault(arm.name, {})[round] = arm.teacher.read().phi.clone()
+
+
+def _like(fresh: MethodState, saved: MethodState) -> MethodState:
+    """The saved state on the device of a fresh one."""
+    device = fresh.student.theta.device
+    student = saved.student
+    return MethodState(
+        StudentState(
+            student.theta.to(device),
+            student.velocity.to(device),
+            {name: buffer.to(device) for name, buffer in student.buffers.items()},
+        ),
+        {name: tensor.to(device) for name, tensor in saved.extra.items()},
+    )
