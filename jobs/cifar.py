@@ -1,7 +1,7 @@
 """The main job: trains a student with a learned loss, and beside it with cross-entropy.
 
-    python jobs/cifar.py --config configs/digits.yaml training.num_rounds=50
-    python jobs/cifar.py --resume runs/digits-20260101-120000
+python jobs/cifar.py --config configs/digits.yaml training.num_rounds=50
+python jobs/cifar.py --resume runs/digits-20260101-120000
 """
 
 import argparse

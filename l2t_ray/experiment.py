@@ -127,12 +127,12 @@ def observed_labels(config: ExperimentConfig, labels: np.ndarray, num_classes: i
 
 
 def build_student(student: StudentConfig, dataset: Dataset, *, seed: int) -> torch.nn.Module:
-    _, channels, height, width = dataset.train.images.shape
+    _, channels, image_size, _ = dataset.train.images.shape
     shape = {"num_classes": dataset.num_classes, "in_channels": channels}
 
     def build() -> torch.nn.Module:
         if student.name == "lenet":
-            return LeNet(**shape, image_size=(height, width), norm=student.norm)
+            return LeNet(**shape, image_size=image_size)
         if student.name == "wide_resnet":
             return WideResNet(student.depth, student.width_factor, **shape, norm=student.norm)
         depth = int(student.name.removeprefix("resnet"))
@@ -142,7 +142,6 @@ def build_student(student: StudentConfig, dataset: Dataset, *, seed: int) -> tor
             widths=student.widths,
             norm=student.norm,
             shortcut=student.shortcut,
-            image_size=(height, width),
         )
 
     return seeded(build, torch_seed(seed, "student"))

@@ -1,11 +1,11 @@
 """An experiment from its configuration to its run directory: what the jobs call.
 
-    runs/<name>/config.yaml         the resolved configuration
-                metrics.parquet     one row a round and method
-                summary.json        the closing table
-                figures/*.png
-                loss.safetensors    the learned loss, with loss.md beside it
-                checkpoints/
+runs/<name>/config.yaml         the resolved configuration
+            metrics.parquet     one row a round and method
+            summary.json        the closing table
+            figures/*.png
+            loss.safetensors    the learned loss, with loss.md beside it
+            checkpoints/
 """
 
 import json
@@ -73,9 +73,7 @@ class Experiment:
         config = configuration.load(Path(path), overrides)
         name = config.name or f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         root = default_data_root(os.environ.get("L2T_DATA"), config.data.root).expanduser().resolve()
-        config = config.model_copy(
-            update={"name": name, "data": config.data.model_copy(update={"root": root})}
-        )
+        config = config.model_copy(update={"name": name, "data": config.data.model_copy(update={"root": root})})
         directory = config.runs.expanduser().resolve() / name
         if (directory / "config.yaml").exists():
             raise UserError(f"{directory} holds a run already; go on with --resume {directory} or set another name=.")

@@ -94,9 +94,11 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
     # attempt begins from the checkpoint. Its calls are never retried: a hypergradient must not be applied twice.
     teacher = None
     if isinstance(method, L2TDLNConfig):
-        teacher = ray.remote(TeacherService).options(
-            name=f"teacher-{run_dir.name}", num_cpus=0, max_restarts=-1, max_task_retries=0
-        ).remote(make_teacher)
+        teacher = (
+            ray.remote(TeacherService)
+            .options(name=f"teacher-{run_dir.name}", num_cpus=0, max_restarts=-1, max_task_retries=0)
+            .remote(make_teacher)
+        )
     board = ray.remote(Board).options(num_cpus=0).remote()
     settings = config.ray
     trainer = TorchTrainer(
