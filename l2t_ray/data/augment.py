@@ -40,13 +40,14 @@ def crop_and_flip(
     columns = columns + offsets[:, 1:] - padding
     if mode == "reflect":
         rows, columns = _reflected(rows, h), _reflected(columns, w)
-        is_outside = None
+        is_inside = None
     else:
-        is_outside = ((rows < 0) | (rows >= h))[:, :, None] | ((columns < 0) | (columns >= w))[:, None, :]
+        is_inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
         rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
     places = (rows[:, :, None] * w + columns[:, None, :]).view(n, 1, h * w).expand(n, c, h * w)
     windows = images.reshape(n, c, h * w).gather(2, places).view(n, c, h, w)
-    return windows if is_outside is None else windows.masked_fill(is_outside[:, None], 0)
+    # Multiplied, since on a CPU that is many times faster than a masked fill.
+    return windows if is_inside is None else windows.mul_(is_inside[:, None])
 
 
 def _reflected(places: Int[Tensor, "n s"], size: int) -> Int[Tensor, "n s"]:

@@ -1,9 +1,7 @@
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import numpy as np
 import pytest
 
+from l2t_ray.data import arrow
 from l2t_ray.data.arrow import read_images, read_source, write_images
 from l2t_ray.interfaces import UserError
 
@@ -73,9 +71,26 @@ def test_label_without_a_name_is_refused(tmp_path):
         write_images(tmp_path / "x.arrow", IMAGES, LABELS, class_names="ab", source={})
 
 
-def test_several_writers_at_once(tmp_path):
-    path = tmp_path / "toy.arrow"
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        list(pool.map(write, [path] * 8))
+def test_writer_inside_another_writers_time(tmp_path, monkeypatch):
+    """The second starts and ends while the first is half done: neither may spoil the other's file."""
+    path, new_file = tmp_path / "toy.arrow", arrow.pa.ipc.new_file
+
+    def interrupted(*args):
+        monkeypatch.setattr(arrow.pa.ipc, "new_file", new_file)
+        write(path)
+        return new_file(*args)
+
+    monkeypatch.setattr(arrow.pa.ipc, "new_file", interrupted)
+    write(path)
     np.testing.assert_array_equal(read_images(path).images, IMAGES)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_leaves_the_old_file(path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(arrow.pa.ipc, "new_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(path)
+    assert len(read_images(path)) == 7 and list(path.parent.iterdir()) == [path]

@@ -74,6 +74,13 @@ def test_same_round_same_bytes():
     assert not torch.equal(make(seed=6).round(2).train[0].inputs, make().round(2).train[0].inputs)
 
 
+def test_no_two_batches_share_their_draws():
+    loader = make(augment_validation=True)
+    seen = {bytes(loader._draws(index, step, 8)[0]) for index in range(5) for step in range(4)}
+    seen |= {bytes(loader._validation_draws(index, 8)[0]) for index in range(5)}
+    assert len(seen) == 25
+
+
 def test_clean_validation_is_untouched():
     loader, clean = make(), torch.from_numpy(DATASET.train.labels)
     for index in range(6):

@@ -1,0 +1,119 @@
+"""CIFAR ResNets of depth 6n + 2 (He et al., CVPR 2016), narrow as published there or wide as L2T-DLN released them."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2t_ray.interfaces import UserError
+
+Norm = Literal["batch", "group"]
+
+NUM_GROUPS = 8
+"""Groups of `norm="group"`: divides every width used here (16 ... 640) and leaves at least two channels a group."""
+
+_WIDTHS = {"narrow": (16, 32, 64), "wide": (64, 128, 256)}
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Batch normalisation, or group normalisation, which knows neither other images nor the number of workers."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(NUM_GROUPS, channels)
+
+
+def pool_to_grid(maps: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c side side"]:
+    """Means over a side x side grid of windows, which overlap by a row where the map does not divide (side <= 2).
+
+    What adaptive pooling gives, but by plain average pooling: its backward pass is deterministic on GPUs as well.
+
+    Raises:
+        UserError: if the map is smaller than the grid.
+    """
+    sizes = maps.shape[2:]
+    if min(sizes) < side:
+        raise UserError(f"student: its last feature map of {sizes[0]}x{sizes[1]} is too small; use larger images.")
+    windows = tuple(-(-size // side) for size in sizes)
+    strides = tuple(size // side for size in sizes)
+    return F.avg_pool2d(maps, windows, strides)
+
+
+class _Block(nn.Module):
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm, shortcut: Literal["conv", "pad"]):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = norm_layer(norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = norm_layer(norm, channels)
+        self.stride = stride
+        self.num_new = channels - channels_in
+        self.shortcut = None
+        if shortcut == "conv" and (stride > 1 or self.num_new):
+            projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, norm_layer(norm, channels))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        return F.relu(y + self._shortcut(x))
+
+    def _shortcut(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        if self.shortcut is not None:
+            return self.shortcut(x)
+        x = x[:, :, :: self.stride, :: self.stride]
+        before = self.num_new // 2
+        return F.pad(x, (0, 0, 0, 0, before, self.num_new - before)) if self.num_new else x
+
+
+class ResNet(nn.Module):
+    """Three stages of (depth - 2) / 6 blocks at full, half and quarter resolution, then one linear layer.
+
+    Narrow nets end in global average pooling, 64 features (He et al.). Wide ones end, as the released L2T-DLN code
+    does for 32x32 images, in a 2 x 2 grid of means, 1,024 features; other sizes get the same grid, from 5x5 up.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        widths: Literal["narrow", "wide"] = "narrow",
+        norm: Norm = "batch",
+        shortcut: Literal["conv", "pad"] = "conv",
+    ):
+        """
+        Args:
+            depth: layers with weights, 6n + 2: 8, 20, 32, 44, 56, 110.
+            num_classes: length of the logits.
+            in_channels: 1 or 3, or any other number.
+            widths: 16-32-64 or 64-128-256 channels.
+            norm: `batch`, or `group` with 8 groups.
+            shortcut: what joins stages: a 1x1 convolution with its norm, or zero channels (He et al.'s option A).
+
+        Raises:
+            UserError: if `depth` is not 6n + 2.
+        """
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise UserError(f"student.depth must be 6n + 2 (8, 14, 20, 32, ...) for a ResNet, got {depth}.")
+        channels = _WIDTHS[widths]
+        self.conv = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
+        self.norm = norm_layer(norm, channels[0])
+        blocks, channels_in = [], channels[0]
+        for stage, width in enumerate(channels):
+            for number in range((depth - 2) // 6):
+                stride = 2 if stage > 0 and number == 0 else 1
+                blocks.append(_Block(channels_in, width, stride, norm, shortcut))
+                channels_in = width
+        self.blocks = nn.Sequential(*blocks)
+        self.grid = 2 if widths == "wide" else 1
+        self.linear = nn.Linear(channels_in * self.grid**2, num_classes)
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"], with_embedding: bool = False
+    ) -> Float[Tensor, "n k"] | tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
+        """Logits, and with them the pooled features that the last layer reads."""
+        maps = self.blocks(F.relu(self.norm(self.conv(x))))
+        embedding = pool_to_grid(maps, self.grid).flatten(1)
+        logits = self.linear(embedding)
+        return (logits, embedding) if with_embedding else logits
