@@ -49,7 +49,12 @@ COLUMNS = (
 
 SCHEMA = pa.schema(
     [
-        pa.field(c.name, c.type, nullable=c.name not in ("arm", "round"), metadata={"unit": c.unit, "description": c.description})
+        pa.field(
+            c.name,
+            c.type,
+            nullable=c.name not in ("arm", "round"),
+            metadata={"unit": c.unit, "description": c.description},
+        )
         for c in COLUMNS
     ]
 )
@@ -72,7 +77,9 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     for name in extra:
         for row in by_key:
             if not isinstance(row.get(name), Real | None):
-                raise ValueError(f"metrics column {name!r} must hold numbers, got {row[name]!r} in round {row['round']}.")
+                raise ValueError(
+                    f"metrics column {name!r} must hold numbers, got {row[name]!r} in round {row['round']}."
+                )
     schema = pa.schema([*SCHEMA, *(pa.field(name, pa.float64()) for name in extra)])
     columns = [pa.array([_plain(row.get(f.name), f.type) for row in by_key], f.type) for f in schema]
     table = pa.Table.from_arrays(columns, schema=schema)

@@ -402,7 +402,9 @@ class MlflowTracker:
         try:
             if self._monitor is not None:
                 self._monitor.finish()
-            self._monitor = system_metrics_monitor.SystemMetricsMonitor(self._run_id, resume_logging=True, tracking_uri=self.uri)
+            self._monitor = system_metrics_monitor.SystemMetricsMonitor(
+                self._run_id, resume_logging=True, tracking_uri=self.uri
+            )
             self._monitor.start()
         except Exception as error:  # e.g. no psutil: the run's own numbers matter more
             self._system_metrics = False
