@@ -57,7 +57,10 @@ def test_no_rows_give_an_empty_table(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [({"round": 1}, "needs `arm` and `round`"), ({"arm": "a", "round": 1, "note": "x"}, "'note' must hold numbers, got 'x'")],
+    [
+        ({"round": 1}, "needs `arm` and `round`"),
+        ({"arm": "a", "round": 1, "note": "x"}, "'note' must hold numbers, got 'x'"),
+    ],
 )
 def test_mistakes_are_named(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
@@ -65,6 +68,11 @@ def test_mistakes_are_named(tmp_path, row, message):
 
 
 def test_columns_of_an_arm_skip_missing_values():
-    rows = [{"arm": "a", "round": 2, "x": 1.0}, {"arm": "b", "round": 0}, {"arm": "a", "round": 0, "x": 3.0}, {"arm": "a", "round": 1}]
+    rows = [
+        {"arm": "a", "round": 2, "x": 1.0},
+        {"arm": "b", "round": 0},
+        {"arm": "a", "round": 0, "x": 3.0},
+        {"arm": "a", "round": 1},
+    ]
     assert metrics.arms(rows) == ["a", "b"]
     assert metrics.column(rows, "a", "x") == ([0, 2], [3.0, 1.0])

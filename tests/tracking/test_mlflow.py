@@ -190,7 +190,10 @@ def test_server_from_the_environment(monkeypatch, directory, closed_port):
     ("text", "shown"),
     [
         ("http://user:pass@host:5000/x", "http://***@host:5000/x"),
-        ("cannot reach postgresql+psycopg2://u:p/w@r@db/mlflow now", "cannot reach postgresql+psycopg2://***@db/mlflow now"),
+        (
+            "cannot reach postgresql+psycopg2://u:p/w@r@db/mlflow now",
+            "cannot reach postgresql+psycopg2://***@db/mlflow now",
+        ),
         ("sqlite:////data/@me/mlflow.db", "sqlite:////data/@me/mlflow.db"),
         ("http://host/?token=abc&x=1", "http://host/?token=***&x=1"),
         ("http://host:5000", "http://host:5000"),
@@ -198,3 +201,22 @@ def test_server_from_the_environment(monkeypatch, directory, closed_port):
 )
 def test_credentials_are_masked(text, shown):
     assert masked(text) == shown
+
+
+def test_runs_are_found_by_parent_and_tags(tmp_path):
+    from l2t_ray.tracking.runs import find_runs, metric_history
+
+    trackers = []
+    for i, parent in enumerate(["study", "study", "other"]):
+        directory = tmp_path / "runs" / f"trial{i}"
+        trackers.append(start(directory, parent_run_id=parent, tags={"note": f"it's {i}"}))
+        trackers[-1].log_params({"seed": i})
+        trackers[-1].log_rows(rows(range(2)))
+        trackers[-1].finish()
+    uri = trackers[0].uri
+    trials = find_runs(uri, "test", parent_run_id="study")
+    assert [trial.params["seed"] for trial in trials] == ["0", "1"]
+    assert trials[0].metrics["l2t_dln/val_error"] == 0.5 and trials[0].status == "FINISHED"
+    assert metric_history(uri, trials[1].run_id, "l2t_dln/val_error") == [(0, 1.0), (1, 0.5)]
+    assert [r.name for r in find_runs(uri, "test", tags={"note": "it's 2"})] == ["first"]
+    assert find_runs(uri, "nothing") == []

@@ -1,0 +1,238 @@
+"""The pictures of a run. Each function returns a `Figure`; `write_figures` saves them all.
+
+Figures are built through matplotlib's objects, never through pyplot: nothing global changes, no window opens, and
+drawing from a thread is safe. Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in
+dashes too, and carry their names at their ends instead of in a legend.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib import cm, colors, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from l2t_ray.tracking.metrics import arms, column
+
+Surface = Callable[[np.ndarray], np.ndarray]
+"""A loss of pairs: [m, 2] (p_true, p_other) -> [m]."""
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.solid_capstyle": "round",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.edgecolor": "#888888",
+    "savefig.dpi": 160,
+}
+_MANY = 150  # points from which a line is smoothed, with the raw one pale behind it
+_GRID = 60  # points along each axis of a loss surface
+_SMALLEST_P = 0.01
+
+
+def accuracy_and_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Test accuracy and validation error over the rounds, a line for each arm."""
+    return _panels(
+        rows,
+        [
+            ("Test accuracy", "test_accuracy", "accuracy [%]", 100.0, "linear"),
+            ("Validation error", "val_error", "error e [nats]", 1.0, "linear"),
+        ],
+    )
+
+
+def gradient_sums(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The gradient that a loss gives to the student, by both readings of the paper's Figure 1."""
+    return _panels(
+        rows,
+        [
+            ("Gradient at the logits", "logit_gradient_sum", r"$\sum |\partial L / \partial z|$", 1.0, "log"),
+            ("Gradient at the weights", "gradient_norm", r"$\|\partial L / \partial \theta\|_2$", 1.0, "log"),
+        ],
+    )
+
+
+def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What the teacher hears (hypergradient) and does (its steps on the loss network), on a log scale."""
+    return _panels(
+        rows,
+        [
+            ("Hypergradient", "hypergradient_norm", r"$\|\partial e / \partial \phi\|_2$", 1.0, "log"),
+            ("Teacher's step, norm", "phi_step_norm", r"$\|\phi' - \phi\|_2$", 1.0, "log"),
+            ("Teacher's step, largest", "phi_step_max", r"$\max |\phi' - \phi|$", 1.0, "log"),
+        ],
+    )
+
+
+def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
+    """The learned loss over (p_true, p_other) at several moments, beside cross-entropy.
+
+    A loss trains the student by its slopes alone: a constant added to it changes nothing. So each surface is shown
+    less its own mean, which lets all of them share one colour scale. Contours run at equal heights in all panels.
+
+    Args:
+        snapshots: a title and the loss at that moment; the loss maps pairs [m, 2] to losses [m].
+    """
+    p = np.linspace(_SMALLEST_P, 1 - _SMALLEST_P, _GRID)
+    shown = [*snapshots, ("Cross-entropy", cross_entropy)]
+    heights = [_height(loss, p) for _, loss in shown]
+    limit = max(float(np.quantile(np.abs(z), 0.95)) for z in heights) or 1.0
+    norm = colors.Normalize(-limit, limit)
+    levels = MaxNLocator(nbins=10, steps=(1, 2, 2.5, 5, 10)).tick_values(-limit, limit)
+    with rc_context(_STYLE):
+        figure = _figure(2.15 * len(shown) + 0.9, 2.6)
+        axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
+        for ax, (title, _), z in zip(axes, shown, heights, strict=True):
+            ax.grid(False)
+            ax.imshow(
+                z, origin="lower", extent=(p[0], p[-1], p[0], p[-1]), cmap="RdBu_r", norm=norm, interpolation="bilinear"
+            )
+            contours = ax.contour(p, p, z, levels=levels, colors="#333333", linewidths=0.6, linestyles="solid")
+            ax.clabel(contours, [level for level in contours.levels if abs(level) < 0.8 * limit], fmt="%g", fontsize=6)
+            ax.set(title=title, xlabel=r"$p_\mathrm{true}$", xlim=(0, 1), ylim=(0, 1))
+            ax.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+            ax.set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
+        axes[0].set_ylabel(r"$p_\mathrm{other}$")
+        bar = figure.colorbar(cm.ScalarMappable(norm, "RdBu_r"), ax=list(axes), shrink=0.8, pad=0.02, extend="both")
+        bar.set_label("loss, less its mean")
+        bar.outline.set_visible(False)
+    return figure
+
+
+def cross_entropy(pairs: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, " m"]:
+    """-log p_true, in the form of a learned loss."""
+    return -np.log(pairs[:, 0])
+
+
+def write_figures(
+    run_dir: Path | str, rows: Sequence[Mapping[str, Any]], snapshots: Sequence[tuple[str, Surface]] = ()
+) -> list[Path]:
+    """Saves the figures that the rows and snapshots have numbers for, as PNG under `run_dir/figures`.
+
+    Returns:
+        The files written.
+    """
+    folder = Path(run_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {}
+    if _has(rows, "test_accuracy", "val_error"):
+        figures["accuracy_and_error"] = accuracy_and_error(rows)
+    if _has(rows, "logit_gradient_sum", "gradient_norm"):
+        figures["gradient_sums"] = gradient_sums(rows)
+    if _has(rows, "hypergradient_norm", "phi_step_norm", "phi_step_max"):
+        figures["teacher_steps"] = teacher_steps(rows)
+    if snapshots:
+        figures["loss_surfaces"] = loss_surfaces(snapshots)
+    paths = []
+    with rc_context(_STYLE):
+        for name, figure in figures.items():
+            paths.append(folder / f"{name}.png")
+            figure.savefig(paths[-1])
+    return paths
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, str, float, str]]) -> Figure:
+    """A row of panels, each a column of the table over the rounds: (title, column, label, factor, scale)."""
+    names = arms(rows)
+    with rc_context(_STYLE):
+        figure = _figure(3.9 * len(panels), 2.9)
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for ax, (title, name, label, factor, scale) in zip(axes, panels, strict=True):
+            ends = []
+            for i, arm in enumerate(names):
+                x, y = (np.asarray(v, dtype=float) for v in column(rows, arm, name))
+                y = y * factor
+                keep = np.isfinite(y) & ((y > 0) if scale == "log" else True)
+                if keep.any():
+                    ends.append((arm, i, *_line(ax, x[keep], y[keep], i, is_log=scale == "log")))
+            ax.set(title=title, xlabel="round", ylabel=label, yscale=scale)
+            if ends:
+                ax.margins(x=0.02)
+                ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+                if scale == "log" and np.divide(*ax.get_ylim()[::-1]) > 10:
+                    ax.yaxis.set_minor_formatter(NullFormatter())
+                _label_ends(ax, ends)
+            else:
+                ax.text(0.5, 0.5, "no values", transform=ax.transAxes, ha="center", va="center", color="#888888")
+    return figure
+
+
+def _line(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, *, is_log: bool) -> tuple[float, float]:
+    """Draws one arm and returns where its line ends."""
+    colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+    if len(x) >= _MANY:
+        ax.plot(x, y, color=colour, alpha=0.18, linewidth=0.6, label="_raw")
+        y = np.exp(_smooth(np.log(y))) if is_log else _smooth(y)
+    ax.plot(x, y, color=colour, linestyle=dash, marker="o" if len(x) <= 30 else "", markersize=2.5)
+    return float(x[-1]), float(y[-1])
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Centred running mean over 1/25 of the points, of those there are at the ends."""
+    half = max(1, len(y) // 50)
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    i = np.arange(len(y))
+    first, last = np.maximum(i - half, 0), np.minimum(i + half + 1, len(y))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _label_ends(ax: Axes, ends: Sequence[tuple[str, int, float, float]]) -> None:
+    """Writes the arms' names right of their lines, moved apart where they would overlap."""
+    # From the limits, not from transData: that one changes when the figure is laid out.
+    low, high = ax.get_ylim()
+    scale = np.log if ax.get_yscale() == "log" else np.asarray
+    at = {arm: float((scale(y) - scale(low)) / (scale(high) - scale(low))) for arm, _, _, y in ends}
+    order = sorted(ends, key=lambda end: at[end[0]])
+    gap = 0.08
+    for _ in range(100):  # neighbours push each other apart evenly, so that a group stays around its lines
+        for (lower, *_), (upper, *_) in pairwise(order):
+            overlap = gap - (at[upper] - at[lower])
+            if overlap > 0:
+                at[lower], at[upper] = at[lower] - overlap / 2, at[upper] + overlap / 2
+    for arm, index, _, _ in order:
+        ax.annotate(
+            arm,
+            (1.0, at[arm]),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=_COLOURS[index % len(_COLOURS)],
+            fontsize=8,
+            annotation_clip=False,
+        )
+
+
+def _height(loss: Surface, p: np.ndarray) -> np.ndarray:
+    """The loss on the grid, [p_other, p_true], less its mean."""
+    p_true, p_other = np.meshgrid(p, p)
+    z = np.asarray(loss(np.stack([p_true.ravel(), p_other.ravel()], axis=1)), dtype=float).reshape(p_true.shape)
+    return z - z.mean()
+
+
+def _has(rows: Sequence[Mapping[str, Any]], *names: str) -> bool:
+    return any(row.get(name) is not None for row in rows for name in names)

@@ -1,0 +1,82 @@
+"""Comparison of arms, from the mappings that `summary.json` holds: as Markdown, or as cells for any other table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+HEADINGS = (
+    "arm",
+    "test accuracy [%]",
+    "difference",
+    "best [%]",
+    "validation error",
+    "time [s]",
+    "time ratio",
+)
+_MISSING = "–"
+
+
+def comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The cells under `HEADINGS`, a row for each arm; differences (in points) and ratios are to the first arm.
+
+    The accuracy that counts is the one after the last round; the best one is picked by looking at the test set, so it
+    stands beside for information and nothing is derived from it.
+
+    Args:
+        summaries: mappings with `arm` and any of `test_accuracy`, `best_test_accuracy` (fractions), `val_error`,
+            `seconds`. What is missing shows as a dash.
+    """
+    first: Mapping[str, Any] = summaries[0] if summaries else {}
+    return [
+        (
+            str(summary["arm"]),
+            _show(summary.get("test_accuracy"), 100, "{:.2f}"),
+            _difference(summary, first) if i else "",
+            _show(summary.get("best_test_accuracy"), 100, "{:.2f}"),
+            _show(summary.get("val_error"), 1, "{:.4f}"),
+            _show(summary.get("seconds"), 1, "{:.1f}"),
+            _ratio(summary.get("seconds"), first.get("seconds")),
+        )
+        for i, summary in enumerate(summaries)
+    ]
+
+
+def comparison(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The comparison as a Markdown table."""
+    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in comparison_cells(summaries)]
+    widths = [max(len(cell) for cell in column) for column in zip(HEADINGS, *rows, strict=True)]
+    lines = [_markdown_row(HEADINGS, widths), _rule(widths)]
+    return "\n".join(lines + [_markdown_row(row, widths) for row in rows]) + "\n"
+
+
+def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """The comparison for the screen."""
+    table = Table(header_style="bold")
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading.replace("[", "\\["), justify="right" if i else "left")
+    for row in comparison_cells(summaries):
+        table.add_row(*row)
+    return table
+
+
+def _markdown_row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    aligned = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+    return "| " + " | ".join(aligned) + " |"
+
+
+def _rule(widths: Sequence[int]) -> str:
+    return "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|"
+
+
+def _show(value: float | int | None, factor: int, form: str) -> str:
+    return _MISSING if value is None else form.format(factor * value)
+
+
+def _difference(summary: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    here, there = summary.get("test_accuracy"), first.get("test_accuracy")
+    return _MISSING if here is None or there is None else f"{100 * (here - there):+.2f}"
+
+
+def _ratio(seconds: float | int | None, reference: float | int | None) -> str:
+    return _MISSING if seconds is None or not reference else f"{seconds / reference:.2f}"
