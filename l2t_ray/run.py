@@ -12,12 +12,13 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from l2t_ray import config as configuration
@@ -181,7 +182,7 @@ class Experiment:
                 loss_network = bare_loss_network(config.method.loss_network, num_classes)
                 with torch.no_grad():
                     loss_network.phi.copy_(phi)
-                surfaces.append((f"round {round_index}", loss_network.requires_grad_(False)))
+                surfaces.append((f"round {round_index}", _on_arrays(loss_network.requires_grad_(False))))
             assert loss_network is not None
             loss_network.save(directory / "loss.safetensors")
             (directory / "loss.md").write_text(loss_card(config, loss_network, summaries))
@@ -234,6 +235,11 @@ loss_network.loss(student(images), labels).backward()
 
 The loss was learned with this student, data and learning rate, together with their schedule: on others, measure.
 """
+
+
+def _on_arrays(loss_network: DynamicLossNetwork) -> Callable[[np.ndarray], np.ndarray]:
+    """The loss network for plotting: numpy pairs in, numpy losses out."""
+    return lambda pairs: loss_network(torch.from_numpy(pairs).float()).numpy()
 
 
 def _tracker(config: ExperimentConfig, directory: Path, screen: Screen) -> Tracker:

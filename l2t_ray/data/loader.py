@@ -66,13 +66,13 @@ class RoundLoader:
         if sampler.smallest_batch < world_size:
             raise UserError(
                 f"The smallest batch of a round has {sampler.smallest_batch} images, too few for {world_size} workers: "
-                'enlarge data.train_batch and data.val_batch, set data.at_pass_end="wrap", or use fewer workers.'
+                "enlarge training.batch_size and training.val_batch_size, set data.at_pass_end=wrap, or use fewer workers."
             )
         size = min(dataset.train.images.shape[2:])
         if augment == "crop_flip" and padding_mode == "reflect" and padding >= size:
             raise UserError(f"data.padding must be below the image size {size} to reflect, got {padding}.")
         if test_batch < 1:
-            raise UserError(f"data.test_batch must be at least 1, got {test_batch}.")
+            raise UserError(f"test_batch must be at least 1, got {test_batch}.")
         clean = dataset.train.labels
         observed = clean if observed_labels is None else observed_labels
         if len(observed) != len(clean):

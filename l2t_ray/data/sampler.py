@@ -51,19 +51,19 @@ class RoundSampler:
             UserError: if a count is below 1, a batch is larger than its part, or `lose_step` could leave a round empty.
         """
         split = policy.at(0)
-        counts = {"num_steps": num_steps, "train_batch": train_batch, "val_batch": val_batch}
+        counts = {"num_steps": num_steps, "batch_size": train_batch, "val_batch_size": val_batch}
         for key, value in counts.items():
             if value < 1:
-                raise UserError(f"data.{key} must be at least 1, got {value}.")
-        for key, part in (("train_batch", split.train), ("val_batch", split.validation)):
+                raise UserError(f"training.{key} must be at least 1, got {value}.")
+        for key, part in (("batch_size", split.train), ("val_batch_size", split.validation)):
             if counts[key] > len(part):
                 raise UserError(
-                    f"data.{key}={counts[key]} is more than the {len(part)} images of that part of the training set; "
+                    f"training.{key}={counts[key]} is more than the {len(part)} images of that part of the training set; "
                     "lower it or enlarge the part."
                 )
         if at_pass_end == "lose_step" and num_steps == 1:
             raise UserError(
-                'data.at_pass_end="lose_step" could cost a round its only step: set num_steps to at least 2, or "wrap".'
+                "data.at_pass_end=lose_step could cost a round its only step: set training.num_steps to at least 2, or wrap."
             )
         self.policy = policy
         self.seed = seed

@@ -45,7 +45,7 @@ class WideResNet(nn.Module):
         if depth < 10 or (depth - 4) % 6:
             raise UserError(f"student.depth must be 6n + 4 (10, 16, 28, 40, ...) for a wide ResNet, got {depth}.")
         if widen < 1:
-            raise UserError(f"student.widen must be at least 1, got {widen}.")
+            raise UserError(f"student.width_factor must be at least 1, got {widen}.")
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         blocks, channels_in = [], 16
         for stage, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
