@@ -66,7 +66,8 @@ class RoundLoader:
         if sampler.smallest_batch < world_size:
             raise UserError(
                 f"The smallest batch of a round has {sampler.smallest_batch} images, too few for {world_size} workers: "
-                "enlarge training.batch_size and training.val_batch_size, set data.at_pass_end=wrap, or use fewer workers."
+                "enlarge training.batch_size and training.val_batch_size, set data.at_pass_end=wrap, or use "
+                "fewer workers."
             )
         size = min(dataset.train.images.shape[2:])
         if augment == "crop_flip" and padding_mode == "reflect" and padding >= size:

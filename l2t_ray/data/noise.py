@@ -72,7 +72,8 @@ def apply_transition(labels: Labels, matrix: Float[np.ndarray, "c c"], seed: int
     is_square = matrix.ndim == 2 and len(set(matrix.shape)) == 1
     if not is_square or matrix.min() < 0 or not np.allclose(matrix.sum(axis=1), 1):
         raise UserError(
-            f"data.noise.matrix must be square with non-negative entries and rows that sum to 1, got shape {matrix.shape}."
+            "data.noise.matrix must be square with non-negative entries and rows that sum to 1, "
+            f"got shape {matrix.shape}."
         )
     num_classes = len(matrix)
     if len(true) and not (true.min() >= 0 and true.max() < num_classes):

@@ -58,12 +58,13 @@ class RoundSampler:
         for key, part in (("batch_size", split.train), ("val_batch_size", split.validation)):
             if counts[key] > len(part):
                 raise UserError(
-                    f"training.{key}={counts[key]} is more than the {len(part)} images of that part of the training set; "
-                    "lower it or enlarge the part."
+                    f"training.{key}={counts[key]} is more than the {len(part)} images of that part of the "
+                    "training set; lower it or enlarge the part."
                 )
         if at_pass_end == "lose_step" and num_steps == 1:
             raise UserError(
-                "data.at_pass_end=lose_step could cost a round its only step: set training.num_steps to at least 2, or wrap."
+                "data.at_pass_end=lose_step could cost a round its only step: set training.num_steps to at least 2, "
+                "or data.at_pass_end=wrap."
             )
         self.policy = policy
         self.seed = seed

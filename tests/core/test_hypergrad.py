@@ -135,13 +135,13 @@ def test_shares_of_two_slices_sum_to_the_whole(make_problem, norm):
     p = make_problem(norm=norm)
     whole = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
 
+    slots, barrier = [None, None], threading.Barrier(2)
+
     class ThreadGroup:
         size = 2
-        barrier = threading.Barrier(2)
-        slots: list[torch.Tensor | None] = [None, None]
 
         def __init__(self, rank):
-            self.rank = rank
+            self.rank, self.slots, self.barrier = rank, slots, barrier
 
         def sum(self, tensor):
             self.slots[self.rank] = tensor.clone()
