@@ -1,8 +1,8 @@
 """The pictures of a run. Each function returns a `Figure`; `write_figures` saves them all.
 
 Figures are built through matplotlib's objects, never through pyplot: no window opens, and matplotlib's
-settings are as before when a function returns. Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in
-dashes too, and carry their names at their ends instead of in a legend.
+settings are as before when a function returns. Colours are Okabe and Ito's, which colour-blind readers can tell apart;
+lines differ in dashes too, and carry their names at their ends instead of in a legend.
 """
 
 from collections.abc import Callable, Mapping, Sequence
