@@ -1,8 +1,8 @@
 """The pictures of a run. Each function returns a `Figure`; `write_figures` saves them all.
 
-Figures are built through matplotlib's objects, never through pyplot: nothing global changes, no window opens, and
-drawing from a thread is safe. Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines differ in
-dashes too, and carry their names at their ends instead of in a legend.
+Figures are built through matplotlib's objects, never through pyplot: no window opens, and matplotlib's
+settings are as before when a function returns. Colours are Okabe and Ito's, which colour-blind readers can tell apart;
+lines differ in dashes too, and carry their names at their ends instead of in a legend.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Surface = Callable[[np.ndarray], np.ndarray]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",

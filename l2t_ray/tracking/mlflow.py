@@ -328,6 +328,7 @@ class MlflowTracker:
         if is_last:
             if self._monitor is not None:
                 self._monitor.finish()
+            assert self._run_id is not None
             client.set_terminated(self._run_id, status=self._status)
         with self._lock:
             self._is_down = False
