@@ -155,9 +155,11 @@ def test_shares_of_two_slices_sum_to_the_whole(make_problem, norm):
         return Batch(*(field[part] for field in batch))
 
     results: dict[int, object] = {}
+    replicas = [make_problem(norm=norm) for _ in range(2)]  # a module cannot be called from two threads at once
 
     def work(rank):
-        problem = InnerProblem(p.inner_loss, p.outer_error, ThreadGroup(rank), 0.9, 1e-2)
+        own = replicas[rank]
+        problem = InnerProblem(own.inner_loss, own.outer_error, ThreadGroup(rank), 0.9, 1e-2)
         batches = [cut(batch, rank) for batch in p.batches]
         results[rank] = hypergradient(
             problem, p.start, p.phi, batches, cut(p.val, rank), rates=p.rates, engine="recompute"
