@@ -233,4 +233,3 @@ def test_a_missing_class_without_a_previous_centre_is_an_error():
         class_centers([batch], 4)
     with pytest.raises(ValueError, match="at least one batch"):
         class_centers([], 4)
-
