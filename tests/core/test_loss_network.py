@@ -1,6 +1,7 @@
 """The loss network against an explicit stack of layers, its initial weights, and what its hypergradient can see."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def explicit_network(phi, widths=(4, 40, 40, 40, 40, 1), activation=None):
     """Bias-free linear layers with activations between them, filled from `phi` in order."""
     layers: list[nn.Module] = []
     start = 0
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         linear = nn.Linear(inputs, outputs, bias=False, dtype=torch.float64)
         size = inputs * outputs
         linear.weight = nn.Parameter(phi[start : start + size].detach().clone().view(outputs, inputs))
@@ -229,7 +230,7 @@ def test_table_starts_without_effect(init):
 
 def test_table_is_for_its_own_number_of_classes():
     network = DynamicLossNetwork(label_table=4)
-    with pytest.raises(ValueError, match="learned for 4 classes .* got logits of 3 classes"):
+    with pytest.raises(ValueError, match=r"learned for 4 classes .* got logits of 3 classes"):
         network.loss(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 
@@ -283,7 +284,7 @@ def test_load_refuses_a_foreign_file(tmp_path):
     with pytest.raises(ValueError, match=r"other.safetensors is not a learned loss: expected format 'l2t_ray.loss/1'"):
         DynamicLossNetwork.load(path)
     path.write_text("not a tensor file at all")
-    with pytest.raises(ValueError, match="other.safetensors is not a learned loss, or is damaged"):
+    with pytest.raises(ValueError, match=r"other.safetensors is not a learned loss, or is damaged"):
         DynamicLossNetwork.load(path)
 
 

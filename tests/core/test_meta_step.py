@@ -7,6 +7,7 @@ one backward pass through the second unroll, phi' and the LSTM.
 
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def plain_loss(phi, logits, labels, activation=F.leaky_relu):
     """Mean over all real pairs of a bias-free network on `[p_y, p_j, 1, 0]`."""
     widths = [4, *[HIDDEN] * (LAYERS - 1), 1]
     matrices, start = [], 0
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         matrices.append(phi[start : start + inputs * outputs].view(outputs, inputs))
         start += inputs * outputs
     p = logits.sigmoid()
@@ -481,7 +482,7 @@ def test_a_round_that_diverges_says_so_and_leaves_the_teacher_alone(schedule):
     method, teacher, phi = adam_method(schedule)
     batches = RandomData().round(0)
     poisoned = batches.train[1]._replace(inputs=batches.train[1].inputs * float("inf"))
-    with pytest.raises(DivergenceError, match="validation error or its hypergradient is not finite .error nan"):
+    with pytest.raises(DivergenceError, match=r"validation error or its hypergradient is not finite .error nan"):
         method.round(method.init(), batches._replace(train=[batches.train[0], poisoned, batches.train[2]]), 0)
     assert teacher.read().version == 0 and torch.equal(teacher.read().phi, phi)
 
@@ -499,7 +500,7 @@ def test_divergence_names_the_value(bad):
         round_metrics(SingleProcess(), torch.tensor(0.5), [good, statistics(norm=2 * bad)])
     with pytest.raises(DivergenceError, match=re.escape(f"the validation error is {bad:g}") + "$"):
         round_metrics(SingleProcess(), torch.tensor(bad), [good])
-    with pytest.raises(DivergenceError, match="the training loss is .* and the validation error is"):
+    with pytest.raises(DivergenceError, match=r"the training loss is .* and the validation error is"):
         round_metrics(SingleProcess(), torch.tensor(bad), [statistics(loss=bad)])
 
 

@@ -9,6 +9,8 @@ and the rule must take its Adam step along exactly dS/dpsi. What the rule used i
 m' = 0.9 m + 0.1 g, so that the tests see nothing but its state dict.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -196,7 +198,7 @@ def test_pipelined_proposals_are_made_one_adam_step_behind():
     _, proposals, _ = recorded_run("pipelined", 1, "hidden", num_rounds=5)
     psis = [psi for *_, psi in proposals]
     assert torch.equal(psis[0], psis[1])  # the outcome of proposal 1 comes with the input of proposal 2
-    assert all(not torch.equal(a, b) for a, b in zip(psis[1:], psis[2:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in pairwise(psis[1:]))
 
 
 def test_learning_is_adam_on_psi():
@@ -298,14 +300,14 @@ def test_what_is_not_finite_moves_nothing(name, bad):
     gradient = draws(M)
     gradient[2] = bad
     before = teacher.state_dict()
-    with pytest.raises(DivergenceError, match="not finite .*1 of 6 hypergradient entries"):
+    with pytest.raises(DivergenceError, match=r"not finite .*1 of 6 hypergradient entries"):
         teacher.propose(1, gradient, 0.0)
-    with pytest.raises(DivergenceError, match=f"not finite .error {bad}, 0 of 6"):
+    with pytest.raises(DivergenceError, match=rf"not finite .error {bad}, 0 of 6"):
         teacher.propose(1, draws(M), bad)
     assert_same(teacher.state_dict(), before)
     teacher.propose(1, draws(M), 0.0)
     before = teacher.state_dict()
-    with pytest.raises(DivergenceError, match="not finite .*1 of 6 hypergradient entries"):
+    with pytest.raises(DivergenceError, match=r"not finite .*1 of 6 hypergradient entries"):
         teacher.learn(2, gradient)
     assert_same(teacher.state_dict(), before)
 
