@@ -16,7 +16,8 @@ from torch.func import functional_call
 class FlatModule:
     """Calls a module with its parameters taken from a flat vector and its buffers from a mapping.
 
-    The module's own parameters are only a template and are never changed.
+    The module's own parameters are only a template and are never changed. Not for two threads at once: a call puts
+    the vector's pieces in the module's place while it lasts.
     """
 
     def __init__(self, module: nn.Module):

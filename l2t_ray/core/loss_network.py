@@ -148,16 +148,23 @@ class DynamicLossNetwork(nn.Module):
         """The loss network of a file that `save` wrote.
 
         Raises:
-            ValueError: if the file holds something else.
+            ValueError: if the file is damaged or holds something else.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FILE_FORMAT:
-                raise ValueError(f"{path} is not a learned loss: expected format {FILE_FORMAT!r} in its header.")
-            phi = file.get_tensor("phi")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                phi = file.get_tensor("phi") if metadata.get("format") == FILE_FORMAT else None
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a learned loss, or is damaged: {error}.") from error
+        if phi is None:
+            raise ValueError(f"{path} is not a learned loss: expected format {FILE_FORMAT!r} in its header.")
         network = cls(**json.loads(metadata["spec"]))
+        if phi.shape != network.phi.shape:
+            raise ValueError(
+                f"{path} is damaged: its architecture has {network.phi.numel()} weights, the file holds {phi.numel()}."
+            )
         network.phi = nn.Parameter(phi)
         return network
 

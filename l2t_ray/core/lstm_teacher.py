@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Head = Literal["hidden", "linear"]
-LstmState = list[tuple[Float[Tensor, "m h"], Float[Tensor, "m h"]]]
+LstmState = list[tuple[Float[Tensor, "m _"], Float[Tensor, "m _"]]]  # hidden and cell state; cells differ in width
 
 
 def preprocess_gradient(g: Float[Tensor, "*shape"], p: float = 10.0) -> Float[Tensor, "*shape 2"]:

@@ -103,7 +103,8 @@ class L2TDLN:
         """
         self._student, self._task, self._data = student, task, data
         self._loss_network, self._teacher, self._sgd, self._group = loss_network, teacher, sgd, group
-        self._schedule, self._engine, self._horizon = schedule, engine, horizon
+        self._schedule, self._horizon = schedule, horizon
+        self._engine: EngineName = engine
         self._reweighting, self._keeps_buffers, self._device = reweighting, keeps_buffers, device
         self._problem = InnerProblem(self._inner_loss, self._outer_error, group, sgd.momentum, sgd.weight_decay)
 

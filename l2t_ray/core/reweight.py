@@ -62,8 +62,8 @@ def importance_weights(
       samples count more; for the other metrics the value as it is.
 
     A Minkowski distance d becomes the similarity 1 / (1 + d) first, except under `released`. Infinite similarities
-    (a sample that equals its centre) count as the largest finite one. A batch whose similarities are all equal, all
-    negative or sum to nothing gets uniform weights.
+    (a sample that equals its centre) count as the largest finite one. A batch whose similarities are all equal, or
+    once made positive sum to nothing, gets uniform weights; under `clamp` so does one where all are negative.
     """
     group = group or SingleProcess()
     own_centers = centers[labels]
@@ -85,12 +85,16 @@ def importance_weights(
 
 
 def _finite(s: Tensor, group: Group) -> Tensor:
-    """Infinite or undefined similarities replaced by the largest finite one of the batch (0 where there is none)."""
-    finite = s.isfinite()
-    lowest = torch.finfo(s.dtype).min
-    largest = _global_max(torch.where(finite, s, torch.full_like(s, lowest)), group)
-    largest = torch.where(largest > lowest, largest, torch.zeros_like(largest))
-    return torch.where(finite, s, torch.where(s == -torch.inf, torch.zeros_like(s), largest))
+    """Infinite or undefined similarities replaced by the largest finite one of the batch (0 where there is none).
+
+    Minus infinity (the SNR of an embedding without any variance, as a dead layer gives) becomes the smallest.
+    """
+    finite, lowest = s.isfinite(), torch.full_like(s, torch.finfo(s.dtype).min)
+    largest = _global_max(torch.where(finite, s, lowest), group)
+    smallest = -_global_max(torch.where(finite, -s, lowest), group)
+    has_finite = largest >= smallest
+    replacement = torch.where(s == -torch.inf, smallest, largest)
+    return torch.where(finite, s, torch.where(has_finite, replacement, torch.zeros_like(s)))
 
 
 def _made_positive(s: Tensor, metric: Metric, positive: Positive, group: Group) -> Tensor:

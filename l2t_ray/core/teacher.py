@@ -5,7 +5,9 @@ its LSTM. Because the LSTM reads a detached gradient, the validation error depen
 through phi', and d e / d psi is the chain of d e / d phi' with d phi' / d psi: exact, with vectors alone.
 """
 
+import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,7 +25,10 @@ class StaleVersionError(RuntimeError):
 
 @runtime_checkable
 class UpdateRule(Protocol):
-    """How phi moves. `propose` gives the step; `learn` hears how the proposals turned out, oldest first."""
+    """How phi moves. `propose` gives the step; `learn` hears how the proposals turned out, oldest first.
+
+    A state dict is a copy: going on with the rule changes neither one it has given nor one it was given.
+    """
 
     def propose(self, gradient: Float[Tensor, " m"]) -> Float[Tensor, " m"]: ...
     def learn(self, gradient: Float[Tensor, " m"]) -> None: ...
@@ -49,10 +54,10 @@ class AdamRule:
         del gradient
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adam": self._adam.state_dict()}
+        return deepcopy({"adam": self._adam.state_dict()})  # Adam's own holds its live tensors
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(deepcopy(state["adam"]))
 
 
 class LstmRule:
@@ -126,7 +131,7 @@ class LstmRule:
         return self._lstm(psi, {}, preprocess_gradient(gradient), state, training=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        state = {
             "trained": self._trained.detach(),
             "psi": self._psi,
             "adam": self._adam.state_dict(),
@@ -135,8 +140,10 @@ class LstmRule:
             "proposals": self._proposals,
             "outcomes": self._outcomes,
         }
+        return deepcopy(state)  # Adam works in place; one deepcopy keeps psi the same object in each of its proposals
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        state = deepcopy(dict(state))
         with torch.no_grad():
             self._trained.copy_(state["trained"])
         self._adam.load_state_dict(state["adam"])
@@ -150,6 +157,7 @@ class LocalTeacher:
 
     def __init__(self, phi: Float[Tensor, " m"], rule: UpdateRule):
         self._phi, self._rule, self._version = phi.detach().cpu().clone(), rule, 0
+        self._learned = 0  # the latest version whose outcome is known; phi began at version 0, no proposal led there
         self._last_gradient: Tensor | None = None
 
     def begin(self, state: Mapping[str, Any] | None) -> None:
@@ -170,12 +178,7 @@ class LocalTeacher:
         """
         if version != self._version:
             raise StaleVersionError(f"hypergradient of loss version {version}, but the current one is {self._version}.")
-        gradient = hypergradient.detach().cpu()
-        if not (torch.isfinite(gradient).all() and error == error and abs(error) != float("inf")):
-            raise DivergenceError(
-                f"the validation error or its hypergradient is not finite (error {error}, "
-                f"{int((~torch.isfinite(gradient)).sum())} of {gradient.numel()} hypergradient entries)"
-            )
+        gradient = _finite_gradient(hypergradient, error)
         self._phi = self._phi + self._rule.propose(gradient)
         self._version, self._last_gradient = version + 1, gradient
         return self.read()
@@ -185,18 +188,40 @@ class LocalTeacher:
 
         Raises:
             StaleVersionError: if `version` is not the proposal whose outcome is due.
+            DivergenceError: if the hypergradient is not finite; nothing has moved then.
         """
         expected = self._version if hypergradient is not None else self._version - 1
         if version != expected:
             raise StaleVersionError(f"outcome of loss version {version}, but that of version {expected} is due.")
-        gradient = self._last_gradient if hypergradient is None else hypergradient.detach().cpu()
+        if version == 0:
+            return
+        if version != self._learned + 1:
+            raise StaleVersionError(f"outcome of loss version {version}, but those up to {self._learned} are known.")
+        gradient = self._last_gradient if hypergradient is None else _finite_gradient(hypergradient)
         assert gradient is not None
-        if version > 0:  # version 0 is where phi began: no proposal led there
-            self._rule.learn(gradient)
+        self._rule.learn(gradient)
+        self._learned = version
 
     def state_dict(self) -> dict[str, Any]:
-        return {"version": self._version, "phi": self._phi, "rule": self._rule.state_dict()}
+        return {
+            "version": self._version,
+            "learned": self._learned,
+            "phi": self._phi,
+            "last_gradient": self._last_gradient,
+            "rule": self._rule.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._version, self._phi = state["version"], state["phi"]
+        self._version, self._learned = state["version"], state["learned"]
+        self._phi, self._last_gradient = state["phi"], state["last_gradient"]
         self._rule.load_state_dict(state["rule"])
+
+
+def _finite_gradient(hypergradient: Float[Tensor, " m"], error: float = 0.0) -> Float[Tensor, " m"]:
+    gradient = hypergradient.detach().cpu()
+    if not (torch.isfinite(gradient).all() and math.isfinite(error)):
+        raise DivergenceError(
+            f"the validation error or its hypergradient is not finite (error {error}, "
+            f"{int((~torch.isfinite(gradient)).sum())} of {gradient.numel()} hypergradient entries)"
+        )
+    return gradient

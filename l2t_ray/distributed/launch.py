@@ -78,6 +78,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from l2t_ray.distributed.teacher_actor import TeacherService
@@ -114,6 +115,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
             name="ray",
             storage_path=str(run_dir.resolve()),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     with _relayed(board, on_rows):

@@ -125,49 +125,25 @@ def test_refuses_what_makes_no_sense(make_problem):
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])
-def test_shares_of_two_slices_sum_to_the_whole(make_problem, norm):
-    """With lambda and nu summed between steps, the workers' phi shares add up to the global hypergradient.
-
-    Two threads stand for two workers; a barrier makes their sums collective.
-    """
-    import threading
-
+def test_shares_of_two_slices_sum_to_the_whole(make_problem, run_on_two_workers, norm):
+    """With lambda and nu summed between steps, the workers' phi shares add up to the global hypergradient."""
     p = make_problem(norm=norm)
     whole = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
-
-    slots, barrier = [None, None], threading.Barrier(2)
-
-    class ThreadGroup:
-        size = 2
-
-        def __init__(self, rank):
-            self.rank, self.slots, self.barrier = rank, slots, barrier
-
-        def sum(self, tensor):
-            self.slots[self.rank] = tensor.clone()
-            self.barrier.wait(timeout=30)
-            total = self.slots[0] + self.slots[1]
-            self.barrier.wait(timeout=30)
-            return total
+    replicas = [make_problem(norm=norm) for _ in range(2)]  # a module cannot be called from two threads at once
 
     def cut(batch, rank):
         part = slice(0, 4) if rank == 0 else slice(4, None)
         return Batch(*(field[part] for field in batch))
 
-    results: dict[int, object] = {}
-
-    def work(rank):
-        problem = InnerProblem(p.inner_loss, p.outer_error, ThreadGroup(rank), 0.9, 1e-2)
-        batches = [cut(batch, rank) for batch in p.batches]
-        results[rank] = hypergradient(
-            problem, p.start, p.phi, batches, cut(p.val, rank), rates=p.rates, engine="recompute"
+    def work(group):
+        own = replicas[group.rank]
+        problem = InnerProblem(own.inner_loss, own.outer_error, group, 0.9, 1e-2)
+        batches = [cut(batch, group.rank) for batch in p.batches]
+        return hypergradient(
+            problem, p.start, p.phi, batches, cut(p.val, group.rank), rates=p.rates, engine="recompute"
         )
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = run_on_two_workers(work)
     assert relative_error(results[0].gradient + results[1].gradient, whole.gradient) < 1e-10
     torch.testing.assert_close(results[0].error + results[1].error, whole.error)
     assert relative_error(results[1].student.theta, whole.student.theta) < 1e-12

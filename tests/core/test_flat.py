@@ -1,0 +1,96 @@
+"""A module called with its parameters as one flat vector, against the module itself."""
+
+import copy
+
+import torch
+from torch import nn
+
+from l2t_ray.core.flat import FlatModule, clone_buffers
+
+
+def module():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2, bias=False)).double()
+
+
+def inputs(seed=0):
+    return torch.randn(6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_initial_lists_the_parameters_in_order():
+    net = module()
+    flat = FlatModule(net)
+    expected = [value for p in net.parameters() for value in p.detach().flatten().tolist()]
+    assert flat.initial().tolist() == expected
+    assert flat.num_parameters == len(expected) == 3 * 4 + 4 + 4 + 4 + 4 * 2
+
+
+def test_views_share_memory_and_undo_initial():
+    net = module()
+    theta = FlatModule(net).initial()
+    views = FlatModule(net).views(theta)
+    assert list(views) == [name for name, _ in net.named_parameters()]
+    for name, p in net.named_parameters():
+        assert torch.equal(views[name], p)
+    views["0.bias"].zero_()
+    assert theta[12:16].tolist() == [0.0] * 4
+
+
+def test_call_equals_the_module_with_those_weights():
+    net = module()
+    flat = FlatModule(copy.deepcopy(net))
+    theta = flat.initial() * 1.5
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.5)
+    for training in (True, False, True):  # the mode must be set each time, not only once
+        buffers = flat.initial_buffers()
+        expected = copy.deepcopy(net).train(training)(inputs())
+        torch.testing.assert_close(flat(theta, buffers, inputs(), training=training), expected)
+
+
+def test_call_moves_only_the_buffers_it_was_given_and_only_in_training():
+    flat = FlatModule(module())
+    theta, buffers = flat.initial(), flat.initial_buffers()
+    flat(theta, buffers, inputs(), training=False)
+    assert all(torch.equal(buffers[name], b) for name, b in flat.initial_buffers().items())
+    flat(theta, buffers, inputs(), training=True)
+    hidden = flat.module[0](inputs())
+    # torch's rule with momentum 0.1, from mean 0 and variance 1
+    torch.testing.assert_close(buffers["1.running_mean"], 0.1 * hidden.mean(0).detach())
+    torch.testing.assert_close(buffers["1.running_var"], 0.9 + 0.1 * hidden.var(0).detach())
+    assert buffers["1.num_batches_tracked"] == 1
+    assert flat.initial_buffers()["1.num_batches_tracked"] == 0
+
+
+def test_call_is_differentiable_and_leaves_the_template_alone():
+    flat = FlatModule(module())
+    before = flat.initial()
+    theta = (before * 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(flat(theta, flat.initial_buffers(), inputs(), training=True).sum(), theta)
+    assert gradient.shape == theta.shape and gradient.norm() > 0
+    assert torch.equal(flat.initial(), before)
+    assert all(p.grad is None for p in flat.module.parameters())
+
+
+def test_initial_is_a_copy_even_of_a_single_parameter():
+    flat = FlatModule(nn.Linear(2, 2, bias=False))
+    flat.initial().zero_()
+    assert flat.initial().norm() > 0
+
+
+def test_load_hands_the_module_out_with_these_weights():
+    flat = FlatModule(module())
+    theta, buffers = flat.initial() + 1, flat.initial_buffers()
+    flat(theta, buffers, inputs(), training=True)
+    expected = flat(theta, buffers, inputs(1), training=False)
+    loaded = flat.load(theta, buffers)
+    torch.testing.assert_close(loaded.eval()(inputs(1)), expected)
+
+
+def test_clone_buffers_copies():
+    buffers = {"a": torch.ones(2)}
+    copied = clone_buffers(buffers)
+    copied["a"].zero_()
+    assert buffers["a"].tolist() == [1.0, 1.0]

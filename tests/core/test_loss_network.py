@@ -1,0 +1,308 @@
+"""The loss network against an explicit stack of layers, its initial weights, and what its hypergradient can see."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from l2t_ray.core.hypergrad import hypergradient
+from l2t_ray.core.loss_network import DynamicLossNetwork, LossNetworkSpec, initial_weights, layer_weights
+
+GENERATOR_SEED = 0
+
+
+def draws(*shape, seed=GENERATOR_SEED):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def explicit_network(phi, widths=(4, 40, 40, 40, 40, 1), activation=None):
+    """Bias-free linear layers with activations between them, filled from `phi` in order."""
+    layers: list[nn.Module] = []
+    start = 0
+    for inputs, outputs in pairwise(widths):
+        linear = nn.Linear(inputs, outputs, bias=False, dtype=torch.float64)
+        size = inputs * outputs
+        linear.weight = nn.Parameter(phi[start : start + size].detach().clone().view(outputs, inputs))
+        layers += [linear, activation or nn.LeakyReLU(0.01)]
+        start += size
+    return nn.Sequential(*layers[:-1])
+
+
+def double_network(**options):
+    return DynamicLossNetwork(**options).double()
+
+
+# -- the function
+
+
+def test_defaults_have_the_papers_5000_weights():
+    network = DynamicLossNetwork()
+    assert [p.numel() for p in network.parameters()] == [5_000]
+    assert 4 * 40 + 3 * 40 * 40 + 40 == 5_000
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_forward_equals_an_explicit_stack_on_rows_with_label_entries(activation):
+    network = double_network(activation=activation, seed=5)
+    stack = explicit_network(network.phi, activation=nn.SiLU() if activation == "silu" else None)
+    pairs = draws(3, 6, 2).sigmoid()
+    rows = torch.cat((pairs, torch.ones(3, 6, 1).double(), torch.zeros(3, 6, 1).double()), dim=-1)
+    torch.testing.assert_close(network(pairs), stack(rows)[..., 0])
+    entries = draws(3, 6, seed=1)
+    rows = torch.cat((pairs, torch.ones(3, 6, 1).double(), entries[..., None]), dim=-1)
+    torch.testing.assert_close(network(pairs, entries), stack(rows)[..., 0])
+
+
+def test_other_depths_and_widths():
+    network = double_network(hidden=3, layers=2, seed=1)
+    pairs = draws(5, 2).sigmoid()
+    rows = torch.cat((pairs, torch.ones(5, 1).double(), torch.zeros(5, 1).double()), dim=-1)
+    torch.testing.assert_close(network(pairs), explicit_network(network.phi, (4, 3, 1))(rows)[:, 0])
+
+
+def test_released_mean_equals_the_zeroed_row_of_the_true_class():
+    """The released code makes C rows a sample, zeroes the true class's and averages over all B C of them."""
+    network = double_network(mean="released", seed=2)
+    stack = explicit_network(network.phi)
+    logits, labels = draws(6, 4), torch.tensor([0, 3, 1, 2, 2, 0])
+    p = logits.sigmoid()
+    rows = torch.zeros(6, 4, 4, dtype=torch.float64)
+    for i in range(6):
+        for j in range(4):
+            if j != labels[i]:
+                rows[i, j] = torch.stack((p[i, labels[i]], p[i, j], p.new_tensor(1.0), p.new_tensor(0.0)))
+    torch.testing.assert_close(network.loss(logits, labels), stack(rows.view(24, 4)).mean())
+    plain = double_network(mean="pairs", seed=2)
+    torch.testing.assert_close(network.losses(logits, labels), 3 / 4 * plain.losses(logits, labels))
+
+
+def test_loss_is_the_weighted_sum_or_the_plain_mean_of_rows():
+    network = double_network(seed=3)
+    logits, labels = draws(4, 3), torch.tensor([0, 1, 2, 1])
+    rows = [network.losses(logits[i : i + 1], labels[i : i + 1]).item() for i in range(4)]
+    pairs = [[(0, 1), (0, 2)], [(1, 0), (1, 2)], [(2, 0), (2, 1)], [(1, 0), (1, 2)]]
+    for i, row in enumerate(pairs):
+        scores = torch.stack([logits[i, list(pair)].sigmoid() for pair in row])
+        assert rows[i] == pytest.approx(network(scores).mean().item(), rel=1e-12)
+    assert network.loss(logits, labels).item() == pytest.approx(sum(rows) / 4, rel=1e-12)
+    weights = [0.5, 0.25, 0.0, 2.0]
+    expected = sum(w * row for w, row in zip(weights, rows, strict=True))
+    actual = network.loss(logits, labels, torch.tensor(weights, dtype=torch.float64)).item()
+    assert actual == pytest.approx(expected, rel=1e-12)
+
+
+def test_losses_at_other_weights_is_that_network():
+    network, other = double_network(seed=0), double_network(seed=9)
+    logits, labels = draws(4, 3), torch.tensor([0, 1, 2, 1])
+    assert torch.equal(network.losses_at(other.phi, logits, labels), other.losses(logits, labels))
+    assert not torch.equal(network.losses(logits, labels), other.losses(logits, labels))
+
+
+@pytest.mark.parametrize("layer", range(5))
+def test_is_positively_homogeneous_of_degree_one_in_the_input_of_each_layer(layer):
+    """Without biases, LeakyReLU(a x) = a LeakyReLU(x) for a > 0; scaling a layer's weights scales what it reads."""
+    network = double_network(seed=4)
+    pairs = draws(8, 2).sigmoid()
+    scaled = network.phi.detach().clone()
+    layer_weights(network.spec, scaled)[layer].mul_(2.5)
+    expected = 2.5 * network(pairs)
+    network.phi.data = scaled
+    torch.testing.assert_close(network(pairs), expected)
+
+
+def test_refuses_what_makes_no_sense():
+    with pytest.raises(ValueError, match="hidden >= 1 and layers >= 2, got hidden=40, layers=1"):
+        DynamicLossNetwork(layers=1)
+    with pytest.raises(ValueError, match="hidden >= 1 and layers >= 2, got hidden=0"):
+        DynamicLossNetwork(hidden=0)
+    network = DynamicLossNetwork(hidden=3)
+    with pytest.raises(ValueError, match="has 42 weights, got a vector of 41"):
+        network.losses_at(network.phi[:-1], torch.zeros(1, 3), torch.tensor([0]))
+
+
+# -- initial weights
+
+
+def test_released_init_is_kaiming_normal_fan_out():
+    """gain / sqrt(fan out), gain^2 = 2 / (1 + 0.01^2): std 0.2236 for the 40-wide layers, 1.414 for the last.
+
+    Bands are five standard errors: std / sqrt(2 n) of a standard deviation, std / sqrt(n) of a mean.
+    """
+    stacks = [layer_weights(LossNetworkSpec(), DynamicLossNetwork(seed=seed).phi.detach()) for seed in range(20)]
+    for layer, std in enumerate([0.2236, 0.2236, 0.2236, 0.2236, 1.414]):
+        values = torch.cat([stack[layer].flatten() for stack in stacks])
+        n = values.numel()
+        assert abs(values.std().item() - std) < 5 * std / math.sqrt(2 * n)
+        assert abs(values.mean().item()) < 5 * std / math.sqrt(n)
+
+
+TARGETS = {
+    ("linear", "sigmoid"): lambda p, q: 1 - p + q,
+    ("linear", "softmax"): lambda p, q: 1 - p + q,
+    ("cross_entropy", "sigmoid"): lambda p, q: -p.log() - (1 - q).log(),
+    ("cross_entropy", "softmax"): lambda p, q: -p.log() + 0 * q,
+    ("gce", "sigmoid"): lambda p, q: (1 - p**0.7) / 0.7 + 0 * q,
+    ("gce", "softmax"): lambda p, q: (1 - p**0.7) / 0.7 + 0 * q,
+}
+SLOPE_SCALE = {"linear": 0.5, "gce": 0.5, "cross_entropy": 3.0}
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+@pytest.mark.parametrize(("init", "pairs"), TARGETS)
+def test_fitted_init_is_near_its_target_with_the_right_slopes_on_every_seed(init, pairs, activation):
+    """Values within 2 % of the target's range on average and 8 % anywhere; slopes of the right sign wherever the
+    target is steep. Where a logarithm is flat (slope below 3, of up to 20 here) a LeakyReLU fit may ripple.
+    """
+    line = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    points = torch.cartesian_prod(line, line)
+    if pairs == "softmax":
+        points = points[points.sum(dim=1) <= 1]
+    points.requires_grad_()
+    goal = TARGETS[init, pairs](points[:, 0], points[:, 1])
+    (goal_slopes,) = torch.autograd.grad(goal.sum(), points)
+    scale = (goal.max() - goal.min()).item()
+    is_steep = goal_slopes.abs() >= SLOPE_SCALE[init]
+    assert is_steep.any()
+    for seed in range(2):
+        losses = double_network(init=init, pairs=pairs, activation=activation, seed=seed)(points)
+        (slopes,) = torch.autograd.grad(losses.sum(), points)
+        error = (losses - goal).detach().abs()
+        assert error.mean() < 0.02 * scale
+        assert error.max() < 0.08 * scale
+        assert (slopes.sign() == goal_slopes.sign())[is_steep].all()
+
+
+def test_seed_decides_the_weights_and_the_global_generator_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    options = {"hidden": 4, "layers": 2}
+    for init in ("released", "linear", "cross_entropy", "gce"):
+        first, again, other = (DynamicLossNetwork(**options, init=init, seed=seed) for seed in (1, 1, 2))
+        assert torch.equal(first.phi, again.phi)
+        assert not torch.equal(first.phi, other.phi)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_unknown_init_is_refused():
+    spec = LossNetworkSpec()
+    with pytest.raises(Exception, match="init"):  # by type under the run-time checks, else by value
+        initial_weights(spec, "zeros", 0)
+
+
+# -- the label-pair table
+
+
+def with_random_table(num_classes, **options):
+    network = double_network(label_table=num_classes, seed=1, **options)
+    table = 0.1 * draws(num_classes, num_classes, seed=7)
+    with torch.no_grad():
+        network.phi[-(num_classes**2) :] = table.flatten()
+    return network, table
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 11])
+def test_table_entry_of_label_and_other_class_is_read_ten_fold(num_classes):
+    network, table = with_random_table(num_classes)
+    logits, labels = draws(7, num_classes), torch.arange(7) % num_classes
+    stack = explicit_network(network.phi)
+    expected = []
+    for i, y in enumerate(labels.tolist()):
+        pairs = [
+            [logits[i, y].sigmoid().item(), logits[i, j].sigmoid().item(), 1.0, 10 * table[y, j].item()]
+            for j in range(num_classes)
+            if j != y
+        ]
+        expected.append(stack(torch.tensor(pairs, dtype=torch.float64)).mean().item())
+    torch.testing.assert_close(network.losses(logits, labels), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("init", ["released", "linear"])
+def test_table_starts_without_effect(init):
+    options = {"hidden": 6, "init": init, "seed": 3}
+    plain, table = double_network(**options), double_network(label_table=4, **options)
+    assert table.phi.numel() == plain.phi.numel() + 16
+    logits, labels = draws(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    assert torch.equal(table.losses(logits, labels), plain.losses(logits, labels))
+
+
+def test_table_is_for_its_own_number_of_classes():
+    network = DynamicLossNetwork(label_table=4)
+    with pytest.raises(ValueError, match=r"learned for 4 classes .* got logits of 3 classes"):
+        network.loss(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+# -- what the hypergradient can see
+
+
+def first_layer_columns(make_problem, activation):
+    p = make_problem(num_steps=3, activation=activation, layers=3)
+    size = 16  # the 4 x 4 table starts at zero: give it values, so that its column is not zero for that reason alone
+    p.phi[-size:] = 0.1 * draws(size, seed=8)
+    gradient = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates).gradient
+    return gradient[: 8 * 4].view(8, 4).abs().amax(dim=0), gradient[-size:].abs().max()
+
+
+def test_a_piecewise_linear_loss_is_blind_to_its_label_entries(make_problem):
+    """The student sees the loss's slope in p alone, which a shifted kink leaves as it is: exactly zero, not small."""
+    columns, table = first_layer_columns(make_problem, "leaky_relu")
+    assert columns[:2].min() > 1e-6
+    assert columns[2:].max() <= 1e-12 * columns[:2].max()
+    assert table <= 1e-12 * columns[:2].max()
+
+
+def test_a_smooth_loss_sees_its_label_entries(make_problem):
+    columns, table = first_layer_columns(make_problem, "silu")
+    assert columns[2:].min() > 1e-3 * columns[:2].max()
+    assert table > 1e-3 * columns[:2].max()
+
+
+# -- the file
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"hidden": 7, "layers": 3, "pairs": "softmax", "activation": "silu", "label_table": 5, "mean": "released"}],
+)
+def test_save_and_load_give_the_same_loss(tmp_path, options):
+    network = DynamicLossNetwork(seed=6, **options)
+    network.save(tmp_path / "loss.safetensors")
+    loaded = DynamicLossNetwork.load(tmp_path / "loss.safetensors")
+    assert loaded.spec == network.spec
+    assert isinstance(loaded.phi, nn.Parameter) and torch.equal(loaded.phi, network.phi)
+    logits, labels = draws(4, 5).float(), torch.tensor([0, 4, 2, 2])
+    assert torch.equal(loaded.loss(logits, labels), network.loss(logits, labels))
+
+
+def test_load_refuses_a_foreign_file(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, str(path))
+    with pytest.raises(ValueError, match=r"other.safetensors is not a learned loss: expected format 'l2t_ray.loss/1'"):
+        DynamicLossNetwork.load(path)
+    path.write_text("not a tensor file at all")
+    with pytest.raises(ValueError, match=r"other.safetensors is not a learned loss, or is damaged"):
+        DynamicLossNetwork.load(path)
+
+
+def test_load_refuses_a_damaged_file(tmp_path):
+    path = tmp_path / "loss.safetensors"
+    DynamicLossNetwork().save(path)
+    whole = path.read_bytes()
+    for kept in (len(whole) - 100, 40, 0):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=r"loss.safetensors is not a learned loss, or is damaged"):
+            DynamicLossNetwork.load(path)
+
+
+def test_load_refuses_weights_that_do_not_fit_the_architecture(tmp_path):
+    from safetensors.torch import save_file
+
+    spec = '{"hidden": 40, "layers": 5, "pairs": "sigmoid", "activation": "leaky_relu"}'
+    path = tmp_path / "loss.safetensors"
+    save_file({"phi": torch.zeros(10)}, str(path), metadata={"format": "l2t_ray.loss/1", "spec": spec})
+    with pytest.raises(ValueError, match="architecture has 5000 weights, the file holds 10"):
+        DynamicLossNetwork.load(path)

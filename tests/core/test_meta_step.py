@@ -1,0 +1,529 @@
+"""Whole rounds of L2T-DLN against plain autograd, written out here from the method's description.
+
+The rendering below shares no code with the package but the student's `nn.Module`: the loss network is a list of
+matrices read on rows `[p_y, p_j, 1, 0]`, the LSTM a textbook step, every graph is kept, and psi's gradient is taken by
+one backward pass through the second unroll, phi' and the LSTM.
+"""
+
+import math
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.lstm_teacher import LSTMTeacher
+from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, round_metrics
+from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
+from l2t_ray.core.unroll import StepStatistics
+from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches
+from l2t_ray.tasks.classification import Classification
+
+NUM_CLASSES, NUM_STEPS, HIDDEN, LAYERS = 3, 3, 5, 3
+RATE, BETA, ZETA = 0.3, 0.05, 1e-2
+
+
+class SmallStudent(nn.Module):
+    """Batch normalisation and tanh, with the features before the last layer on request."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.last = nn.Linear(6, NUM_CLASSES)
+
+    def forward(self, x, with_embedding=False):
+        features = self.norm(self.first(x)).tanh()
+        return (self.last(features), features) if with_embedding else self.last(features)
+
+
+def make_student():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return SmallStudent().double()
+
+
+def make_batch(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.randn(n, 4, generator=generator, dtype=torch.float64),
+        torch.arange(n) % NUM_CLASSES,
+        torch.full((n,), 1 / n, dtype=torch.float64),
+        torch.arange(n),
+    )
+
+
+class RandomData:
+    """Serves rounds by number; ten rounds an epoch unless said. Remembers when the validation part was asked for."""
+
+    num_classes = NUM_CLASSES
+
+    def __init__(self, rounds_per_epoch=10):
+        self._rounds_per_epoch = rounds_per_epoch
+        self.asked: list[int] = []
+
+    def round(self, index):
+        train = [make_batch(7, seed=100 * index + k) for k in range(NUM_STEPS)]
+        return RoundBatches(train, make_batch(8, seed=100 * index + 99))
+
+    def epoch(self, index):
+        return index // self._rounds_per_epoch
+
+    def validation(self, epoch):
+        self.asked.append(epoch)
+        return [make_batch(n, seed=9000 + 10 * epoch + n) for n in (5, 6)]
+
+    def test(self):
+        return []
+
+
+def make_loss_network(**options):
+    return DynamicLossNetwork(HIDDEN, LAYERS, seed=1, **options).double()
+
+
+def make_method(teacher, loss_network, *, sgd=None, data=None, task=None, **options):
+    sgd = sgd or StudentSgd(lambda step: RATE, NUM_STEPS)
+    data, task = data or RandomData(), task or Classification()
+    return L2TDLN(FlatModule(make_student()), task, data, loss_network, teacher, sgd, SingleProcess(), **options)
+
+
+def lstm_method(schedule="lookahead", horizon=1, **options):
+    loss_network = make_loss_network()
+    lstm = LSTMTeacher((4, 3, 1), seed=2).double()
+    phi = loss_network.phi.detach()
+    rule = LstmRule(lstm, phi.numel(), step_size=BETA, learning_rate=ZETA, horizon=horizon)
+    teacher = LocalTeacher(phi, rule)
+    return make_method(teacher, loss_network, schedule=schedule, **options), teacher, lstm, phi
+
+
+def adam_method(schedule="pipelined", **options):
+    loss_network = make_loss_network(**options.pop("loss_options", {}))
+    phi = loss_network.phi.detach()
+    teacher = LocalTeacher(phi, AdamRule(phi.numel(), step_size=BETA, dtype=torch.float64))
+    return make_method(teacher, loss_network, schedule=schedule, **options), teacher, phi
+
+
+def run(method, num_rounds, data=None, state=None, start=0):
+    data = data or RandomData()
+    state = state or method.init()
+    metrics = []
+    for index in range(start, start + num_rounds):
+        state, numbers = method.round(state, data.round(index), index)
+        metrics.append(numbers)
+    return state, metrics
+
+
+# -- the rendering
+
+
+def plain_loss(phi, logits, labels, activation=F.leaky_relu):
+    """Mean over all real pairs of a bias-free network on `[p_y, p_j, 1, 0]`."""
+    widths = [4, *[HIDDEN] * (LAYERS - 1), 1]
+    matrices, start = [], 0
+    for inputs, outputs in pairwise(widths):
+        matrices.append(phi[start : start + inputs * outputs].view(outputs, inputs))
+        start += inputs * outputs
+    p = logits.sigmoid()
+    rows = [
+        torch.stack((p[i, y], p[i, j], p.new_tensor(1.0), p.new_tensor(0.0)))
+        for i, y in enumerate(labels.tolist())
+        for j in range(NUM_CLASSES)
+        if j != y
+    ]
+    x = torch.stack(rows)
+    for matrix in matrices[:-1]:
+        x = activation(x @ matrix.T)
+    return (x @ matrices[-1].T).mean()
+
+
+def plain_unroll(net, weights, velocity, buffers, phi, batches, rates, momentum=0.0, weight_decay=0.0):
+    """SGD as in torch (no dampening), graph kept. `buffers` move."""
+    for batch, rate in zip(batches.train, rates, strict=True):
+        logits = functional_call(net, ({**weights, **buffers}), (batch.inputs,))
+        loss = plain_loss(phi, logits, batch.targets)
+        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        new_weights, new_velocity = {}, {}
+        for (name, w), gradient in zip(weights.items(), gradients, strict=True):
+            new_velocity[name] = momentum * velocity[name] + gradient + weight_decay * w
+            new_weights[name] = w - rate * new_velocity[name]
+        weights, velocity = new_weights, new_velocity
+    aside = {name: b.clone() for name, b in buffers.items()}
+    logits = functional_call(net, ({**weights, **aside}), (batches.val.inputs,))
+    return weights, velocity, F.cross_entropy(logits, batches.val.targets)
+
+
+def fresh(mapping):
+    return {name: value.detach().clone() for name, value in mapping.items()}
+
+
+def leaves(mapping):
+    return {name: value.detach().clone().requires_grad_() for name, value in mapping.items()}
+
+
+def start_of(net):
+    weights = fresh(dict(net.named_parameters()))
+    return weights, {name: torch.zeros_like(w) for name, w in weights.items()}, fresh(dict(net.named_buffers()))
+
+
+def plain_lstm(psi, x, state):
+    """`psi`: (W_ih, W_hh, b_ih, b_hh) of each cell in turn."""
+    new_state = []
+    for k, (h, c) in enumerate(state):
+        w_ih, w_hh, b_ih, b_hh = psi[4 * k : 4 * k + 4]
+        i, f, g, o = (x @ w_ih.T + b_ih + h @ w_hh.T + b_hh).chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        x = o.sigmoid() * c.tanh()
+        new_state.append((x, c))
+    return x[:, 0], new_state
+
+
+def plain_pre(g):
+    large = g.abs() >= math.exp(-10)
+    return torch.stack(
+        (
+            torch.where(large, g.abs().clamp(min=1e-300).log() / 10, torch.tensor(-1.0, dtype=g.dtype)),
+            torch.where(large, g.sign(), math.exp(10) * g),
+        ),
+        dim=1,
+    )
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    """Relative error of the whole tensor. Two orders of summation in float64, some ten products deep."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+def flat(tensors):
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+# -- the released round
+
+
+@pytest.mark.parametrize("engine", ["store", "recompute", "forward_over_reverse"])
+def test_lookahead_rounds_equal_plain_autograd_into_psi(engine):
+    """Three rounds: probe unroll, LSTM step, second unroll from the same start on the same batches, Adam on psi."""
+    method, teacher, lstm, phi = lstm_method(engine=engine)
+    data, state = RandomData(), method.init()
+
+    net = make_student()
+    weights, velocity, buffers = start_of(net)
+    psi = [p.detach().clone().requires_grad_() for p in lstm.parameters()]
+    adam = torch.optim.Adam(psi, lr=ZETA)
+    lstm_state = [(torch.zeros(len(phi), h).double(), torch.zeros(len(phi), h).double()) for h in (4, 3, 1)]
+
+    for index in range(3):
+        batches = data.round(index)
+        rates = [RATE] * NUM_STEPS
+        phi = phi.detach().requires_grad_()
+        _, _, probe_error = plain_unroll(net, leaves(weights), velocity, fresh(buffers), phi, batches, rates)
+        (g,) = torch.autograd.grad(probe_error, phi)
+        output, lstm_state = plain_lstm(psi, plain_pre(g.detach()), lstm_state)
+        new_phi = phi.detach() - BETA * output
+        new_weights, _, error = plain_unroll(net, leaves(weights), velocity, buffers, new_phi, batches, rates)
+        adam.zero_grad()
+        error.backward(inputs=psi)
+        assert flat(p.grad for p in psi).norm() > 1e-8  # there is something to compare
+        adam.step()
+        weights, phi = fresh(new_weights), new_phi.detach()
+        lstm_state = [(h.detach(), c.detach()) for h, c in lstm_state]
+
+        before = teacher.read().phi
+        state, metrics = method.round(state, batches, index)
+        rule = teacher.state_dict()["rule"]
+        assert_close(state.student.theta, flat(weights.values()))
+        assert_close(teacher.read().phi, phi)
+        assert_close(rule["psi"], flat(psi))
+        for pair, expected in zip(rule["state"], lstm_state, strict=True):
+            assert_close(pair[0], expected[0])
+            assert_close(pair[1], expected[1])
+        for name, buffer in buffers.items():
+            torch.testing.assert_close(state.student.buffers[name], buffer)
+        assert metrics["val_error"] == pytest.approx(error.item(), rel=1e-10)
+        assert metrics["hypergradient_norm"] == pytest.approx(g.norm().item(), rel=1e-10)
+        assert metrics["phi_step_norm"] == pytest.approx((phi - before).norm().item(), rel=1e-10)
+        assert metrics["phi_step_max"] == pytest.approx((phi - before).abs().max().item(), rel=1e-10)
+
+
+# -- the pipelined schedule
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 1e-2)])
+def test_pipelined_rounds_equal_plain_autograd_with_adam_on_phi(momentum, weight_decay):
+    """Four rounds with a learning rate that changes at each step: theta_K of the one unroll is kept."""
+
+    def rate(step):
+        return 0.3 / (1 + step)
+
+    sgd = StudentSgd(rate, NUM_STEPS, momentum, weight_decay)
+    method, teacher, phi = adam_method(sgd=sgd)
+    data, state = RandomData(), method.init()
+
+    net = make_student()
+    weights, velocity, buffers = start_of(net)
+    phi = phi.clone().requires_grad_()
+    adam = torch.optim.Adam([phi], lr=BETA)
+    for index in range(4):
+        batches = data.round(index)
+        rates = [rate(NUM_STEPS * index + k) for k in range(NUM_STEPS)]
+        weights, velocity, error = plain_unroll(
+            net, leaves(weights), velocity, buffers, phi, batches, rates, momentum, weight_decay
+        )
+        (phi.grad,) = torch.autograd.grad(error, phi)
+        adam.step()
+        weights, velocity = fresh(weights), fresh(velocity)
+
+        state, metrics = method.round(state, batches, index)
+        assert_close(state.student.theta, flat(weights.values()))
+        assert_close(state.student.velocity, flat(velocity.values()))
+        assert_close(teacher.read().phi, phi.detach())
+        assert metrics["val_error"] == pytest.approx(error.item(), rel=1e-10)
+        assert metrics["lr"] == rates[-1]
+        for name, buffer in buffers.items():
+            torch.testing.assert_close(state.student.buffers[name], buffer)
+
+
+def test_pipelined_rounds_with_the_lstm_equal_plain_autograd():
+    """Proposal t is judged by the hypergradient of round t + 1; Adam takes that step after proposal t + 1 is made."""
+    method, teacher, lstm, phi = lstm_method("pipelined")
+    data, state = RandomData(), method.init()
+
+    net = make_student()
+    weights, velocity, buffers = start_of(net)
+    psi = [p.detach().clone().requires_grad_() for p in lstm.parameters()]
+    adam = torch.optim.Adam(psi, lr=ZETA)
+    lstm_state = [(torch.zeros(len(phi), h).double(), torch.zeros(len(phi), h).double()) for h in (4, 3, 1)]
+    pending = None  # the last proposal and the weights that made it, with their graph
+    for index in range(4):
+        batches = data.round(index)
+        phi = phi.detach().requires_grad_()
+        weights, velocity, error = plain_unroll(
+            net, leaves(weights), velocity, buffers, phi, batches, [RATE] * NUM_STEPS
+        )
+        weights, velocity = fresh(weights), fresh(velocity)
+        (g,) = torch.autograd.grad(error, phi)
+        used = [p.detach().clone().requires_grad_() for p in psi]
+        output, lstm_state = plain_lstm(used, plain_pre(g), lstm_state)
+        lstm_state = [(h.detach(), c.detach()) for h, c in lstm_state]
+        proposal = phi.detach() - BETA * output
+        if pending is not None:
+            for p, gradient in zip(psi, torch.autograd.grad(pending[0], pending[1], g), strict=True):
+                p.grad = gradient
+            adam.step()
+        pending, phi = (proposal, used), proposal.detach()
+
+        state, _ = method.round(state, batches, index)
+        assert_close(state.student.theta, flat(weights.values()))
+        assert_close(teacher.read().phi, phi)
+        assert_close(teacher.state_dict()["rule"]["psi"], flat(psi))
+
+
+def test_momentum_and_weight_decay_are_those_of_torch_sgd():
+    """One round under the loss that the network is, stepped by torch.optim.SGD."""
+    sgd = StudentSgd(lambda step: 0.2, NUM_STEPS, momentum=0.8, weight_decay=0.05)
+    method, _, phi = adam_method(sgd=sgd)
+    state, _ = run(method, 1)
+    net = make_student().train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.8, weight_decay=0.05)
+    for batch in RandomData().round(0).train:
+        optimizer.zero_grad()
+        plain_loss(phi, net(batch.inputs), batch.targets).backward()
+        optimizer.step()
+    # torch's weight decay enters the velocity as ours does; only the order of sums differs
+    assert_close(state.student.theta, flat(net.parameters()))
+    assert_close(state.student.velocity, flat(s["momentum_buffer"] for s in optimizer.state.values()))
+
+
+def test_hypergradient_horizon_reaches_the_engine():
+    full, teacher, _ = adam_method()
+    cut, cut_teacher, _ = adam_method(horizon=1)
+    _, (metrics,) = run(full, 1)
+    _, (cut_metrics,) = run(cut, 1)
+    assert metrics["val_error"] == cut_metrics["val_error"]
+    assert metrics["hypergradient_norm"] != pytest.approx(cut_metrics["hypergradient_norm"], rel=1e-3)
+    assert not torch.equal(teacher.read().phi, cut_teacher.read().phi)
+
+
+def test_round_leaves_its_state_alone_and_repeats_itself():
+    first, _, _, _ = lstm_method()
+    second, _, _, _ = lstm_method()
+    state = first.init()
+    theta = state.student.theta.clone()
+    buffers = fresh(state.student.buffers)
+    after, _ = run(first, 1, state=state)
+    assert torch.equal(state.student.theta, theta)
+    assert all(torch.equal(state.student.buffers[name], b) for name, b in buffers.items())
+    again, _ = run(second, 1)
+    assert torch.equal(after.student.theta, again.student.theta)
+
+
+# -- batch-norm buffers
+
+
+@pytest.mark.parametrize("schedule", ["lookahead", "pipelined"])
+def test_buffers_move_once_a_committed_step(schedule):
+    method, _, _ = adam_method(schedule)
+    state, _ = run(method, 2)
+    buffers = state.student.buffers
+    assert buffers["norm.num_batches_tracked"] == 2 * NUM_STEPS
+    assert buffers["norm.running_mean"].abs().min() > 0
+
+
+@pytest.mark.parametrize("schedule", ["lookahead", "pipelined"])
+def test_dropped_buffers_stay_as_initialised_and_change_nothing_else(schedule):
+    """The released code's defect: it trains a copy and copies back parameters alone."""
+    kept, _ = run(adam_method(schedule)[0], 2)
+    dropped, _ = run(adam_method(schedule, keeps_buffers=False)[0], 2)
+    assert torch.equal(dropped.student.theta, kept.student.theta)
+    assert torch.equal(dropped.student.buffers["norm.running_mean"], torch.zeros(6, dtype=torch.float64))
+    assert torch.equal(dropped.student.buffers["norm.running_var"], torch.ones(6, dtype=torch.float64))
+    assert dropped.student.buffers["norm.num_batches_tracked"] == 0
+
+
+# -- reweighting
+
+
+class RecordingTask(Classification):
+    """Classification that remembers the weights of the training rows."""
+
+    def __init__(self):
+        self.weights: list[torch.Tensor] = []
+
+    def rows(self, outputs, batch):
+        self.weights.append(batch.weights.clone())
+        return super().rows(outputs, batch)
+
+
+def reweighted_method(data, schedule="pipelined", **options):
+    task = RecordingTask()
+    method, teacher, _ = adam_method(schedule, data=data, task=task, reweighting=Reweighting("cosine", **options))
+    return method, teacher, task
+
+
+def plain_features(theta, buffers, inputs):
+    """Features in evaluation mode, in numpy, from the flat weights in order."""
+    theta, buffers = theta.numpy(), {name: b.numpy() for name, b in buffers.items()}
+    weight, bias, gamma, beta = theta[:24].reshape(6, 4), theta[24:30], theta[30:36], theta[36:42]
+    x = inputs.numpy() @ weight.T + bias
+    x = (x - buffers["norm.running_mean"]) / np.sqrt(buffers["norm.running_var"] + 1e-5)
+    return np.tanh(gamma * x + beta)
+
+
+def plain_centers(state, data, epoch):
+    batches = [make_batch(n, seed=9000 + 10 * epoch + n) for n in (5, 6)]
+    features = np.concatenate([plain_features(*state.student[::2], batch.inputs) for batch in batches])
+    labels = np.concatenate([batch.targets.numpy() for batch in batches])
+    return np.stack([features[labels == c].mean(axis=0) for c in range(NUM_CLASSES)])
+
+
+def test_weights_are_each_samples_likeness_to_its_class_centre():
+    data = RandomData()
+    method, _, task = reweighted_method(data)
+    state = method.init()
+    after, _ = run(method, 1, data, state)
+    centers = plain_centers(state, data, 0)
+    np.testing.assert_allclose(after.extra["centers"].numpy(), centers, rtol=1e-10)
+    assert len(task.weights) == NUM_STEPS
+    for weights in task.weights:
+        assert weights.sum().item() == pytest.approx(1, abs=1e-12)
+        assert (weights > 0).all() and weights.std() > 1e-3
+    batch = data.round(0).train[0]  # the first step starts from `state`
+    features, own = plain_features(*state.student[::2], batch.inputs), centers[batch.targets.numpy()]
+    cosine = (features * own).sum(1) / (np.linalg.norm(features, axis=1) * np.linalg.norm(own, axis=1))
+    raw = np.maximum(cosine, 1e-6)
+    np.testing.assert_allclose(task.weights[0].numpy(), raw / raw.sum(), rtol=1e-9)
+
+
+def test_weights_change_what_the_student_learns():
+    plain, _ = run(adam_method()[0], 1)
+    reweighted, _ = run(reweighted_method(RandomData())[0], 1)
+    assert (plain.student.theta - reweighted.student.theta).norm() > 1e-4
+
+
+def test_centres_are_refreshed_at_each_epoch_and_every_few_rounds():
+    """Epochs of 5 rounds, a refresh every 3: rounds 0, 3, 5 (epoch 1), 6, 9, 10 (epoch 2)."""
+    data = RandomData(rounds_per_epoch=5)
+    method, _, _ = reweighted_method(data, refresh_every=3)
+    state = method.init()
+    refreshed = []
+    for index in range(11):
+        count, before = len(data.asked), state
+        state, _ = method.round(state, data.round(index), index)
+        if len(data.asked) > count:
+            refreshed.append(index)
+            expected = plain_centers(before, data, index // 5)
+            np.testing.assert_allclose(state.extra["centers"].numpy(), expected, rtol=1e-10)
+        else:
+            assert torch.equal(state.extra["centers"], before.extra["centers"])
+    assert refreshed == [0, 3, 5, 6, 9, 10]
+    assert data.asked == [0, 0, 1, 1, 1, 2]
+
+
+def test_without_reweighting_the_validation_part_is_never_read():
+    data = RandomData()
+    method, _, _ = adam_method(data=data)
+    state, _ = run(method, 2, data)
+    assert data.asked == [] and state.extra == {}
+
+
+# -- divergence
+
+
+@pytest.mark.parametrize("schedule", ["lookahead", "pipelined"])
+def test_a_round_that_diverges_says_so_and_leaves_the_teacher_alone(schedule):
+    method, teacher, phi = adam_method(schedule)
+    batches = RandomData().round(0)
+    poisoned = batches.train[1]._replace(inputs=batches.train[1].inputs * float("inf"))
+    with pytest.raises(DivergenceError, match=r"validation error or its hypergradient is not finite .error nan"):
+        method.round(method.init(), batches._replace(train=[batches.train[0], poisoned, batches.train[2]]), 0)
+    assert teacher.read().version == 0 and torch.equal(teacher.read().phi, phi)
+
+
+def statistics(loss=1.0, norm=1.0):
+    return StepStatistics(torch.tensor(loss), torch.tensor(2.0), torch.tensor(norm))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), -2e8])
+def test_divergence_names_the_value(bad):
+    good = statistics()
+    with pytest.raises(DivergenceError, match=re.escape(f"the training loss is {bad / 2:g}") + "$"):
+        round_metrics(SingleProcess(), torch.tensor(0.5), [good._replace(loss=torch.tensor(0.0)), statistics(loss=bad)])
+    with pytest.raises(DivergenceError, match="the gradient norm is"):
+        round_metrics(SingleProcess(), torch.tensor(0.5), [good, statistics(norm=2 * bad)])
+    with pytest.raises(DivergenceError, match=re.escape(f"the validation error is {bad:g}") + "$"):
+        round_metrics(SingleProcess(), torch.tensor(bad), [good])
+    with pytest.raises(DivergenceError, match=r"the training loss is .* and the validation error is"):
+        round_metrics(SingleProcess(), torch.tensor(bad), [statistics(loss=bad)])
+
+
+def test_metrics_are_means_over_steps_and_sums_over_workers(run_on_two_workers):
+    """Losses, |dL/dz| sums and errors are shares; a gradient norm is the global one already."""
+    steps = [statistics(1.0, 3.0), statistics(2.0, 5.0)]
+    one = round_metrics(SingleProcess(), torch.tensor(0.5), steps)
+    assert one == {"train_loss": 1.5, "logit_gradient_sum": 2.0, "gradient_norm": 4.0, "val_error": 0.5}
+    for two in run_on_two_workers(lambda group: round_metrics(group, torch.tensor(0.5), steps)):
+        assert two == {"train_loss": 3.0, "logit_gradient_sum": 4.0, "gradient_norm": 4.0, "val_error": 1.0}
+    assert "val_error" not in round_metrics(SingleProcess(), None, steps)
+
+
+def test_logged_logit_gradient_is_the_sum_over_the_minibatch():
+    """Supplement, Fig. 1: sum of |dL/dz|, here of the last step's minibatch with a round of one step."""
+    sgd = StudentSgd(lambda step: RATE, 1)
+    method, _, phi = adam_method(sgd=sgd)
+    data = RandomData()
+    batches = data.round(0)._replace(train=data.round(0).train[:1])
+    _, metrics = method.round(method.init(), batches, 0)
+    batch = batches.train[0]
+    logits = make_student().train()(batch.inputs).detach().requires_grad_()
+    loss = plain_loss(phi, logits, batch.targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert metrics["logit_gradient_sum"] == pytest.approx(gradient.abs().sum().item(), rel=1e-10)
+    assert metrics["train_loss"] == pytest.approx(loss.item(), rel=1e-10)
