@@ -333,10 +333,11 @@ def _sentence(error: ValidationError, source: str) -> str:
         prefix = ".".join(location[:-1])
         hint = f"did you mean {'.'.join(filter(None, [prefix, near[0]]))}?" if near else f"valid: {', '.join(fields)}."
         return f"unknown key {key} in {source}; {hint}"
+    context = first.get("ctx", {})
     if first["type"] == "value_error":
-        return f"{first['ctx']['error']} ({source})."
+        return f"{context['error']} ({source})."
     if first["type"] == "union_tag_invalid":
-        return f"{key}.name in {source} must be one of {first['ctx']['expected_tags']}, got {first['ctx']['tag']!r}."
+        return f"{key}.name in {source} must be one of {context['expected_tags']}, got {context['tag']!r}."
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key} in {source}: {message}, got {first['input']!r}."
 

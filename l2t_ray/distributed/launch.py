@@ -128,6 +128,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
                 f"the workers failed more than ray.max_failures={settings.max_failures} times; the last checkpoint "
                 f"stays, continue with --resume {run_dir}. Last failure: {reasons}"
             ) from error
+    assert result.return_value is not None  # every worker says how it ended
     return result.return_value
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import ray
 import torch
 from jaxtyping import Float
-from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayTaskError
 from torch import Tensor
 
@@ -22,7 +21,7 @@ class RemoteTeacher:
         timeout_s: longest wait for an answer; the actor waits for the slowest worker before it answers.
     """
 
-    def __init__(self, actor: ActorHandle, attempt: str, group: Group, *, timeout_s: float):
+    def __init__(self, actor: Any, attempt: str, group: Group, *, timeout_s: float):
         self._actor, self._attempt, self._group, self._timeout_s = actor, attempt, group, timeout_s
         self._params: LossParams | None = None
         self._learning: ray.ObjectRef | None = None

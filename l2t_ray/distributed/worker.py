@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import torch
-from ray.actor import ActorHandle
 from ray.train.collective import broadcast_from_rank_zero
 
 from l2t_ray.config import ExperimentConfig
@@ -43,15 +41,16 @@ class WorkerSpec:
 
     config: ExperimentConfig
     run_dir: Path
-    teacher: ActorHandle
-    board: ActorHandle
+    teacher: Any  # handle of the `TeacherService` actor; None where no method has a teacher
+    board: Any  # handle of the `Board` actor
 
 
 class Poster:
     """Sends finished rounds to the board every half second, without waiting for it."""
 
-    def __init__(self, board: ActorHandle):
-        self._board, self._rows, self._sent_at = board, [], 0.0
+    def __init__(self, board: Any):
+        self._board, self._sent_at = board, 0.0
+        self._rows: list[Mapping[str, Any]] = []
 
     def post(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)
@@ -69,7 +68,7 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     spec = arguments["spec"]
     config = spec.config
     rank = ray.train.get_context().get_world_rank()
-    attempt = broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None)
+    attempt = str(broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None))
     group = ProcessGroup()
     store = CheckpointStore(
         spec.run_dir / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()

@@ -108,9 +108,9 @@ def test_several_passes_in_one_round():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"train_batch": 41}, r"data\.train_batch=41 is more than the 40 images"),
-        ({"val_batch": 21}, r"data\.val_batch=21 is more than the 20 images"),
-        ({"num_steps": 0}, r"data\.num_steps must be at least 1, got 0"),
+        ({"train_batch": 41}, r"training\.batch_size=41 is more than the 40 images"),
+        ({"val_batch": 21}, r"training\.val_batch_size=21 is more than the 20 images"),
+        ({"num_steps": 0}, r"training\.num_steps must be at least 1, got 0"),
         ({"at_pass_end": "lose_step", "num_steps": 1}, "num_steps to at least 2"),
     ],
 )
