@@ -85,6 +85,8 @@ class StudentConfig(Record):
     """ResNets: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; algorithms: D1)."""
     norm: Literal["batch", "group"] = "batch"
     """`group` makes training independent of the number of workers; batch statistics are each worker's own."""
+    sync_batchnorm: bool = False
+    """Batch statistics of the global minibatch instead of each worker's own slice."""
     shortcut: Literal["conv", "pad"] = "conv"
     depth: Count = 28
     """wide_resnet only: layers (16, 22, 28, 40)."""
@@ -227,6 +229,10 @@ class ExperimentConfig(Record):
                     f"training.{key} is {getattr(training, key)}, fewer than ray.num_workers={workers}; "
                     "each worker needs at least one image"
                 )
+        if self.student.sync_batchnorm and getattr(self.method, "engine", "store") == "forward_over_reverse":
+            raise ValueError(
+                "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
+            )
         if self.control is not None and self.control.name == self.method.name:
             raise ValueError(f"control and method are both {self.method.name!r}; set control=null to train it alone")
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
@@ -292,7 +298,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             value = {"name": value}
         if isinstance(old, dict) and isinstance(value, dict):
             default = VARIANTS.get(key)
-            is_other = default is not None and value.get("name", old.get("name")) != old.get("name", default)
+            old_name = old.get("name", default)
+            is_other = default is not None and value.get("name", old_name) != old_name
             result[key] = value if is_other else _merged(old, value)
         else:
             result[key] = value
