@@ -63,7 +63,7 @@ class Reweighting:
     Attributes:
         metric: similarity of a sample's embedding to the centre of its class.
         positive: what is done with negative similarities (`reweight.importance_weights`).
-        refresh_every: rounds between refreshes of the centres within an epoch; each epoch starts with one.
+        refresh_every: the centres are taken anew in every round whose number it divides, and at the start of each epoch.
     """
 
     metric: Metric
