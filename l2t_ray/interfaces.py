@@ -5,7 +5,7 @@ Everything here is plain torch: no configuration, no Ray, no files. Shapes use `
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -73,6 +73,7 @@ Metrics = dict[str, float]
 """Numbers of one round by column name (docs/notation.md lists the columns)."""
 
 
+@runtime_checkable
 class Group(Protocol):
     """The workers that share one student. A single process is a group of one."""
 
@@ -85,6 +86,7 @@ class Group(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """Turns student outputs and targets into rows, an error and scores. The core never learns what a row was."""
 
@@ -100,6 +102,7 @@ class Task(Protocol):
     def summarise(self, totals: Float[Tensor, " s"]) -> Metrics: ...
 
 
+@runtime_checkable
 class Data(Protocol):
     """Serves the batches of any round by its number alone: nothing is carried, so any round can be asked for again."""
 
@@ -117,6 +120,7 @@ class Data(Protocol):
     def test(self) -> Iterable[Batch]: ...
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Owns the loss network's weights. Speaks in vectors: hypergradients come in, weights go out."""
 
@@ -134,6 +138,7 @@ class Teacher(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+@runtime_checkable
 class Method(Protocol):
     """A way to train a student. L2T-DLN and every baseline are one; the loop never asks which."""
 
@@ -141,6 +146,7 @@ class Method(Protocol):
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]: ...
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where a run is written down beside its own directory. Never raises: a lost tracker must not stop a run."""
 

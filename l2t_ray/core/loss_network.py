@@ -1,0 +1,248 @@
+"""The dynamic loss network (DLN): a small network that is the student's loss (supplement, Secs. 2 and 5.1).
+
+It reads one 1-vs-1 pair at a time, `(p_true, p_other)`, with two label entries `(1, 0)` behind it, and gives the loss
+of that comparison. A row's loss is the mean over its C - 1 pairs. Its weights `phi` are one flat vector: the teacher
+rewrites them coordinate by coordinate, and `losses_at(phi, ...)` evaluates the network anywhere without copying.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from l2t_ray.core.pairs import PairTransform, one_vs_one, other_classes
+
+LossInit = Literal["released", "linear", "cross_entropy", "gce"]
+Activation = Literal["leaky_relu", "silu"]
+
+# The label-pair table is stored at a tenth of its effect, so that a teacher whose steps are about 1e-3 moves it.
+TABLE_SCALE = 10.0
+GCE_Q = 0.7  # Zhang & Sabuncu 2018
+FILE_FORMAT = "l2t_ray.loss/1"
+
+
+@dataclass(frozen=True)
+class LossNetworkSpec:
+    """Everything about a loss network but its weights.
+
+    Attributes:
+        hidden: units of each hidden layer (paper: 40).
+        layers: linear maps in all, without biases (paper: 5).
+        pairs: how logits become probabilities: `sigmoid` (paper) or `softmax`.
+        activation: `leaky_relu` with slope 0.01 (released code) or `silu`. A piecewise linear loss is blind to its
+            constant label entries: the hypergradient of their weights is exactly zero, for the student sees only the
+            slope of the loss, and a shifted kink leaves the slope alone almost everywhere.
+        label_table: number of classes C of a learned C x C table that stands in for the second label entry, so that
+            a loss may treat each pair of classes differently; None: the constant entry 0 (paper).
+        mean: `pairs`: mean over the C - 1 pairs; `released`: (C - 1) / C of it, for the released code also counts the
+            zeroed row of the true class.
+    """
+
+    hidden: int = 40
+    layers: int = 5
+    pairs: PairTransform = "sigmoid"
+    activation: Activation = "leaky_relu"
+    label_table: int | None = None
+    mean: Literal["pairs", "released"] = "pairs"
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.layers < 2:
+            raise ValueError(
+                f"a loss network needs hidden >= 1 and layers >= 2, got hidden={self.hidden}, layers={self.layers}."
+            )
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """`(outputs, inputs)` of each linear map."""
+        widths = [4, *[self.hidden] * (self.layers - 1), 1]
+        return [(widths[i + 1], widths[i]) for i in range(self.layers)]
+
+    @property
+    def num_weights(self) -> int:
+        return sum(rows * columns for rows, columns in self.shapes) + (self.label_table or 0) ** 2
+
+
+class DynamicLossNetwork(nn.Module):
+    """A learned loss. `loss(logits, labels)` is all that a training loop needs.
+
+    >>> loss_network = DynamicLossNetwork(init="cross_entropy", pairs="softmax", activation="silu")
+    >>> loss_network.loss(student(images), labels).backward()
+
+    Args:
+        init: `released`: Kaiming-normal, fan out (algorithms: random sign); `linear`: the function
+            1 - p_true + p_other; `cross_entropy`: fitted to -log p_true - log(1 - p_other), for softmax pairs to
+            -log p_true; `gce`: fitted to generalised cross-entropy (1 - p_true^0.7) / 0.7.
+        seed: of the random weights. The global generator is neither read nor moved.
+        **spec: fields of `LossNetworkSpec`.
+    """
+
+    def __init__(
+        self,
+        hidden: int = 40,
+        layers: int = 5,
+        init: LossInit = "released",
+        *,
+        pairs: PairTransform = "sigmoid",
+        activation: Activation = "leaky_relu",
+        label_table: int | None = None,
+        mean: Literal["pairs", "released"] = "pairs",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.spec = LossNetworkSpec(hidden, layers, pairs, activation, label_table, mean)
+        self.phi = nn.Parameter(initial_weights(self.spec, init, seed))
+
+    def forward(
+        self, pairs: Float[Tensor, "*batch 2"], table_entries: Float[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*batch"]:
+        """The loss of each pair; `table_entries` are the label-pair entries, absent in the paper's network."""
+        return pair_losses(self.spec, self.phi, pairs, table_entries)
+
+    def losses(self, logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The loss of each row: the mean over its C - 1 pairs."""
+        return self.losses_at(self.phi, logits, labels)
+
+    def loss(
+        self,
+        logits: Float[Tensor, "n c"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """`sum_i w_i l_i`; without weights the plain mean, `w_i = 1 / n`."""
+        losses = self.losses(logits, labels)
+        return losses.mean() if weights is None else (weights * losses).sum()
+
+    def losses_at(
+        self, phi: Float[Tensor, " m"], logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """`losses` with the weights `phi` in place of the module's own: a pure function of its arguments."""
+        spec, num_classes = self.spec, logits.shape[1]
+        entries = None
+        if spec.label_table is not None:
+            if num_classes != spec.label_table:
+                raise ValueError(
+                    f"this loss was learned for {spec.label_table} classes (it holds a label-pair table), "
+                    f"got logits of {num_classes} classes."
+                )
+            table = phi[-(num_classes**2) :].view(num_classes, num_classes)
+            entries = TABLE_SCALE * table[labels].gather(1, other_classes(labels, num_classes))
+        losses = pair_losses(spec, phi, one_vs_one(logits, labels, spec.pairs), entries).mean(dim=1)
+        return losses * ((num_classes - 1) / num_classes) if spec.mean == "released" else losses
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights and architecture to one `.safetensors` file; `load` needs nothing else."""
+        from safetensors.torch import save_file
+
+        metadata = {"format": FILE_FORMAT, "spec": json.dumps(asdict(self.spec))}
+        save_file({"phi": self.phi.detach().cpu().contiguous()}, str(path), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DynamicLossNetwork":
+        """The loss network of a file that `save` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FILE_FORMAT:
+                raise ValueError(f"{path} is not a learned loss: expected format {FILE_FORMAT!r} in its header.")
+            phi = file.get_tensor("phi")
+        network = cls(**json.loads(metadata["spec"]))
+        network.phi = nn.Parameter(phi)
+        return network
+
+
+def pair_losses(
+    spec: LossNetworkSpec,
+    phi: Float[Tensor, " m"],
+    pairs: Float[Tensor, "*batch 2"],
+    table_entries: Float[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """The network itself, on rows `[p_true, p_other, 1, r]` with r = 0 or the label-pair entry."""
+    if phi.shape[0] != spec.num_weights:
+        raise ValueError(f"this loss network has {spec.num_weights} weights, got a vector of {phi.shape[0]}.")
+    first, *others = layer_weights(spec, phi)
+    # The constant entry 1 acts as the first layer's bias: no constant columns are materialised.
+    x = F.linear(pairs, first[:, :2], first[:, 2])
+    if table_entries is not None:
+        x = x + table_entries[..., None] * first[:, 3]
+    activation = F.silu if spec.activation == "silu" else F.leaky_relu
+    for weight in others:
+        x = F.linear(activation(x), weight)
+    return x.squeeze(-1)
+
+
+def layer_weights(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> list[Tensor]:
+    """`phi` cut into the weight matrices of its layers (the label-pair table, if any, lies behind them)."""
+    sizes = [rows * columns for rows, columns in spec.shapes]
+    if spec.label_table is not None:
+        sizes.append(spec.label_table**2)
+    pieces = phi.split(sizes)
+    return [piece.view(shape) for piece, shape in zip(pieces, spec.shapes, strict=False)]
+
+
+def initial_weights(spec: LossNetworkSpec, init: LossInit, seed: int) -> Float[Tensor, " m"]:
+    """Weights to start from (see `DynamicLossNetwork`). The label-pair table starts at zero.
+
+    Raises:
+        ValueError: if `init` is unknown.
+    """
+    phi = _kaiming_weights(spec, seed)
+    if init == "released":
+        return phi
+    if init == "linear":
+        return _fit(spec, phi, lambda p: 1 - p[:, 0] + p[:, 1])
+    if init == "cross_entropy":
+        if spec.pairs == "softmax":
+            return _fit(spec, phi, lambda p: -p[:, 0].log())
+        return _fit(spec, phi, lambda p: -p[:, 0].log() - (1 - p[:, 1]).log())
+    if init == "gce":
+        return _fit(spec, phi, lambda p: (1 - p[:, 0] ** GCE_Q) / GCE_Q)
+    raise ValueError(f"init must be 'released', 'linear', 'cross_entropy' or 'gce', got {init!r}.")
+
+
+def _kaiming_weights(spec: LossNetworkSpec, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    gain = nn.init.calculate_gain("leaky_relu", 0.01)
+    # fan out, as released: std 0.22 for the 40-wide layers and 1.4 for the last.
+    pieces = [torch.randn(rows * cols, generator=generator) * (gain / math.sqrt(rows)) for rows, cols in spec.shapes]
+    return torch.cat([*pieces, torch.zeros((spec.label_table or 0) ** 2)])
+
+
+def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+    """Least squares of the network to `target` on a grid of pairs, from the random weights `phi`.
+
+    Half of the grid is uniform and half logarithmic towards (p_true = 0, p_other = 1), where the steep part of a
+    logarithmic loss lies; values are clipped at 1e-2, where its slope is already a hundred times that at 1.
+    """
+    line = torch.linspace(0.01, 0.99, 21, dtype=torch.float64)
+    steep = torch.logspace(-2, 0, 11, dtype=torch.float64).clamp(max=0.99)
+    p_true = torch.cat((line, steep))
+    p_other = torch.cat((line, 1 - steep))
+    pairs = torch.cartesian_prod(p_true, p_other)
+    if spec.pairs == "softmax":
+        pairs = pairs[pairs.sum(dim=1) <= 1.0]
+    goal = target(pairs)
+    table_size = (spec.label_table or 0) ** 2
+    weights = phi[: phi.shape[0] - table_size].double().requires_grad_()
+    bare = LossNetworkSpec(spec.hidden, spec.layers, spec.pairs, spec.activation)
+    optimizer = torch.optim.LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        residual = (pair_losses(bare, weights, pairs) - goal).square().mean()
+        residual.backward()
+        return residual.item()
+
+    optimizer.step(closure)
+    return torch.cat((weights.detach().float(), torch.zeros(table_size)))

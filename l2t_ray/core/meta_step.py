@@ -1,0 +1,238 @@
+"""L2T-DLN on one page: the student trains under the loss network, the teacher rewrites it.
+
+One round, with student theta, loss network phi and validation error e:
+
+1. unroll     K SGD steps of the student under L_phi
+2. gradient   g = d e(theta_K) / d phi, exactly, through all K steps
+3. propose    the teacher moves phi along what it makes of g
+4. learn      the teacher hears how its proposal turned out
+
+`pipelined` keeps theta_K of that one unroll; the hypergradient of the next round, taken at the proposed phi on new
+data, is how the proposal turned out. `lookahead` (the released code) unrolls a second time from the same theta_0 on
+the same minibatches under the proposed phi; that unroll's end is kept and its hypergradient is learned from.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.hypergrad import EngineName, Hypergradient, hypergradient
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
+from l2t_ray.core.unroll import InnerProblem, StepStatistics
+from l2t_ray.interfaces import (
+    Batch,
+    Data,
+    DivergenceError,
+    Group,
+    MethodState,
+    Metrics,
+    RoundBatches,
+    StudentState,
+    Task,
+    Teacher,
+)
+
+Schedule = Literal["pipelined", "lookahead"]
+RateSchedule = Callable[[int], float]
+"""The student's learning rate at a step, counted from the first step of training."""
+
+
+@dataclass(frozen=True)
+class StudentSgd:
+    """How the student is trained: learning rate a step, momentum, weight decay, steps a round."""
+
+    rate: RateSchedule
+    num_steps: int
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def rates(self, index: int, num_batches: int) -> list[float]:
+        return [self.rate(index * self.num_steps + k) for k in range(num_batches)]
+
+
+@dataclass(frozen=True)
+class Reweighting:
+    """Data reweighting by likeness to class centres (supplement, Sec. 5).
+
+    Attributes:
+        metric: similarity of a sample's embedding to the centre of its class.
+        positive: what is done with negative similarities (`reweight.importance_weights`).
+        refresh_every: rounds between refreshes of the centres within an epoch; each epoch starts with one.
+    """
+
+    metric: Metric
+    positive: Positive = "clamp"
+    refresh_every: int = 25
+
+
+class L2TDLN:
+    """The method. The student's model is a template here: its state travels in `MethodState`."""
+
+    def __init__(
+        self,
+        student: FlatModule,
+        task: Task,
+        data: Data,
+        loss_network: DynamicLossNetwork,
+        teacher: Teacher,
+        sgd: StudentSgd,
+        group: Group,
+        *,
+        schedule: Schedule = "pipelined",
+        engine: EngineName = "store",
+        horizon: int | None = None,
+        reweighting: Reweighting | None = None,
+        keeps_buffers: bool = True,
+        device: torch.device | str = "cpu",
+    ):
+        """See `docs/notation.md` for the symbols.
+
+        Args:
+            loss_network: architecture of the loss; its weights are the teacher's to say.
+            engine: how second-order products are computed (`hypergrad`).
+            horizon: student steps the hypergradient goes back through; None: all of a round's.
+            reweighting: None: uniform weights.
+            keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
+                so that batch-norm statistics stay as initialised (algorithms: D5).
+        """
+        self._student, self._task, self._data = student, task, data
+        self._loss_network, self._teacher, self._sgd, self._group = loss_network, teacher, sgd, group
+        self._schedule, self._engine, self._horizon = schedule, engine, horizon
+        self._reweighting, self._keeps_buffers, self._device = reweighting, keeps_buffers, device
+        self._problem = InnerProblem(self._inner_loss, self._outer_error, group, sgd.momentum, sgd.weight_decay)
+
+    @property
+    def problem(self) -> InnerProblem:
+        return self._problem
+
+    def init(self) -> MethodState:
+        return MethodState(initial_student(self._student, self._device), {})
+
+    def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
+        """One round of training (module docstring)."""
+        state = self._with_centers(state, index)
+        problem = self._reweighted(state)
+        rates = self._sgd.rates(index, len(batches.train))
+
+        current = self._teacher.read()
+        result = self._unroll(problem, state.student, current.phi, batches, rates)
+        gradient = result.gradient
+        proposed = self._teacher.propose(current.version, gradient, result.error.item())
+        if self._schedule == "lookahead":
+            result = self._unroll(problem, state.student, proposed.phi, batches, rates)
+            self._teacher.learn(proposed.version, result.gradient)
+        else:
+            self._teacher.learn(current.version)
+
+        metrics = round_metrics(self._group, result.error, result.statistics)
+        phi_step = proposed.phi - current.phi
+        metrics["lr"] = rates[-1]
+        metrics["hypergradient_norm"] = torch.linalg.vector_norm(self._group.sum(gradient.clone())).item()
+        metrics["phi_step_norm"] = torch.linalg.vector_norm(phi_step).item()
+        metrics["phi_step_max"] = phi_step.abs().max().item()
+        student = result.student
+        if not self._keeps_buffers:
+            student = student._replace(buffers=state.student.buffers)
+        return MethodState(student, state.extra), metrics
+
+    def _unroll(
+        self,
+        problem: InnerProblem,
+        student: StudentState,
+        phi: Float[Tensor, " m"],
+        batches: RoundBatches,
+        rates: list[float],
+    ) -> Hypergradient:
+        return hypergradient(
+            problem,
+            student,
+            phi.to(self._device),
+            batches.train,
+            batches.val,
+            rates=rates,
+            engine=self._engine,
+            horizon=self._horizon,
+        )
+
+    def _inner_loss(
+        self, theta: Tensor, phi: Tensor, buffers: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "n c"]]:
+        outputs = self._student(theta, buffers, batch.inputs, training=True)
+        rows = self._task.rows(outputs, batch)
+        losses = self._loss_network.losses_at(phi, rows.logits, rows.labels)
+        return (rows.weights * losses).sum(), rows.logits
+
+    def _outer_error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        return self._task.error(self._student(theta, buffers, batch.inputs, training=True), batch)
+
+    def _reweighted(self, state: MethodState) -> InnerProblem:
+        if self._reweighting is None:
+            return self._problem
+        metric, positive, centers = self._reweighting.metric, self._reweighting.positive, state.extra["centers"]
+
+        def reweigh(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Batch:
+            embeddings = self._embed(theta, buffers, batch)
+            weights = importance_weights(
+                embeddings, batch.targets, centers, metric, positive=positive, group=self._group
+            )
+            return batch._replace(weights=weights)
+
+        return replace(self._problem, reweigh=reweigh)
+
+    def _with_centers(self, state: MethodState, index: int) -> MethodState:
+        """Refreshes the class centres at the start of an epoch and every `refresh_every` rounds."""
+        if self._reweighting is None:
+            return state
+        epoch = self._data.epoch(index)
+        starts_epoch = index == 0 or self._data.epoch(index - 1) != epoch
+        if not (starts_epoch or index % self._reweighting.refresh_every == 0):
+            return state
+        student = state.student
+        embeddings = (
+            (self._embed(student.theta, student.buffers, batch), batch.targets)
+            for batch in self._data.validation(epoch)
+        )
+        centers = class_centers(
+            embeddings, self._data.num_classes, previous=state.extra.get("centers"), group=self._group
+        )
+        return state._replace(extra={**state.extra, "centers": centers})
+
+    @torch.no_grad()
+    def _embed(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, "n d"]:
+        """Penultimate features in evaluation mode: the same function for samples and for centres."""
+        _, embedding = self._student(theta, buffers, batch.inputs, with_embedding=True, training=False)
+        return embedding
+
+
+def initial_student(student: FlatModule, device: torch.device | str) -> StudentState:
+    theta = student.initial().to(device)
+    buffers = {name: buffer.to(device) for name, buffer in student.initial_buffers().items()}
+    return StudentState(theta, torch.zeros_like(theta), buffers)
+
+
+def round_metrics(
+    group: Group, error: Float[Tensor, ""] | None, statistics: list[StepStatistics], *, limit: float = 1e8
+) -> dict[str, Any]:
+    """Numbers of a round, summed over workers in one collective and read from the device once.
+
+    Raises:
+        DivergenceError: if loss, gradient or error are not finite, or beyond `limit`.
+    """
+    steps = torch.stack([torch.stack((s.loss, s.logit_gradient_sum)) for s in statistics]).mean(dim=0)
+    shares = group.sum(torch.cat((steps, torch.zeros_like(steps[:1]) if error is None else error.reshape(1))))
+    norms = torch.stack([s.gradient_norm for s in statistics])
+    loss, logit_gradient_sum, val_error, gradient_norm = torch.cat((shares, norms.mean().reshape(1))).tolist()
+    values = {"training loss": loss, "gradient norm": gradient_norm, "validation error": val_error}
+    bad = {name: value for name, value in values.items() if not abs(value) < limit}  # also true for nan
+    if bad:
+        raise DivergenceError("the " + " and the ".join(f"{name} is {value:g}" for name, value in bad.items()))
+    metrics = {"train_loss": loss, "logit_gradient_sum": logit_gradient_sum, "gradient_norm": gradient_norm}
+    if error is not None:
+        metrics["val_error"] = val_error
+    return metrics

@@ -1,0 +1,196 @@
+"""The teacher: owner of the loss network's weights phi, and of the rule that rewrites them.
+
+Workers give it their shares of the hypergradient and get new weights back; it never sees an image, and they never see
+its LSTM. Because the LSTM reads a detached gradient, the validation error depends on the LSTM's weights psi only
+through phi', and d e / d psi is the chain of d e / d phi' with d phi' / d psi: exact, with vectors alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
+from l2t_ray.interfaces import DivergenceError, LossParams
+
+
+class StaleVersionError(RuntimeError):
+    """A hypergradient taken at weights that are no longer the current ones: it must not be mixed in."""
+
+
+@runtime_checkable
+class UpdateRule(Protocol):
+    """How phi moves. `propose` gives the step; `learn` hears how the proposals turned out, oldest first."""
+
+    def propose(self, gradient: Float[Tensor, " m"]) -> Float[Tensor, " m"]: ...
+    def learn(self, gradient: Float[Tensor, " m"]) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class AdamRule:
+    """Adam on phi itself, without an LSTM: the row "DLN" of the paper's Table 3. It learns nothing."""
+
+    def __init__(self, num_coordinates: int, *, step_size: float = 1e-3, dtype: torch.dtype = torch.float32):
+        self._step = torch.zeros(num_coordinates, dtype=dtype, requires_grad=True)
+        self._adam = torch.optim.Adam([self._step], lr=step_size)
+
+    def propose(self, gradient: Tensor) -> Tensor:
+        with torch.no_grad():
+            self._step.zero_()
+        self._step.grad = gradient
+        self._adam.step()
+        return self._step.detach().clone()
+
+    def learn(self, gradient: Tensor) -> None:
+        del gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._adam.load_state_dict(state["adam"])
+
+
+class LstmRule:
+    """phi' = phi - step_size * LSTM_psi(pre(g)), and Adam on the LSTM's weights psi.
+
+    The error after proposal i depends on psi through all proposals of its window so far, phi_i = phi_0 - step_size *
+    (o_1 + .. + o_i). A window is `horizon` proposals long; when the error's gradient after each of them is known, psi
+    takes one Adam step along the sum, by back-propagation through the window's LSTM steps (truncated there).
+    `horizon = 1` is the released code.
+
+    In the pipelined schedule the first proposal of a window is made before the window behind it is learned from, so
+    that learning can overlap the workers' next unroll. Each proposal is therefore kept with the psi that made it, and
+    differentiated there: the gradient is exact, though Adam applies it one proposal late. The window is replayed from
+    stored inputs instead of keeping a graph, so that between calls the rule is nothing but tensors and can be saved.
+
+    Args:
+        lstm: the network; its weights are where psi begins.
+        num_coordinates: length of phi.
+        step_size: beta (paper and released code: 1e-3).
+        learning_rate: of Adam on psi (1e-3).
+        horizon: proposals differentiated through.
+    """
+
+    def __init__(
+        self,
+        lstm: LSTMTeacher,
+        num_coordinates: int,
+        *,
+        step_size: float = 1e-3,
+        learning_rate: float = 1e-3,
+        horizon: int = 1,
+    ):
+        self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
+        self._trained = self._lstm.initial().requires_grad_()
+        self._psi = self._trained.detach().clone()  # never changed in place: proposals keep a reference to theirs
+        self._adam = torch.optim.Adam([self._trained], lr=learning_rate)
+        self._state = self._window_start = lstm.initial_state(num_coordinates)
+        self._proposals: list[tuple[Tensor, Tensor]] = []  # (gradient, psi), oldest first, not yet learned from
+        self._outcomes: list[Tensor] = []  # gradients of the error after the window's first proposals
+
+    def propose(self, gradient: Tensor) -> Tensor:
+        self._proposals.append((gradient, self._psi))
+        with torch.no_grad():
+            output, self._state = self._output(self._psi, gradient, self._state)
+        return -self._step_size * output
+
+    def learn(self, gradient: Tensor) -> None:
+        self._outcomes.append(gradient)
+        assert len(self._outcomes) <= len(self._proposals)
+        if len(self._outcomes) < self._horizon:
+            return
+        self._trained.grad, self._window_start = self._window_gradient()
+        self._adam.step()
+        self._psi = self._trained.detach().clone()
+        self._proposals, self._outcomes = self._proposals[self._horizon :], []
+
+    def _window_gradient(self) -> tuple[Float[Tensor, " q"], LstmState]:
+        """The derivative of the window's summed errors in psi, and the LSTM's state at the window's end."""
+        remaining = torch.stack(self._outcomes).flip(0).cumsum(0).flip(0)  # errors that proposal i takes part in
+        leaves: dict[int, Tensor] = {}
+        state = self._window_start
+        total = remaining.new_zeros(())
+        for (gradient, psi), cotangent in zip(self._proposals[: self._horizon], remaining, strict=True):
+            leaf = leaves.setdefault(id(psi), psi.detach().requires_grad_())
+            output, state = self._output(leaf, gradient, state)
+            total = total - self._step_size * (output * cotangent).sum()
+        gradients = torch.autograd.grad(total, list(leaves.values()))
+        return torch.stack(gradients).sum(dim=0), [(h.detach(), c.detach()) for h, c in state]
+
+    def _output(self, psi: Tensor, gradient: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
+        return self._lstm(psi, {}, preprocess_gradient(gradient), state, training=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trained": self._trained.detach(),
+            "psi": self._psi,
+            "adam": self._adam.state_dict(),
+            "state": self._state,
+            "window_start": self._window_start,
+            "proposals": self._proposals,
+            "outcomes": self._outcomes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            self._trained.copy_(state["trained"])
+        self._adam.load_state_dict(state["adam"])
+        self._psi, self._state, self._window_start = state["psi"], state["state"], state["window_start"]
+        self._proposals = [(gradient, psi) for gradient, psi in state["proposals"]]
+        self._outcomes = list(state["outcomes"])
+
+
+class LocalTeacher:
+    """The teacher in this process; also what the teacher actor holds. Its vectors live on the CPU."""
+
+    def __init__(self, phi: Float[Tensor, " m"], rule: UpdateRule):
+        self._phi, self._rule, self._version = phi.detach().cpu().clone(), rule, 0
+        self._last_gradient: Tensor | None = None
+
+    def read(self) -> LossParams:
+        return LossParams(self._version, self._phi)
+
+    def propose(self, version: int, hypergradient: Float[Tensor, " m"], error: float) -> LossParams:
+        """Moves phi by one step of the rule.
+
+        Raises:
+            StaleVersionError: if the hypergradient was not taken at the current weights.
+            DivergenceError: if error or hypergradient are not finite; nothing has moved then.
+        """
+        if version != self._version:
+            raise StaleVersionError(f"hypergradient of loss version {version}, but the current one is {self._version}.")
+        gradient = hypergradient.detach().cpu()
+        if not (torch.isfinite(gradient).all() and error == error and abs(error) != float("inf")):
+            raise DivergenceError(
+                f"the validation error or its hypergradient is not finite (error {error}, "
+                f"{int((~torch.isfinite(gradient)).sum())} of {gradient.numel()} hypergradient entries)"
+            )
+        self._phi = self._phi + self._rule.propose(gradient)
+        self._version, self._last_gradient = version + 1, gradient
+        return self.read()
+
+    def learn(self, version: int, hypergradient: Float[Tensor, " m"] | None = None) -> None:
+        """Tells the rule how its latest proposal turned out (see `interfaces.Teacher`).
+
+        Raises:
+            StaleVersionError: if `version` is not the proposal whose outcome is due.
+        """
+        expected = self._version if hypergradient is not None else self._version - 1
+        if version != expected:
+            raise StaleVersionError(f"outcome of loss version {version}, but that of version {expected} is due.")
+        gradient = self._last_gradient if hypergradient is None else hypergradient.detach().cpu()
+        assert gradient is not None
+        if version > 0:  # version 0 is where phi began: no proposal led there
+            self._rule.learn(gradient)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": self._version, "phi": self._phi, "rule": self._rule.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._version, self._phi = state["version"], state["phi"]
+        self._rule.load_state_dict(state["rule"])

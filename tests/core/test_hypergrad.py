@@ -1,0 +1,173 @@
+"""The hypergradient engines against autograd through the whole unroll, and against closed forms."""
+
+import pytest
+import torch
+
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.hypergrad import ENGINES, hypergradient, naive_hypergradient
+from l2t_ray.core.unroll import InnerProblem
+from l2t_ray.interfaces import Batch, StudentState
+
+
+def relative_error(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 1e-2)])
+def test_engine_agrees_with_autograd_through_the_unroll(make_problem, engine, norm, momentum, weight_decay):
+    p = make_problem(norm=norm, momentum=momentum, weight_decay=weight_decay)
+    expected = naive_hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
+    actual = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
+    assert expected.gradient.norm() > 1e-6
+    assert relative_error(actual.gradient, expected.gradient) < 1e-10
+    assert relative_error(actual.student.theta, expected.student.theta) < 1e-12
+    torch.testing.assert_close(actual.error, expected.error)
+    for name, buffer in expected.student.buffers.items():
+        torch.testing.assert_close(actual.student.buffers[name], buffer)
+
+
+@pytest.mark.parametrize("pairs", ["sigmoid", "softmax"])
+def test_agrees_with_central_differences(make_problem, pairs):
+    p = make_problem(num_steps=3, pairs=pairs, label_table=None)
+    result = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
+    direction = torch.randn(p.phi.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    step = 1e-5  # third-order error 1e-10, rounding 1e-11
+
+    def error(phi):
+        return hypergradient(p.problem, p.start, phi, p.batches, p.val, rates=p.rates).error
+
+    slope = (error(p.phi + step * direction) - error(p.phi - step * direction)) / (2 * step)
+    assert abs(slope - result.gradient @ direction) / abs(slope) < 1e-7
+
+
+def quadratic_problem():
+    """Student loss |theta - phi|^2 / 2, validation error |theta - t|^2 / 2 with t the batch's inputs."""
+
+    def inner_loss(theta, phi, buffers, batch):
+        logits = theta[None]
+        return (logits - phi).square().sum() / 2, logits
+
+    def outer_error(theta, buffers, batch):
+        return (theta - batch.inputs[0]).square().sum() / 2
+
+    return InnerProblem(inner_loss, outer_error, SingleProcess())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("num_steps", [1, 5, 40])
+def test_matches_closed_form(engine, num_steps):
+    """theta_K = phi + (1 - a)^K (theta_0 - phi), so d e / d phi = (1 - (1 - a)^K) (theta_K - t)."""
+    theta_0, phi, target = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batch = Batch(target[None], torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.zeros(1, dtype=torch.int64))
+    start = StudentState(theta_0, torch.zeros_like(theta_0), {})
+    actual = hypergradient(
+        quadratic_problem(), start, phi, [batch] * num_steps, batch, rates=[0.1] * num_steps, engine=engine
+    )
+    decay = 0.9**num_steps
+    theta_k = phi + decay * (theta_0 - phi)
+    torch.testing.assert_close(actual.gradient, (1 - decay) * (theta_k - target))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_horizon_cuts_the_derivative_at_a_step(make_problem, engine):
+    """Going back h steps is the full hypergradient of a run that starts h steps before the end."""
+    p = make_problem()
+    whole = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine, horizon=2)
+    before = hypergradient(p.problem, p.start, p.phi, p.batches[:3], p.val, rates=p.rates[:3]).student
+    last = naive_hypergradient(p.problem, before, p.phi, p.batches[3:], p.val, rates=p.rates[3:])
+    assert relative_error(whole.gradient, last.gradient) < 1e-10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_leaves_its_arguments_alone(make_problem, engine):
+    p = make_problem()
+    before = [p.phi.clone(), p.start.theta.clone(), p.start.velocity.clone()]
+    buffers = {name: buffer.clone() for name, buffer in p.start.buffers.items()}
+    hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
+    for tensor, copy in zip([p.phi, p.start.theta, p.start.velocity], before, strict=True):
+        assert torch.equal(tensor, copy)
+        assert tensor.grad is None and not tensor.requires_grad
+    for name, buffer in buffers.items():
+        assert torch.equal(p.start.buffers[name], buffer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_running_statistics_move_once_a_step(make_problem, engine):
+    """As in plain training: neither the way back nor the validation pass may touch them."""
+    p = make_problem(norm="batch", num_steps=4)
+    result = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
+    assert result.student.buffers["1.num_batches_tracked"] == 4
+    assert not torch.equal(result.student.buffers["1.running_mean"], p.start.buffers["1.running_mean"])
+
+
+def test_sample_weights_are_constants_for_the_derivative(make_problem):
+    p = make_problem(num_steps=3)
+
+    def reweigh(theta, buffers, batch):
+        weights = torch.softmax(theta[: len(batch.targets)], dim=0)
+        return batch._replace(weights=weights.detach())
+
+    problem = InnerProblem(p.inner_loss, p.outer_error, SingleProcess(), 0.9, 1e-2, reweigh)
+    expected = naive_hypergradient(problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
+    for engine in ENGINES:
+        actual = hypergradient(problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
+        assert relative_error(actual.gradient, expected.gradient) < 1e-10
+
+
+def test_refuses_what_makes_no_sense(make_problem):
+    p = make_problem(num_steps=1)
+    with pytest.raises(ValueError, match="at least one training minibatch"):
+        hypergradient(p.problem, p.start, p.phi, [], p.val, rates=[])
+    with pytest.raises(ValueError, match="horizon must be at least 1, got 0"):
+        hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, horizon=0)
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_shares_of_two_slices_sum_to_the_whole(make_problem, norm):
+    """With lambda and nu summed between steps, the workers' phi shares add up to the global hypergradient.
+
+    Two threads stand for two workers; a barrier makes their sums collective.
+    """
+    import threading
+
+    p = make_problem(norm=norm)
+    whole = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
+
+    class ThreadGroup:
+        size = 2
+        barrier = threading.Barrier(2)
+        slots: list[torch.Tensor | None] = [None, None]
+
+        def __init__(self, rank):
+            self.rank = rank
+
+        def sum(self, tensor):
+            self.slots[self.rank] = tensor.clone()
+            self.barrier.wait(timeout=30)
+            total = self.slots[0] + self.slots[1]
+            self.barrier.wait(timeout=30)
+            return total
+
+    def cut(batch, rank):
+        part = slice(0, 4) if rank == 0 else slice(4, None)
+        return Batch(*(field[part] for field in batch))
+
+    results: dict[int, object] = {}
+
+    def work(rank):
+        problem = InnerProblem(p.inner_loss, p.outer_error, ThreadGroup(rank), 0.9, 1e-2)
+        batches = [cut(batch, rank) for batch in p.batches]
+        results[rank] = hypergradient(
+            problem, p.start, p.phi, batches, cut(p.val, rank), rates=p.rates, engine="recompute"
+        )
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert relative_error(results[0].gradient + results[1].gradient, whole.gradient) < 1e-10
+    torch.testing.assert_close(results[0].error + results[1].error, whole.error)
+    assert relative_error(results[1].student.theta, whole.student.theta) < 1e-12
