@@ -49,7 +49,7 @@ def random_starts(
 def escape_times(
     step: Step, starts: Float[Tensor, "n d"], center: Float[Tensor, " d"], *, radius: float, max_steps: int
 ) -> Int[Tensor, " n"]:
-    """The number of steps until each point is farther than `radius` from `center`; -1 where `max_steps` were not enough.
+    """How many steps take each point farther than `radius` from `center`; -1 where `max_steps` were too few.
 
     A point that is out stays where it is: an unbounded function would soon send it to infinity.
     """

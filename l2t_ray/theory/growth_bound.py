@@ -46,8 +46,6 @@ def bound_of_conclusion_1(
     return 1 + eta * gamma / (1 + smoothness.c / smoothness.c_max)
 
 
-def sharp_bound(
-    gamma: Float[Tensor, "*batch"], eta: float | Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+def sharp_bound(gamma: Float[Tensor, "*batch"], eta: float | Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """`1 + eta gamma`: reached when the blocks decouple, and equal to the factor of plain gradient descent."""
     return 1 + eta * gamma

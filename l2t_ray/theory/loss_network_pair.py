@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad
 
+from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.theory.alternating import Function
 from l2t_ray.theory.growth_bound import negative_curvature
 from l2t_ray.theory.saddles import Saddle
@@ -30,12 +31,10 @@ LEAST_CURVATURE = 0.02
 
 @dataclass(frozen=True)
 class LossNetworkPair:
-    """Student `logits = W_2 tanh(W_1 x)`, loss network `w_2' silu(W_1 [p_true, p_other, 1, 0])`, neither with biases.
-
-    The smooth activation is needed, not a taste: with LeakyReLU the errors below are not twice differentiable, and
-    the claims under test speak of Hessians.
+    """Student `logits = W_2 tanh(W_1 x)` without biases, and a loss network small enough for exact Hessians.
 
     Attributes:
+        loss_network: gives the architecture; its own weights are not used.
         num_steps: K, the student steps that the loss network sees.
         rate: alpha, the student's step size.
     """
@@ -45,8 +44,8 @@ class LossNetworkPair:
     val_inputs: Float[Tensor, "v i"]
     val_labels: Int[Tensor, " v"]
     num_classes: int
+    loss_network: DynamicLossNetwork
     student_hidden: int = 3
-    loss_hidden: int = 4
     num_steps: int = 4
     rate: float = 1.0
 
@@ -56,12 +55,13 @@ class LossNetworkPair:
 
     @property
     def num_phi(self) -> int:
-        return self.loss_hidden * (4 + 1)
+        return self.loss_network.spec.num_weights
 
     @property
     def first_layer_of_loss(self) -> int:
         """The number of weights in the loss network's first layer."""
-        return self.loss_hidden * 4
+        rows, columns = self.loss_network.spec.shapes[0]
+        return rows * columns
 
     def logits(self, theta: Float[Tensor, " p"], inputs: Float[Tensor, "n i"]) -> Float[Tensor, "n c"]:
         cut = self.student_hidden * inputs.shape[1]
@@ -69,16 +69,8 @@ class LossNetworkPair:
         return torch.tanh(inputs @ w_1.T) @ w_2.T
 
     def learned_loss(self, theta: Float[Tensor, " p"], phi: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-        """`L_phi(theta)`: the loss network's mean over all 1-vs-1 pairs of the training rows."""
-        labels = self.train_labels[:, None]
-        probabilities = self.logits(theta, self.train_inputs).sigmoid()
-        others = torch.arange(self.num_classes - 1)
-        others = others + (others >= labels).to(others.dtype)
-        p_other = probabilities.gather(1, others)
-        p_true = probabilities.gather(1, labels).expand_as(p_other)
-        rows = torch.stack((p_true, p_other, torch.ones_like(p_true), torch.zeros_like(p_true)), dim=-1)
-        cut = self.first_layer_of_loss
-        return (F.silu(rows @ phi[:cut].view(self.loss_hidden, 4).T) @ phi[cut:]).mean()
+        """`L_phi(theta)`: the loss network's mean over the training rows."""
+        return self.loss_network.losses_at(phi, self.logits(theta, self.train_inputs), self.train_labels).mean()
 
     def validation_error(self, theta: Float[Tensor, " p"]) -> Float[Tensor, ""]:
         """`e(theta)`: cross-entropy on the validation rows."""
@@ -109,12 +101,21 @@ def blobs_pair(*, generator: torch.Generator) -> LossNetworkPair:
         labels = torch.arange(num) % len(centers)
         return centers[labels] + torch.randn(num, 2, dtype=torch.float64, generator=generator), labels
 
-    return LossNetworkPair(*draw(24), *draw(30), num_classes=len(centers))
+    # SiLU, for with LeakyReLU the errors are not twice differentiable, and the claims under test speak of Hessians.
+    loss_network = DynamicLossNetwork(hidden=4, layers=2, activation="silu")
+    return LossNetworkPair(*draw(24), *draw(30), num_classes=len(centers), loss_network=loss_network)
 
 
 def joint_saddles(pair: LossNetworkPair, *, num_starts: int, generator: torch.Generator) -> FoundSaddles:
-    """Strict saddles of the joint error, found from random students and random loss networks."""
-    starts = 0.7 * torch.randn(num_starts, pair.num_theta + pair.num_phi, dtype=torch.float64, generator=generator)
+    """Strict saddles of the joint error, searched for from random loss networks beside random students.
+
+    Each student is first moved to a stationary point of its own error, without a loss network: the joint error is
+    stationary where `theta_K` is such a point, so the search starts near its goal.
+    """
+    students = 0.7 * torch.randn(num_starts, pair.num_theta, dtype=torch.float64, generator=generator)
+    phis = 0.5 * torch.randn(num_starts, pair.num_phi, dtype=torch.float64, generator=generator)
+    moved = (find_stationary_point(pair.validation_error, student).point for student in students)
+    starts = (torch.cat(start) for start in zip(moved, phis, strict=True))
     return _strict_saddles("student and loss network", pair.joint_error, starts, split=pair.num_theta)
 
 
@@ -133,7 +134,7 @@ def _strict_saddles(name: str, function: Function, starts: Iterable[Tensor], *, 
     saddles, num_starts, num_stationary = [], 0, 0
     for start in starts:
         num_starts += 1
-        found = find_stationary_point(function, start)
+        found = find_stationary_point(function, start, max_steps=25)
         if not found.is_stationary:
             continue
         num_stationary += 1

@@ -1,9 +1,11 @@
 """Functions of two blocks with a known saddle, to try the claims on."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import hessian as hessian_of
@@ -59,15 +61,21 @@ def matrix_factorisation(target: Float[Tensor, "m n"], *, rank: int) -> Saddle:
 
 
 def two_layer_network(
-    inputs: Float[Tensor, "n i"], targets: Float[Tensor, "n o"], *, hidden: int, dead: int
+    inputs: Float[Tensor, "n i"],
+    targets: Float[Tensor, "n o"],
+    *,
+    hidden: int,
+    idle: int,
+    generator: torch.Generator,
+    num_tries: int = 20,
 ) -> Saddle:
-    """Half the mean squared error of `W_2 tanh(W_1 x)`, blocks W_1 and W_2, at a saddle with `dead` idle hidden units.
+    """Half the mean squared error of `W_2 tanh(W_1 x)`, blocks W_1 and W_2, at a saddle with `idle` hidden units.
 
-    A stationary point of the other units alone is found first; idle units, whose weights are zero, leave it stationary
-    but could lower the error. Here both layers curve and couple, unlike at all-zero weights.
+    A stationary point of the other units alone is found first, from random starts; idle units, whose weights are zero,
+    leave it stationary but could lower the error. Unlike at all-zero weights, both layers curve here, and couple.
 
     Raises:
-        ValueError: if no stationary point of the active units was found.
+        ValueError: if no stationary point of the active units was found in `num_tries` tries.
     """
     num_inputs, num_outputs = inputs.shape[1], targets.shape[1]
 
@@ -76,17 +84,20 @@ def two_layer_network(
         w_2 = u[units * num_inputs :].view(num_outputs, units)
         return (torch.tanh(inputs @ w_1.T) @ w_2.T - targets).square().sum(dim=1).mean() / 2
 
-    active = hidden - dead
-    size = active * (num_inputs + num_outputs)
-    start = torch.linspace(-1, 1, size, dtype=torch.float64)
-    fitted = find_stationary_point(lambda u: error(u, active), start)
-    if not fitted.is_stationary:
-        raise ValueError(f"fitting {active} active units ended at a gradient of norm {fitted.gradient_norm:.1e}.")
-    w_1, w_2 = fitted.point.split((active * num_inputs, active * num_outputs))
-    zeros = torch.zeros(dead * num_inputs, dtype=torch.float64)
-    w_2 = torch.cat((w_2.view(num_outputs, active), torch.zeros(num_outputs, dead, dtype=torch.float64)), dim=1)
-    point = torch.cat((w_1, zeros, w_2.flatten()))
-    return Saddle("two-layer network", lambda u: error(u, hidden), point, split=hidden * num_inputs)
+    active = hidden - idle
+    cut = active * num_inputs
+    starts = torch.randn(num_tries, cut + active * num_outputs, dtype=torch.float64, generator=generator)
+    for start in starts:
+        found = find_stationary_point(partial(error, units=active), start)
+        is_active = found.point.norm() > 0.1  # all-zero weights are stationary too, and another saddle
+        if found.is_stationary and is_active:
+            break
+    else:
+        raise ValueError(f"no stationary point of {active} hidden units was found in {num_tries} tries.")
+    w_1 = F.pad(found.point[:cut].view(active, num_inputs), (0, 0, 0, idle))
+    w_2 = F.pad(found.point[cut:].view(num_outputs, active), (0, idle))
+    point = torch.cat((w_1.flatten(), w_2.flatten()))
+    return Saddle("two-layer network", partial(error, units=hidden), point, split=hidden * num_inputs)
 
 
 def monkey() -> Saddle:
@@ -112,5 +123,5 @@ def strict_examples(*, generator: torch.Generator) -> list[Saddle]:
         quartic(),
         quadratic((square + square.T) / 2, split=3),
         matrix_factorisation(normal(4, 3), rank=2),
-        two_layer_network(inputs, targets, hidden=4, dead=2),
+        two_layer_network(inputs, targets, hidden=3, idle=2, generator=generator),
     ]
