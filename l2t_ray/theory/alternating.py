@@ -10,13 +10,16 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, jacrev, vmap
 
 Function = Callable[[Float[Tensor, " d"]], Float[Tensor, ""]]
 """A smooth objective `e` of one flat vector."""
 
 Gradient = Callable[[Float[Tensor, "*batch d"]], Float[Tensor, "*batch d"]]
 """The gradient of an objective, at many points at once."""
+
+
+Hessian = Callable[[Float[Tensor, " d"]], Float[Tensor, "d d"]]
 
 
 class AgdMatrices(NamedTuple):
@@ -29,6 +32,11 @@ class AgdMatrices(NamedTuple):
 def gradient_of(function: Function) -> Gradient:
     """The gradient of `function` at each row of an `[n, d]` tensor."""
     return vmap(grad(function))
+
+
+def hessian_of(function: Function) -> Hessian:
+    """The Hessian of `function` at one point, reverse mode twice: all sizes here are small."""
+    return jacrev(grad(function))
 
 
 def alternating_step(

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.func import hessian as hessian_of
 
-from l2t_ray.theory.alternating import descent_path, iteration_matrix
+from l2t_ray.theory.alternating import descent_path, hessian_of, iteration_matrix
 from l2t_ray.theory.escape import log_slope, random_starts
 from l2t_ray.theory.growth_bound import negative_curvature
 from l2t_ray.theory.loss_network_pair import LossNetworkPair
@@ -45,7 +44,8 @@ class StudentGrowth(NamedTuple):
     measured: float
     of_learned_loss: float  # log(1 + alpha gamma) with gamma from the Hessian of L_phi
     of_error: float  # the same with gamma from the Hessian of e: what Conclusion 1 and the sharp bound would promise
-    distances: Float[Tensor, " k+1"]  # of one start, after each round
+    steps_per_round: int
+    distances: Float[Tensor, " k+1"]  # of one start along the growing direction, after each round
 
 
 def student_growth(
@@ -60,11 +60,12 @@ def student_growth(
 ) -> StudentGrowth:
     """Runs `theta <- theta_K(theta, phi)`, `phi <- phi - beta d e(theta_K) / d phi` from students near zero.
 
+    With zero weights the learned loss has a saddle too (or is flat), so its least curvature is never positive.
     The growth is measured along the direction of most negative curvature of the learned loss, over all rounds: choose
     so few that the student stays near zero. A loss network of zeros moves nothing and gives a rate of 0.
     """
     at_zero = torch.zeros(pair.num_theta, dtype=phi.dtype)
-    curvatures, directions = torch.linalg.eigh(hessian_of(pair.learned_loss)(at_zero, phi))
+    curvatures, directions = torch.linalg.eigh(hessian_of(lambda theta: pair.learned_loss(theta, phi))(at_zero))
     error_curvature = negative_curvature(hessian_of(pair.validation_error)(at_zero))
     split = pair.num_theta
 
@@ -76,10 +77,11 @@ def student_growth(
     students = random_starts(at_zero, num_starts, radius=start_radius, generator=generator)
     start = torch.cat((students, phi.expand(num_starts, -1)), dim=1)
     path = descent_path(vmap(one_round), start, num_rounds)[..., :split]
-    growth = log_slope((path @ directions[:, 0]).abs())
+    distances = (path @ directions[:, 0]).abs()
     return StudentGrowth(
-        measured=growth.median().item() / pair.num_steps,
-        of_learned_loss=math.log1p(-pair.rate * curvatures[0].item()),
+        measured=log_slope(distances).median().item() / pair.num_steps,
+        of_learned_loss=math.log1p(pair.rate * abs(curvatures[0].item())),
         of_error=math.log1p(pair.rate * error_curvature.item()),
-        distances=torch.linalg.vector_norm(path[:, 0], dim=-1),
+        steps_per_round=pair.num_steps,
+        distances=distances[:, 0],
     )

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +26,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY = (
     "#E69F00",
     "#5F5F5F",
 )
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -42,6 +43,7 @@ STYLE = {
 }
 PALETTE_SIZE = 96  # colours in a file: few enough for some tens of kB, more than the eye misses
 MAX_DOTS = 6000
+SHIFT = 2  # between curves that would lie on top of each other
 
 
 def draw_all(findings: Findings, directory: Path) -> None:
@@ -68,55 +70,35 @@ def draw_escape_time(findings: Findings) -> Figure:
     left, right = figure.subplots(1, 2)
     rows = findings.by_step_size
     eta = [row.eta for row in rows]
-    left.fill_between(
-        eta,
-        [row.alternating_low for row in rows],
-        [row.alternating_high for row in rows],
-        color=BLUE,
-        alpha=0.18,
-        linewidth=0,
-        label="10–90 % of starts",
-    )
+    low, high = [row.alternating_low for row in rows], [row.alternating_high for row in rows]
+    predicted, plain = [row.predicted for row in rows], [row.simultaneous for row in rows]
+    left.fill_between(eta, low, high, color=BLUE, alpha=0.18, linewidth=0, label="10–90 % of starts")
     left.loglog(eta, [row.conclusion_1 for row in rows], color=ORANGE, linestyle="--", label="limit by Conclusion 1")
-    left.loglog(
-        eta, [row.predicted for row in rows], color=GREY, linewidth=1, label=r"$\log(R/r_0)\,/\,\log\lambda_{\max}$"
-    )
-    left.loglog(
-        eta,
-        [row.simultaneous for row in rows],
-        "s",
-        color=GREEN,
-        markersize=6,
-        fillstyle="none",
-        label="gradient descent",
-    )
+    left.loglog(eta, predicted, color=GREY, linewidth=1, label=r"$\log(R/r_0)\,/\,\log\lambda_{\max}$")
+    left.loglog(eta, plain, "s", color=GREEN, markersize=6, fillstyle="none", label="gradient descent")
     left.loglog(eta, [row.alternating for row in rows], "o", color=BLUE, markersize=4, label="alternating")
     left.set(
         xlabel=r"step size $\eta$ (here $\eta C_{\max}=\eta$)",
         ylabel=f"steps from $r_0=10^{{-6}}$ to $R={ESCAPE_RADIUS}$",
-        title="Quartic saddle: half the step, twice the time",
+        title="Quartic saddle",
     )
     left.legend()
 
     starts = findings.by_start
     radius = np.array([row.start_radius for row in starts])
+    middle = len(radius) // 2
     right.loglog(radius, [row.degenerate for row in starts], "D-", color=ORANGE, markersize=5)
     right.loglog(radius, [row.strict for row in starts], "o-", color=BLUE, markersize=5)
-    right.annotate(
-        "degenerate saddle:\ntime grows like $1/r_0$",
-        (radius[len(radius) // 2], starts[len(radius) // 2].degenerate),
-        xytext=(10, 12),
-        textcoords="offset points",
-        color=ORANGE,
+    beside = {"textcoords": "offset points"}
+    at = (radius[middle], starts[middle].degenerate)
+    right.annotate("degenerate saddle:\ntime grows like $1/r_0$", at, xytext=(8, 6), color=ORANGE, **beside)
+    at = (radius[middle], starts[middle].strict)
+    right.annotate("strict saddle:\nlike $\\log(1/r_0)$", at, xytext=(-50, 16), color=BLUE, **beside)
+    right.set(
+        xlabel="distance of the start $r_0$",
+        ylabel=f"steps to $R={ESCAPE_RADIUS}$",
+        title="Control: a saddle that is not strict",
     )
-    right.annotate(
-        "strict saddle:\ntime grows like $\\log(1/r_0)$",
-        (radius[len(radius) // 2], starts[len(radius) // 2].strict),
-        xytext=(0, 14),
-        textcoords="offset points",
-        color=BLUE,
-    )
-    right.set(xlabel="distance of the start $r_0$", ylabel=f"steps to $R={ESCAPE_RADIUS}$", title="Negative control")
     return figure
 
 
@@ -124,41 +106,36 @@ def draw_growth(findings: Findings) -> Figure:
     """Distance along the escaping direction at each strict saddle; and a student that descends another loss."""
     figure = Figure(figsize=(8.4, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    markers = zip((BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW), "osD^vP", strict=True)
-    for row, (colour, marker) in zip(findings.growth, markers, strict=False):
+    looks = zip((BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW), "osD^vP", strict=True)
+    for index, (row, (colour, marker)) in enumerate(zip(findings.growth, looks, strict=False)):
         distance = findings.distances[row.name].numpy()
-        steps = np.arange(len(distance))
-        left.semilogy(steps, distance[0] * row.factor**steps, color=colour, linewidth=1)
-        left.semilogy(
-            steps, distance, marker, color=colour, markersize=4, markevery=max(1, len(steps) // 14), label=row.name
-        )
+        grown = np.arange(len(distance)) * row.log_factor
+        apart = SHIFT * index + grown
+        left.semilogy(apart, distance[0] * np.exp(grown), color=colour, linewidth=1)
+        label = rf"{row.name}, {row.log_factor:.3f}"
+        left.semilogy(apart, distance, marker, color=colour, markersize=4, markevery=len(grown) // 12 + 1, label=label)
     left.set(
-        xlabel="alternating steps $k$",
+        xlabel=rf"$k\,\log\lambda_{{\max}}$ after $k$ steps (curves set {SHIFT} apart)",
         ylabel=r"$|P_d(u^k-u^*)|$",
-        title=r"Dots: measured. Lines: slope $\log\lambda_{\max}$",
-        ylim=(START_RADIUS / 30, 1),
+        title="Dots: measured. Lines: the predicted slope",
+        xlim=(-1, 14 + SHIFT * len(findings.growth)),
+        ylim=(START_RADIUS / 5000, 1),
     )
-    left.legend(loc="lower right")
+    left.legend(loc="lower right", title=r"saddle, $\log\lambda_{\max}$", title_fontsize=8)
 
-    error_rate = findings.students[0][1].of_error
-    num_rounds = len(findings.students[0][1].distances)
-    rounds = np.arange(num_rounds)
-    steps_per_round = 4
-    steps = rounds * steps_per_round
-    right.semilogy(
-        steps, START_RADIUS * np.exp(error_rate * steps), "--", color=GREY, label="what the curvature of $e$ promises"
-    )
-    for (scale, student), colour, marker in zip(
-        reversed(findings.students), (BLUE, GREEN, YELLOW, ORANGE), "osD^", strict=True
-    ):
-        distance = student.distances.numpy()
-        right.semilogy(
-            steps, distance, marker + "-", color=colour, markersize=4, label=rf"loss network $\times$ {scale:g}"
-        )
+    looks = zip((BLUE, GREEN, YELLOW, ORANGE), "osD^", strict=True)
+    for (scale, student), (colour, marker) in zip(reversed(findings.students), looks, strict=True):
+        distance = student.distances.numpy() / student.distances[0].item()
+        steps = np.arange(len(distance)) * student.steps_per_round
+        right.semilogy(steps, np.exp(student.of_learned_loss * steps), color=colour, linewidth=1)
+        right.semilogy(steps, distance, marker, color=colour, markersize=5, label=rf"random $\phi$, times {scale:g}")
+    student = findings.students[0][1]
+    steps = np.arange(len(student.distances)) * student.steps_per_round
+    right.semilogy(steps, np.exp(student.of_error * steps), "--", color=GREY, label="if it descended $e$")
     right.set(
         xlabel="student steps",
-        ylabel=r"distance of the student from its saddle",
-        title="L2T-DLN: the student descends another loss",
+        ylabel="growth of the student, from 1",
+        title=r"L2T-DLN: the student descends $L_\phi$, not $e$",
     )
     right.legend(loc="upper left")
     return figure
@@ -169,6 +146,7 @@ def draw_gain(findings: Findings) -> Figure:
     checks = HessianChecks(*(torch.cat(column) for column in zip(*(c for _, c in findings.hessians), strict=True)))
     shown = torch.randperm(len(checks.gain), generator=torch.Generator().manual_seed(0))[:MAX_DOTS]
     x, y, is_complex = (column[shown].numpy() for column in (checks.eta_c_max, checks.gain, checks.is_complex))
+    num_below = int(checks.violates_sharp_bound.sum())
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(0.01, 1, color="#F3F6F9", linewidth=0)
@@ -176,7 +154,7 @@ def draw_gain(findings: Findings) -> Figure:
     axes.scatter(
         x[is_complex], y[is_complex], s=9, color=ORANGE, marker="^", linewidth=0, label="spectrum partly complex"
     )
-    axes.axhline(1, color="black", linewidth=1.6)
+    axes.axhline(1, color="black", linewidth=1.6, zorder=0.5)
     axes.axhspan(1 / 3, 1 / 2, color=GREEN, alpha=0.35, linewidth=0)
     axes.text(10.6, 1, "sharp\nbound", va="center", fontsize=8)
     axes.text(10.6, 0.41, "Conclusion 1,\n$1/(1+C/C_{\\max})$", va="center", color=GREEN, fontsize=8)
@@ -188,7 +166,7 @@ def draw_gain(findings: Findings) -> Figure:
         ylim=(0.28, max(20.0, 1.3 * float(y.max()))),
         xlabel=r"$\eta\,C_{\max}$",
         ylabel=r"$(\lambda_{\max}(M^{-1}G)-1)\,/\,(\eta\gamma)$",
-        title=f"{min(MAX_DOTS, len(checks.gain)):,} of {len(checks.gain):,} checks: none below 1",
+        title=f"{len(shown):,} of {len(checks.gain):,} checks; of all, {num_below} below the sharp bound",
     )
     axes.legend(loc="upper left", markerscale=2)
     return figure
@@ -204,7 +182,7 @@ def draw_trajectories() -> Figure:
     points = torch.from_numpy(np.stack((grid_x, grid_y), axis=-1).reshape(-1, 2))
     values = torch.func.vmap(saddle.function)(points).numpy().reshape(grid_x.shape)
     axes.contour(grid_x, grid_y, values, levels=24, colors="#C9C9C9", linewidths=0.7)
-    eta, starts = 0.8, torch.tensor([[0.28, 0.78], [-0.28, -0.78]], dtype=torch.float64)
+    eta, starts = 0.4, torch.tensor([[0.36, 0.78], [-0.52, -0.78]], dtype=torch.float64)
     plain = descent_path(lambda u: simultaneous_step(gradient, u, eta), starts, 25)
     stairs = _half_steps(gradient, starts, eta, num_steps=25)
     for index in range(len(starts)):
@@ -221,7 +199,7 @@ def draw_trajectories() -> Figure:
     axes.plot(0, 0, "X", color=ORANGE, markersize=9, label="strict saddle")
     axes.grid(False)
     axes.set(xlabel="$x$ (block 1)", ylabel="$y$ (block 2)", title=rf"Leaving the quartic saddle, $\eta={eta}$")
-    axes.legend(loc="lower left", frameon=True, edgecolor="none", framealpha=0.9)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import hessian as hessian_of
 
-from l2t_ray.theory.alternating import Function
+from l2t_ray.theory.alternating import Function, hessian_of
 from l2t_ray.theory.stationary import find_stationary_point
 
 

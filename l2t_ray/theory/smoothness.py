@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import hessian as hessian_of
 from torch.func import vmap
 
-from l2t_ray.theory.alternating import Function
+from l2t_ray.theory.alternating import Function, hessian_of
 
 
 class Smoothness(NamedTuple):

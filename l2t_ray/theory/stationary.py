@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
-from torch.func import hessian as hessian_of
 
-from l2t_ray.theory.alternating import Function
+from l2t_ray.theory.alternating import Function, hessian_of
 
 # float64 gradients of order 1 cannot be made much smaller; at this norm a saddle is a saddle to 12 digits.
 STATIONARY = 1e-11
