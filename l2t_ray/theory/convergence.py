@@ -67,7 +67,7 @@ class Findings(NamedTuple):
 def run(
     out: Path, *, num_hessians: int, seed: int, quick: bool = False, announce: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Runs all checks and writes `figures/*.png`, `summary.json`, `bounds.csv`, `saddles.csv`, `escape.csv` to `out`.
+    """Runs all checks and writes what they found to the directory `out`.
 
     Args:
         announce: is told what comes next, before each part.
@@ -75,19 +75,10 @@ def run(
     Returns:
         What `summary.json` holds.
     """
-    from l2t_ray.theory.figures import draw_all  # matplotlib takes seconds to import, and only this needs it
-
     effort = Effort.quick(num_hessians) if quick else Effort.full(num_hessians)
     findings = measure(effort, seed=seed, announce=announce)
-    out.mkdir(parents=True, exist_ok=True)
     announce("figures")
-    draw_all(findings, out / "figures")
-    _write_table(out / "bounds.csv", _bound_rows(findings.hessians))
-    _write_table(out / "saddles.csv", [row._asdict() for row in findings.growth])
-    _write_table(out / "escape.csv", [row._asdict() for row in findings.by_step_size])
-    summary = summarise(findings)
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+    return write(findings, out)
 
 
 def measure(effort: Effort, *, seed: int, announce: Callable[[str], None]) -> Findings:
@@ -118,6 +109,20 @@ def measure(effort: Effort, *, seed: int, announce: Callable[[str], None]) -> Fi
     students = [(scale, run_student(scale * phi, generator=generator)) for scale in PHI_SCALES]
     checks = _check_found(found, generator=generator)
     return Findings(hessians, by_step_size, by_start, slope, growth, distances, found, checks, students)
+
+
+def write(findings: Findings, out: Path) -> dict[str, Any]:
+    """Writes `figures/*.png`, `summary.json`, `bounds.csv`, `saddles.csv` and `escape.csv`; returns the summary."""
+    from l2t_ray.theory.figures import draw_all  # matplotlib takes seconds to import, and only this needs it
+
+    out.mkdir(parents=True, exist_ok=True)
+    draw_all(findings, out / "figures")
+    _write_table(out / "bounds.csv", _bound_rows(findings.hessians))
+    _write_table(out / "saddles.csv", [row._asdict() for row in findings.growth])
+    _write_table(out / "escape.csv", [row._asdict() for row in findings.by_step_size])
+    summary = summarise(findings)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 def summarise(findings: Findings) -> dict[str, Any]:

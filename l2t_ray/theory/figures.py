@@ -119,7 +119,7 @@ def draw_growth(findings: Findings) -> Figure:
         ylabel=r"$|P_d(u^k-u^*)|$",
         title="Dots: measured. Lines: the predicted slope",
         xlim=(-1, 14 + SHIFT * len(findings.growth)),
-        ylim=(START_RADIUS / 5000, 1),
+        ylim=(START_RADIUS / 1e5, 1),
     )
     left.legend(loc="lower right", title=r"saddle, $\log\lambda_{\max}$", title_fontsize=8)
 
