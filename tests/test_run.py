@@ -1,8 +1,12 @@
 """The main job as a user meets it: what it writes, how it resumes, what it says when something is wrong."""
 
+import contextlib
+import importlib.util
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +17,7 @@ import torch
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.tracking.metrics import read_rows
 
+JOB = Path(__file__).parents[1] / "jobs" / "cifar.py"
 SMALL = [
     "ray.enabled=false",
     "tracking.mlflow=false",
@@ -26,21 +31,35 @@ SMALL = [
 ]
 
 
+def load_job():
+    """`jobs/cifar.py` as a module: most tests call its `main` here, for a process of its own takes seconds to start."""
+    spec = importlib.util.spec_from_file_location("cifar_job", JOB)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def cifar(*arguments, cwd, code=0):
-    """Runs `python jobs/cifar.py` and returns what it printed, after checking its exit code."""
-    job = Path(__file__).parents[1] / "jobs" / "cifar.py"
-    environment = {**os.environ, "PYTHONPATH": str(job.parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [sys.executable, str(job), *arguments],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-    output = process.stdout + process.stderr
-    assert process.returncode == code, output
-    return output
+    """What the job prints when called with these arguments in a directory, after checking its exit code."""
+    output = io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        actual = 0
+        try:
+            load_job().main(arguments)
+        except SystemExit as exit:
+            actual = exit.code
+    assert actual == code, output.getvalue()
+    return output.getvalue()
+
+
+def test_the_command_itself(configs):
+    """One run as the shell sees it."""
+    command = [sys.executable, str(JOB), *SMALL, "training.num_rounds=1", "name=shell"]
+    environment = {**os.environ, "PYTHONPATH": str(JOB.parents[1])}
+    process = subprocess.run(command, cwd=configs, env=environment, text=True, capture_output=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "test accuracy" in process.stdout and "results in" in process.stdout
+    assert process.stderr == ""
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +142,6 @@ def repr_exact(value):
 @pytest.mark.parametrize("num_kept", [1, 3, 4])
 def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
     """Checkpoints exist after rounds 2 and 4 of either arm; everything after the first few of them is thrown away."""
-    import shutil
-
     directory, _ = finished
     name = f"cut{num_kept}"
     cifar("--quiet", *SMALL, "training.keep_checkpoints=9", f"name={name}", cwd=configs)
@@ -157,9 +174,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
 def test_a_mistake_is_one_sentence_and_exit_code_2(finished, configs, arguments, message):
     if "device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    output = cifar(*SMALL[:3], *arguments, cwd=configs, code=2) if "--resume" not in arguments else cifar(
-        *arguments, cwd=configs, code=2
-    )
+    settings = [] if "--resume" in arguments else SMALL[:3]
+    output = cifar(*settings, *arguments, cwd=configs, code=2)
     assert message in output
     assert output.startswith("error: ") and output.count("\n") == 1, output
 

@@ -63,7 +63,7 @@ class Reweighting:
     Attributes:
         metric: similarity of a sample's embedding to the centre of its class.
         positive: what is done with negative similarities (`reweight.importance_weights`).
-        refresh_every: the centres are taken anew in every round whose number it divides, and at the start of each epoch.
+        refresh_every: centres are taken anew in each round whose number it divides, and at the start of each epoch.
     """
 
     metric: Metric
