@@ -292,7 +292,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             value = {"name": value}
         if isinstance(old, dict) and isinstance(value, dict):
             default = VARIANTS.get(key)
-            is_other = default is not None and value.get("name", old.get("name")) != old.get("name", default)
+            name = old.get("name", default)
+            is_other = default is not None and value.get("name", name) != name
             result[key] = value if is_other else _merged(old, value)
         else:
             result[key] = value
