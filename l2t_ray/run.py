@@ -25,6 +25,7 @@ from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment import (
     bare_loss_network,
     build_run,
@@ -73,9 +74,10 @@ class Experiment:
         """
         config = configuration.load(Path(path), overrides)
         name = config.name or f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        root = default_data_root(os.environ.get("L2T_DATA"), config.data.root).expanduser().resolve()
+        here = _working_directory()
+        root = (here / default_data_root(os.environ.get("L2T_DATA"), config.data.root).expanduser()).resolve()
         config = config.model_copy(update={"name": name, "data": config.data.model_copy(update={"root": root})})
-        directory = config.runs.expanduser().resolve() / name
+        directory = (here / config.runs.expanduser()).resolve() / name
         if (directory / "config.yaml").exists():
             raise UserError(f"{directory} holds a run already; go on with --resume {directory} or set another name=.")
         return cls(config, directory)
@@ -113,7 +115,9 @@ class Experiment:
         )
         # Everything that can be wrong with data and configuration is found here, before anything is started.
         device = resolve_device(config)
-        build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+        # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
+        make_teacher = _idle_teacher if config.ray.enabled else None
+        build_run(config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
         start = store.latest()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -190,6 +194,12 @@ class Experiment:
         return Result(directory, summaries, loss_network)
 
 
+def _working_directory() -> Path:
+    """Where relative paths begin: here; at home in a submitted job, whose own directory is a copy that Ray deletes."""
+    here = Path.cwd()
+    return Path.home() if any(part.startswith("_ray_pkg_") for part in here.parts) else here
+
+
 def summarise(arm: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The closing numbers of an arm. Final means the last round; the best one seen is only for comparison."""
     own = [row for row in rows if row["arm"] == arm]
@@ -235,6 +245,10 @@ loss_network.loss(student(images), labels).backward()
 
 The loss was learned with this student, data and learning rate, together with their schedule: on others, measure.
 """
+
+
+def _idle_teacher(*_: Any) -> LocalTeacher:
+    return LocalTeacher(torch.zeros(1), AdamRule(1))
 
 
 def _on_arrays(loss_network: DynamicLossNetwork) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,8 +1,10 @@
 """Starts a run on Ray: the teacher actor, the workers of a `TorchTrainer`, and a line back to the screen."""
 
+import hashlib
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from l2t_ray.interfaces import DivergenceError, UserError
 
 OnRows = Callable[[list[Mapping[str, Any]]], None]
 POLL_S = 0.5
+NAMESPACE = "l2t_ray"
 
 # Set before Ray starts, each only where the user has not. Sources: Ray 2.60's own documentation and source.
 ENVIRONMENT = {
@@ -38,7 +41,7 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows) -> None:
         os.environ.setdefault(key, value)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.ray.timeout_s))
     with ray_session(config):
-        outcome = _train(config, run_dir, on_rows)
+        outcome = _train(config, run_dir.resolve(), on_rows)
     if outcome["outcome"] == "user_error":
         raise UserError(outcome["message"])
     if outcome["outcome"] == "diverged":
@@ -54,10 +57,9 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    threads = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(config.ray.cpus_per_worker)))}}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, runtime_env=threads, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING)
     else:
         # A cluster of our own on loopback needs no token, and one that is asked for must be asked for on both sides.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -65,7 +67,6 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, -int(-wanted // 1)),
-            runtime_env=threads,
             logging_level=logging.WARNING,
         )
     try:
@@ -81,8 +82,10 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from l2t_ray.distributed.board import Board
+    from l2t_ray.distributed.restarts import NoteRestarts, describe
     from l2t_ray.distributed.teacher_actor import TeacherService
-    from l2t_ray.distributed.worker import Board, WorkerSpec, train_worker
+    from l2t_ray.distributed.worker import WorkerSpec, train_worker
 
     num_classes = load_dataset(config.data).num_classes
     method = config.method
@@ -91,20 +94,25 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
         assert isinstance(method, L2TDLNConfig)
         return build_teacher(method, num_classes, seed=config.seed)
 
+    try:
+        board = ray.remote(Board).options(**_named("board", run_dir), num_cpus=0).remote()
+    except ValueError as error:  # the name is taken
+        raise UserError(
+            f"{run_dir} is in training on this cluster already; wait for that run to end, or set another name=."
+        ) from error
     # A teacher that dies comes back empty and refuses the attempt it had served: the workers fail, and the next
     # attempt begins from the checkpoint. Its calls are never retried: a hypergradient must not be applied twice.
     teacher = None
     if isinstance(method, L2TDLNConfig):
         teacher = (
             ray.remote(TeacherService)
-            .options(name=f"teacher-{run_dir.name}", num_cpus=0, max_restarts=-1, max_task_retries=0)
+            .options(**_named("teacher", run_dir), num_cpus=0, max_restarts=-1, max_task_retries=0)
             .remote(make_teacher)
         )
-    board = ray.remote(Board).options(num_cpus=0).remote()
     settings = config.ray
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"spec": WorkerSpec(config, run_dir.resolve(), teacher, board)},
+        train_loop_config={"spec": WorkerSpec(config, run_dir, teacher, board)},
         torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
@@ -113,9 +121,10 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(run_dir.resolve()),
+            storage_path=str(run_dir),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="ERROR"),  # below that, nothing but Ray's own retries
+            callbacks=[NoteRestarts(board, settings.max_failures)],
         ),
     )
     with _relayed(board, on_rows):
@@ -123,13 +132,20 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
             result = trainer.fit()
         except TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {})
-            reasons = "; ".join(f"worker {rank}: {failure}" for rank, failure in failures.items()) or str(error)
             raise RuntimeError(
-                f"the workers failed more than ray.max_failures={settings.max_failures} times; the last checkpoint "
-                f"stays, continue with --resume {run_dir}. Last failure: {reasons}"
+                f"training failed more than ray.max_failures={settings.max_failures} times, at last by "
+                f"{describe(failures) if failures else error}; go on from the last checkpoint with --resume {run_dir}."
             ) from error
     assert result.return_value is not None  # every worker says how it ended
     return result.return_value
+
+
+def _named(kind: str, run_dir: Path) -> dict[str, str]:
+    """A name that only another run in the very same directory can have."""
+    return {
+        "name": f"{kind}-{run_dir.name}-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:8]}",
+        "namespace": NAMESPACE,
+    }
 
 
 @contextmanager
@@ -139,9 +155,15 @@ def _relayed(board: Any, on_rows: OnRows) -> Iterator[None]:
 
     stop = threading.Event()
 
+    def take() -> None:
+        rows, notes = ray.get(board.take.remote())
+        for note in notes:
+            warnings.warn(note, stacklevel=1)
+        on_rows(rows)
+
     def relay() -> None:
         while not stop.wait(POLL_S):
-            on_rows(ray.get(board.take.remote()))
+            take()
 
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()
@@ -150,4 +172,4 @@ def _relayed(board: Any, on_rows: OnRows) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        on_rows(ray.get(board.take.remote()))
+        take()

@@ -37,8 +37,7 @@ class RemoteTeacher:
         return self._params
 
     def propose(self, version: int, hypergradient: Float[Tensor, " m"], error: float) -> LossParams:
-        if self._learning is not None:
-            self._get(self._learning)  # its errors surface here; it ended long ago, during the unroll
+        self._await_learning()
         share = hypergradient.detach().cpu().numpy()
         answer = self._actor.propose.remote(self._attempt, self._group.rank, version, error, share)
         self._params = self._received(self._get(answer))
@@ -51,8 +50,18 @@ class RemoteTeacher:
         self._learning = self._actor.learn.remote(self._attempt, self._group.rank, version, share)
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher's state; empty on all but rank 0, which alone writes checkpoints."""
-        return self._get(self._actor.state.remote(self._attempt)) if self._group.rank == 0 else {}
+        """The teacher's state; empty on all but rank 0, which alone writes checkpoints.
+
+        All workers ask, so that what learning raised stops all of them.
+        """
+        self._await_learning()  # or this worker's last share could arrive after the question
+        return self._get(self._actor.state.remote(self._attempt, self._group.rank))
+
+    def _await_learning(self) -> None:
+        """Waits until the actor has heard the latest `learn`: as a rule it did long ago, during the unroll."""
+        if self._learning is not None:
+            self._get(self._learning)
+            self._learning = None
 
     def _get(self, reference: ray.ObjectRef) -> Any:
         try:

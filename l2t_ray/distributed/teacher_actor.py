@@ -29,16 +29,18 @@ class TeacherService:
     """What the actor runs, as a plain asyncio class: no Ray in it.
 
     Args:
-        make_teacher: gives a new teacher at its beginning; called at the start of every attempt.
+        make_teacher: gives a new teacher at its beginning; called once.
     """
 
     def __init__(self, make_teacher: Callable[[], LocalTeacher]):
-        self._make_teacher = make_teacher
         self._teacher = make_teacher()
+        self._beginning = self._teacher.state_dict()
         self._attempt: str | None = None
         self._num_workers = 0
         self._shares: dict[tuple[str, int], dict[int, Share]] = {}
         self._answers: dict[int, LossParams | Exception] = {}
+        self._learned = -1  # the latest version whose outcome is known in this attempt
+        self._failure: Exception | None = None  # of learning, which nobody waits for: the next call hears of it
         self._changed = asyncio.Condition()
 
     async def begin(self, attempt: str, num_workers: int, state: Mapping[str, Any] | None) -> None:
@@ -46,8 +48,8 @@ class TeacherService:
         async with self._changed:
             self._attempt, self._num_workers = attempt, num_workers
             self._shares, self._answers = {}, {}
-            self._teacher = self._make_teacher()
-            self._teacher.begin(state)
+            self._learned, self._failure = -1, None
+            self._teacher.begin(self._beginning if state is None else state)
             self._changed.notify_all()
 
     async def read(self, attempt: str) -> tuple[int, np.ndarray]:
@@ -64,7 +66,7 @@ class TeacherService:
         Raises:
             StaleAttemptError: if another attempt has begun, before or while waiting.
             StaleVersionError: if the share was taken at weights that are no longer current.
-            DivergenceError: if the summed error or hypergradient is not finite.
+            DivergenceError: if the summed error or hypergradient is not finite, or learning before was not.
         """
         self._check(attempt)
         async with self._changed:
@@ -80,6 +82,7 @@ class TeacherService:
                     self._changed.notify_all()
             await self._changed.wait_for(lambda: self._attempt != attempt or version in self._answers)
             self._check(attempt)
+            self._check_learning()
             answer = self._answers[version]
         if isinstance(answer, Exception):
             raise answer
@@ -89,25 +92,34 @@ class TeacherService:
         """As `Teacher.learn`. Without a gradient (the one given to `propose` is meant) rank 0 speaks for all."""
         self._check(attempt)
         async with self._changed:
-            if gradient is None:
-                self._teacher.learn(version)
+            if version <= self._learned:
+                return  # a share that came twice
+            total = None if gradient is None else self._gather("learn", version, rank, (0.0, gradient))
+            if gradient is not None and total is None:
                 return
-            total = self._gather("learn", version, rank, (0.0, gradient))
-            if total is not None:
-                self._teacher.learn(version, total[1])
-                self._changed.notify_all()
+            try:
+                self._teacher.learn(version, None if total is None else total[1])
+            except Exception as failure:  # all workers must hear of it, not only the last to come
+                self._failure = failure
+            self._learned = version
+            self._changed.notify_all()
 
-    async def state(self, attempt: str) -> dict[str, Any]:
-        """The teacher's state, once everything sent to `learn` has been learned."""
+    async def state(self, attempt: str, rank: int) -> dict[str, Any]:
+        """The teacher's state, once everything sent to `learn` has been learned. Only rank 0 is given its content."""
         self._check(attempt)
         async with self._changed:
             await self._changed.wait_for(lambda: self._attempt != attempt or not self._shares)
             self._check(attempt)
-            return self._teacher.state_dict()
+            self._check_learning()
+            return self._teacher.state_dict() if rank == 0 else {}
 
     def _check(self, attempt: str) -> None:
         if attempt != self._attempt:
             raise StaleAttemptError(f"attempt {attempt} is over; the current one is {self._attempt}.")
+
+    def _check_learning(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _gather(self, kind: str, version: int, rank: int, share: Share) -> tuple[float, Tensor] | None:
         """Keeps a share; the sum when it was the last one missing."""
@@ -117,9 +129,9 @@ class TeacherService:
             return None
         del self._shares[(kind, version)]
         ordered = [shares[r] for r in sorted(shares)]
-        total = torch.zeros(ordered[0][1].shape, dtype=torch.from_numpy(ordered[0][1].copy()).dtype)
-        for _, gradient in ordered:
-            total += torch.from_numpy(np.array(gradient))
+        total = torch.tensor(ordered[0][1])  # a copy: what came is a read-only view of shared memory
+        for _, gradient in ordered[1:]:
+            total += torch.tensor(gradient)
         return sum(error for error, _ in ordered), total
 
     def _answer(self, version: int, error: float, gradient: Tensor) -> LossParams | Exception:

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 
 from l2t_ray.config import ExperimentConfig
@@ -16,23 +18,11 @@ from l2t_ray.core.group import ProcessGroup
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.experiment import build_run
 from l2t_ray.interfaces import DivergenceError, UserError
-from l2t_ray.training.checkpoint import CheckpointStore
+from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.loop import Run
 
 POST_EVERY_S = 0.5
-
-
-class Board:
-    """The actor where rank 0 posts finished rounds, and the driver reads them for screen and tracking."""
-
-    def __init__(self) -> None:
-        self._rows: list[Mapping[str, Any]] = []
-
-    def post(self, rows: list[Mapping[str, Any]]) -> None:
-        self._rows.extend(rows)
-
-    def take(self) -> list[Mapping[str, Any]]:
-        rows, self._rows = self._rows, []
-        return rows
+LAST_POST_S = 10
 
 
 @dataclass(frozen=True)
@@ -55,26 +45,50 @@ class Poster:
     def post(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)
         if time.monotonic() - self._sent_at >= POST_EVERY_S:
-            self.flush()
+            self._send()
 
-    def flush(self) -> None:
-        if self._rows:
-            self._board.post.remote(self._rows)
+    def close(self) -> None:
+        """Sends what is left and waits until it is there: this process ends before the driver reads the board."""
+        ray.wait([self._send()], timeout=LAST_POST_S)
+
+    def _send(self) -> ray.ObjectRef:
+        sent = self._board.post.remote(self._rows)
         self._rows, self._sent_at = [], time.monotonic()
+        return sent
 
 
 def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     """Trains to the end from the newest checkpoint. Says how it ended; only faults of machines raise."""
     spec = arguments["spec"]
-    config = spec.config
     rank = ray.train.get_context().get_world_rank()
     attempt = str(broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None))
-    group = ProcessGroup()
+    if rank == 0:
+        warnings.showwarning = lambda message, *_, **__: spec.board.note.remote(str(message))
+    poster = Poster(spec.board)
+    try:
+        run, store, start = _prepared(spec, attempt)
+        run.train(start=start, store=store, on_row=poster.post, on_cut=_report)
+    except UserError as error:
+        return {"outcome": "user_error", "message": str(error)}
+    except DivergenceError as error:
+        return {"outcome": "diverged", "message": str(error)}
+    finally:
+        poster.close()
+    return {"outcome": "finished", "message": ""}
+
+
+def _prepared(spec: WorkerSpec, attempt: str) -> tuple[Run, CheckpointStore, Cut | None]:
+    """The parts of this worker's run and the cut it starts from.
+
+    Raises:
+        UserError: on all workers, if one of them cannot start, or if they do not see the same checkpoint.
+    """
+    config, group = spec.config, ProcessGroup()
     store = CheckpointStore(
         spec.run_dir / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
     )
     device = torch.device("cuda", torch.cuda.current_device()) if config.ray.use_gpu else torch.device("cpu")
-    poster = Poster(spec.board)
+    run = start = problem = None
     try:
         run = build_run(
             config,
@@ -82,11 +96,27 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
             device=device,
             make_teacher=lambda *_: RemoteTeacher(spec.teacher, attempt, group, timeout_s=config.ray.timeout_s),
         )
-        run.train(start=store.latest(), store=store, on_row=poster.post)
+        start = store.latest()
     except UserError as error:
-        return {"outcome": "user_error", "message": str(error)}
-    except DivergenceError as error:
-        return {"outcome": "diverged", "message": str(error)}
-    finally:
-        poster.flush()
-    return {"outcome": "finished", "message": ""}
+        problem = str(error)
+    seen: list[Any] = [None] * group.size
+    dist.all_gather_object(seen, (problem, start and (start.arm, start.round)))
+    problems = [problem for problem, _ in seen if problem is not None]
+    if problems:
+        raise UserError(problems[0])
+    if len({cut for _, cut in seen}) > 1:
+        raise UserError(
+            f"the workers do not see the same checkpoints in {spec.run_dir}; "
+            "set runs=DIR to a directory that all machines share."
+        )
+    assert run is not None
+    return run, store, start
+
+
+def _report(cut: Cut) -> None:
+    """Tells Ray Train (and a sweep that waits for it) where the run stands: once a checkpoint, for a report blocks."""
+    latest: dict[str, Any] = {}
+    for row in cut.rows:
+        if row["arm"] == cut.arm:
+            latest |= row  # the test set is not measured in every round
+    ray.train.report(latest)

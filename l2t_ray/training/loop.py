@@ -8,14 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
-from l2t_ray.interfaces import Data, DivergenceError, Group, Method, MethodState, StudentState, Task, Teacher
+from l2t_ray.interfaces import (
+    Data,
+    DivergenceError,
+    Group,
+    Method,
+    MethodState,
+    StudentState,
+    Task,
+    Teacher,
+    UserError,
+)
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
 
 OnRow = Callable[[Mapping[str, Any]], None]
+OnCut = Callable[[Cut], None]
 
 
 @dataclass(frozen=True)
@@ -42,23 +54,26 @@ class Run:
     eval_every: int
     checkpoint_every: int
 
-    def train(self, *, start: Cut | None, store: CheckpointStore | None, on_row: OnRow) -> Cut:
+    def train(
+        self, *, start: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut = lambda cut: None
+    ) -> Cut:
         """Trains every arm to its end, from a cut or from the beginning, and returns the last cut.
 
-        Only the worker of rank 0 writes checkpoints and speaks to `on_row`.
+        Only the worker of rank 0 writes checkpoints and speaks to `on_row`; every worker calls `on_cut` after each.
 
         Raises:
             DivergenceError: naming arm and round; checkpoints taken before stay.
+            UserError: on all workers, if a checkpoint cannot be written.
         """
         names = [arm.name for arm in self.arms]
         first = 0 if start is None else names.index(start.arm)
         cut = start
         for arm in self.arms[first:]:
-            cut = self._train_arm(arm, cut, store, on_row)
+            cut = self._train_arm(arm, cut, store, on_row, on_cut)
         assert cut is not None
         return cut
 
-    def _train_arm(self, arm: Arm, cut: Cut | None, store: CheckpointStore | None, on_row: OnRow) -> Cut:
+    def _train_arm(self, arm: Arm, cut: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut) -> Cut:
         resumes = cut is not None and cut.arm == arm.name
         if cut is None or not resumes:
             state, begin, teacher_state = arm.method.init(), 0, None
@@ -105,10 +120,23 @@ class Run:
             if is_last or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
                 cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished)
-                if store is not None and self.group.rank == 0:
-                    store.save(cut)
+                if store is not None:
+                    self._save(store, cut)
+                on_cut(cut)
         assert cut is not None
         return cut
+
+    def _save(self, store: CheckpointStore, cut: Cut) -> None:
+        """One worker writes, all hear whether it could: one that stops alone would leave the others waiting for it."""
+        failure = None
+        if self.group.rank == 0:
+            try:
+                store.save(cut)
+            except UserError as error:
+                failure = error
+        failures = self.group.sum(torch.tensor([float(failure is not None)], device=cut.state.student.theta.device))
+        if failures.item() > 0:
+            raise failure or UserError("worker 0 could not write the checkpoint.")
 
 
 def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, round: int) -> None:

@@ -1,0 +1,94 @@
+"""A run that is stopped anywhere and resumed ends like the one that was not: bit for bit, in this process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2t_ray.config import ExperimentConfig, load
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.experiment import build_run
+from l2t_ray.interfaces import UserError
+from l2t_ray.training.checkpoint import CheckpointStore
+
+DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
+NUM_ROUNDS, EVERY = 7, 2
+OVERRIDES = [
+    "student.name=lenet",
+    "training={num_steps: 2, batch_size: 8, val_batch_size: 16, learning_rate: 0.05, momentum: 0.9}",
+    f"training.num_rounds={NUM_ROUNDS}",
+    f"training.checkpoint_every={EVERY}",
+    "training.eval_every=7",
+    "method.loss_network={hidden: 8, init: linear}",
+    "method.teacher={name: lstm, cells: [4], horizon: 3, step_size: 0.1}",
+    "data.augment=crop_flip",
+]
+VARIANTS = {
+    "pipelined": [],
+    "batch_norm": ["student.name=resnet8", "student.norm=batch"],  # running statistics are part of a cut
+    "lookahead": ["method.schedule=lookahead"],
+    "adam": ["method.teacher=adam"],
+    "reweighted": ["method.reweight={refresh_every: 3}"],
+}
+TIMES = ("seconds", "images_per_second")
+
+
+class Stopped(Exception):
+    pass
+
+
+def train(config: ExperimentConfig, directory: Path, stop_after: int | None = None):
+    """The loop from the newest checkpoint on; stops dead when the row of that many rounds, of all arms, has come."""
+    run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+    store = CheckpointStore(directory, keep=2)
+    start = store.latest()
+    seen = 0 if start is None else len(start.rows)
+
+    def on_row(row):
+        nonlocal seen
+        seen += 1
+        if seen == stop_after:
+            raise Stopped
+
+    run.train(start=start, store=store, on_row=on_row)
+    cut = store.latest()
+    assert cut is not None
+    return cut
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in TIMES)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same(a, b):
+    for part in ("arm", "round", "state", "teacher", "rows", "snapshots", "finished"):
+        assert same(getattr(a, part), getattr(b, part)), part
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def undisturbed(request, tmp_path_factory):
+    config = load(DIGITS, [*OVERRIDES, *VARIANTS[request.param]])
+    return config, train(config, tmp_path_factory.mktemp(request.param))
+
+
+# 7 rounds of cross-entropy, then 7 of the method, windows of three, checkpoints after rounds 2, 4, 6, 7 of each:
+# before the first checkpoint; in the control; between the arms; before the method's first; within a window; at its end.
+@pytest.mark.parametrize("stops", [(1, 5, 8, 12), (7, 10, 14)], ids=str)
+def test_a_stopped_run_ends_like_an_undisturbed_one(undisturbed, tmp_path, stops):
+    config, expected = undisturbed
+    for stop in stops:
+        with pytest.raises(Stopped):
+            train(config, tmp_path, stop_after=stop)
+    assert_same(train(config, tmp_path), expected)
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the directory should be")
+    config = load(DIGITS, OVERRIDES)
+    run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+    with pytest.raises(UserError, match="cannot write the checkpoint"):
+        run.train(start=None, store=CheckpointStore(tmp_path / "checkpoints"), on_row=lambda row: None)
