@@ -118,6 +118,8 @@ class StudentConfig(Record):
     """ResNets: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; algorithms: D1)."""
     norm: Literal["batch", "group"] = "batch"
     """`group` makes training independent of the number of workers; batch statistics are each worker's own."""
+    sync_batchnorm: bool = False
+    """Batch statistics of the global minibatch instead of each worker's own slice."""
     shortcut: Literal["conv", "pad"] = "conv"
     depth: Count = 28
     """wide_resnet only: layers (16, 22, 28, 40)."""
@@ -207,6 +209,11 @@ class ExperimentConfig(Record):
                     f"{method.arm} trains on validation images, and data.split is 'redivide': every image would be "
                     "trained on with its clean label; set data.split=fixed"
                 )
+        for method in self._methods():
+            if self.student.sync_batchnorm and getattr(method, "engine", "store") == "forward_over_reverse":
+                raise ValueError(
+                    "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
+                )
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
             raise ValueError(f"name {self.name!r} must be a plain directory name, without slashes")
         return self
@@ -272,7 +279,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             value = {"name": value}
         if isinstance(old, dict) and isinstance(value, dict):
             default = VARIANTS.get(key)
-            is_other = default is not None and value.get("name", old.get("name")) != old.get("name", default)
+            old_name = old.get("name", default)
+            is_other = default is not None and value.get("name", old_name) != old_name
             result[key] = value if is_other else _merged(old, value)
         else:
             result[key] = value

@@ -37,6 +37,7 @@ from l2t_ray.config import (
     TrainingConfig,
 )
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.global_batch_norm import with_global_batch_norm
 from l2t_ray.core.hypergrad import hypergradient, naive_hypergradient
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
@@ -79,7 +80,7 @@ def build_run(
 ) -> Run:
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
     dataset = load_dataset(config.data)
-    student = FlatModule(build_student(config.student, dataset, seed=config.seed))
+    student = FlatModule(build_student(config.student, dataset, group=group, seed=config.seed))
     training = config.training
     trainee = Trainee(student, Classification(), build_sgd(training), group, device)
     make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
@@ -269,7 +270,7 @@ def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndar
     return corrupt(labels, rate, num_classes, config.seed)
 
 
-def build_student(student: StudentConfig, dataset: Dataset, *, seed: int) -> torch.nn.Module:
+def build_student(student: StudentConfig, dataset: Dataset, *, group: Group, seed: int) -> torch.nn.Module:
     _, channels, image_size, _ = dataset.train.images.shape
     shape = {"num_classes": dataset.num_classes, "in_channels": channels}
 
@@ -287,7 +288,8 @@ def build_student(student: StudentConfig, dataset: Dataset, *, seed: int) -> tor
             shortcut=student.shortcut,
         )
 
-    return seeded(build, torch_seed(seed, "student"))
+    model = seeded(build, torch_seed(seed, "student"))
+    return with_global_batch_norm(model, group) if student.sync_batchnorm else model
 
 
 def build_sgd(training: TrainingConfig) -> StudentSgd:

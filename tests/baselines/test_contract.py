@@ -1,6 +1,7 @@
 """What every method owes the loop, L2T-DLN included. A new one joins by one line of METHODS."""
 
 import io
+from functools import cache
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from torch import nn
 
 from l2t_ray.baselines.trainee import Trainee
 from l2t_ray.config import validate
+from l2t_ray.core import loss_network
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.experiment import Parts, build_arm, build_sgd, build_teacher, load_dataset
 from l2t_ray.interfaces import MethodState, StudentState
+from l2t_ray.students.initialise import seeded
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.evaluate import evaluate
 
@@ -68,6 +71,8 @@ def configuration(method, num_rounds=NUM_ROUNDS, **training):
 
 
 class BatchNormStudent(nn.Module):
+    """With running statistics, which are part of the state too."""
+
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(16)
@@ -76,6 +81,19 @@ class BatchNormStudent(nn.Module):
     def forward(self, x, with_embedding=False):
         features = self.norm(self.first(x.flatten(1))).relu()
         return (self.last(features), features) if with_embedding else self.last(features)
+
+
+def batch_norm_student():
+    return seeded(BatchNormStudent, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loss_networks_are_fitted_once():
+    """The fit of a loss network's first weights takes seconds, and is the same for all."""
+    known = cache(loss_network.initial_weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_network, "initial_weights", lambda *key: known(*key).clone())
+        yield
 
 
 def make_arm(config, digits, group=None, student=None):
@@ -140,7 +158,7 @@ def test_same_seed_same_run(method, digits):
 
 
 def test_a_round_leaves_its_argument_alone(method, digits):
-    arm = make_arm(configuration(method), digits, student=BatchNormStudent())
+    arm = make_arm(configuration(method), digits, student=batch_norm_student())
     state = arm.method.init()
     before = [tensor.clone() for tensor in tensors(state)]
     run(arm, 2, state)
@@ -151,15 +169,15 @@ def test_a_round_leaves_its_argument_alone(method, digits):
 def test_goes_on_from_a_file_bit_for_bit(method, stop, digits):
     """Nothing is carried outside the state and the teacher's: a new method goes on where the old one stopped."""
     config = configuration(method)
-    whole, _ = run(make_arm(config, digits, student=BatchNormStudent()))
-    first = make_arm(config, digits, student=BatchNormStudent())
+    whole, _ = run(make_arm(config, digits, student=batch_norm_student()))
+    first = make_arm(config, digits, student=batch_norm_student())
     state, _ = run(first, stop)
     file = io.BytesIO()
     teacher = None if first.teacher is None else first.teacher.state_dict()
     torch.save([state.student._asdict(), dict(state.extra), teacher], file)
     file.seek(0)
     student, extra, teacher = torch.load(file, weights_only=True)
-    again = make_arm(config, digits, student=BatchNormStudent())
+    again = make_arm(config, digits, student=batch_norm_student())
     if again.teacher is not None:
         again.teacher.begin(teacher)
     resumed, _ = run(again, state=MethodState(StudentState(**student), extra), start=stop)
