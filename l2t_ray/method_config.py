@@ -185,7 +185,8 @@ class L2RConfig(MethodRecord):
     """Of Adam on the teacher (not published)."""
     horizon: Count | None = None
     """B, student steps the derivative goes back through (not published); null: all of a round's."""
-    engine: EngineName = "store"
+    engine: Literal["store", "recompute"] = "store"
+    """As the method's; the mean weight of a global minibatch cannot be differentiated forward."""
 
 
 class SLFConfig(MethodRecord):

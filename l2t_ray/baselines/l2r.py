@@ -12,6 +12,7 @@ global minibatch. The last layer starts at zero, so that training begins as plai
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -64,7 +65,7 @@ class L2R:
         label_size: int = 16,
         learning_rate: float = 1e-3,
         horizon: int | None = None,
-        engine: EngineName = "store",
+        engine: Literal["store", "recompute"] = "store",
         seed: int = 0,
     ):
         """
@@ -74,7 +75,8 @@ class L2R:
             hidden, label_size: of the teacher's network.
             learning_rate: of Adam on the teacher's weights.
             horizon: B, student steps of a round that the derivative goes back through; None: all.
-            engine: how second-order products are computed (`core.hypergrad`).
+            engine: how second-order products are computed (`core.hypergrad`). Not forward over reverse: a sum over
+                workers has no forward derivative.
             seed: of the teacher's first weights.
         """
         self._trainee, self._adam, self._num_rounds = trainee, Adam(learning_rate), num_rounds

@@ -20,6 +20,7 @@ the percentile of those losses as m.
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Literal
 
 import torch
@@ -131,7 +132,7 @@ class MentorNet:
         self._percentile, self._decay = percentile, decay
         self._burn_in, self._gamma, self._dropout = burn_in, gamma, dropout
         self._fit_steps, self._seed = fit_steps, seed
-        self._mentor = FlatModule(self._new_mentor())
+        self._mentor = FlatModule(seeded(Mentor, torch_seed(seed, "mentor")))
         self._mentor_buffers = {
             name: buffer.to(trainee.device) for name, buffer in self._mentor.initial_buffers().items()
         }
@@ -215,10 +216,8 @@ class MentorNet:
     def _fitted(self, student: StudentState, epoch: int) -> Float[Tensor, " m"]:
         losses, is_right = (values.cpu() for values in self._log(student, epoch))
         excess = losses - torch.quantile(losses, self._percentile, interpolation="nearest")
-        mentor = self._new_mentor()
+        mentor = deepcopy(self._mentor.module)
+        assert isinstance(mentor, Mentor)
         seed = torch_seed(self._seed, "mentor-fit")
         fit_mentor(mentor, losses.float(), excess.float(), is_right, num_steps=self._fit_steps, seed=seed)
         return FlatModule(mentor).initial().to(self._trainee.device)
-
-    def _new_mentor(self) -> Mentor:
-        return seeded(Mentor, torch_seed(self._seed, "mentor"))

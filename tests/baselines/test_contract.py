@@ -1,6 +1,7 @@
 """What every method owes the loop, L2T-DLN included. A new one joins by one line of METHODS."""
 
 import io
+import threading
 from functools import cache
 
 import pytest
@@ -9,7 +10,7 @@ from small_problem import small_student
 from torch import nn
 
 from l2t_ray.baselines.trainee import Trainee
-from l2t_ray.config import validate
+from l2t_ray.config import NoiseConfig, validate
 from l2t_ray.core import loss_network
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
@@ -96,7 +97,15 @@ def loss_networks_are_fitted_once():
         yield
 
 
+ONE_AT_A_TIME = threading.Lock()  # first weights are drawn from PyTorch's one global generator
+
+
 def make_arm(config, digits, group=None, student=None):
+    with ONE_AT_A_TIME:
+        return unguarded_arm(config, digits, group, student)
+
+
+def unguarded_arm(config, digits, group, student):
     group, device = group or SingleProcess(), torch.device("cpu")
     student = FlatModule(student or small_student(64, 10, 16))
     trainee = Trainee(student, Classification(), build_sgd(config.training), group, device)
@@ -165,23 +174,33 @@ def test_a_round_leaves_its_argument_alone(method, digits):
     assert all(torch.equal(a, b) for a, b in zip(tensors(state), before, strict=True))
 
 
-@pytest.mark.parametrize("stop", [1, 2])
-def test_goes_on_from_a_file_bit_for_bit(method, stop, digits):
+def test_goes_on_from_a_file_bit_for_bit(method, digits):
     """Nothing is carried outside the state and the teacher's: a new method goes on where the old one stopped."""
     config = configuration(method)
-    whole, _ = run(make_arm(config, digits, student=batch_norm_student()))
-    first = make_arm(config, digits, student=batch_norm_student())
-    state, _ = run(first, stop)
+    arm = make_arm(config, digits, student=batch_norm_student())
+    state, files = arm.method.init(), []
+    for index in range(NUM_ROUNDS):
+        state, _ = arm.method.round(state, arm.data.round(index), index)
+        files.append(saved(arm, state))
+    for stop, file in enumerate(files[:-1], start=1):
+        again = make_arm(config, digits, student=batch_norm_student())
+        resumed, _ = run(again, state=loaded(again, file), start=stop)
+        assert_identical(resumed, state)
+
+
+def saved(arm, state):
     file = io.BytesIO()
-    teacher = None if first.teacher is None else first.teacher.state_dict()
+    teacher = None if arm.teacher is None else arm.teacher.state_dict()
     torch.save([state.student._asdict(), dict(state.extra), teacher], file)
     file.seek(0)
+    return file
+
+
+def loaded(arm, file):
     student, extra, teacher = torch.load(file, weights_only=True)
-    again = make_arm(config, digits, student=batch_norm_student())
-    if again.teacher is not None:
-        again.teacher.begin(teacher)
-    resumed, _ = run(again, state=MethodState(StudentState(**student), extra), start=stop)
-    assert_identical(resumed, whole)
+    if arm.teacher is not None:
+        arm.teacher.begin(teacher)
+    return MethodState(StudentState(**student), extra)
 
 
 def test_two_workers_are_one(method, digits, run_on_two_workers):
@@ -191,10 +210,13 @@ def test_two_workers_are_one(method, digits, run_on_two_workers):
     both = run_on_two_workers(lambda group: run(make_arm(config, digits, group)))
     for state, worker_rows in both:
         assert state.extra.keys() == alone.extra.keys()
-        for a, b in zip(tensors(state), tensors(alone), strict=True):
-            # Adam's first steps have the sign of the gradient: where that is rounding, so is the step.
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
         torch.testing.assert_close(state.student.theta, alone.student.theta, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state.student.velocity, alone.student.velocity, rtol=1e-4, atol=1e-5)
+        for name, value in alone.extra.items():
+            # Adam's first steps are its rate times the gradient's sign: where that is rounding, so is the step. The
+            # moments show what the gradients were.
+            atol = 3e-3 if name == "weights" else 1e-5
+            torch.testing.assert_close(state.extra[name], value, rtol=1e-3, atol=atol)
         for row, other in zip(rows, worker_rows, strict=True):
             assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-4)
             assert other["val_error"] == pytest.approx(row["val_error"], rel=1e-4)
@@ -202,17 +224,12 @@ def test_two_workers_are_one(method, digits, run_on_two_workers):
 
 
 def test_learns_what_is_easy(method, digits):
-    """Digits without noise: well above chance (0.1) after 160 steps."""
-    config = configuration(method, num_rounds=40)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"noise": type(config.data.noise)()})})
+    """Digits without noise: far above chance (0.1) after 80 steps."""
+    config = configuration(method, num_rounds=20)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"noise": NoiseConfig()})})
     arm = make_arm(config, digits)
-    state, rows = run(arm, 40)
+    state, rows = run(arm, 20)
     assert rows[-1]["val_error"] < 0.6 * rows[0]["val_error"]
-    trainee = make_trainee(config)
-    scores = evaluate(trainee.student, state.student, trainee.task, arm.data.test(), trainee.group)
-    assert scores["test_accuracy"] > 0.7
-
-
-def make_trainee(config):
     student = FlatModule(small_student(64, 10, 16))
-    return Trainee(student, Classification(), build_sgd(config.training), SingleProcess())
+    scores = evaluate(student, state.student, Classification(), arm.data.test(), SingleProcess())
+    assert scores["test_accuracy"] > 0.6
