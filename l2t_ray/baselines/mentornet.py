@@ -184,7 +184,8 @@ class MentorNet:
         percentage = self._percentage(index)
         if self._curriculum == "predefined" or percentage <= self._burn_in:
             return predefined_weights(excess, percentage, burn_in=self._burn_in, gamma=self._gamma)
-        return self._mentor(mentor, self._mentor_buffers, losses, excess, training=True).sigmoid()
+        seen = losses.to(mentor), excess.to(mentor)
+        return self._mentor(mentor, self._mentor_buffers, *seen, training=True).sigmoid().to(losses)
 
     def _kept(self, size: int, index: int, step: int) -> Bool[Tensor, " whole"]:
         """Which samples of the global minibatch survive the sample dropout."""
