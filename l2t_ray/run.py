@@ -112,6 +112,7 @@ class Experiment:
             directory / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
         )
         # Everything that can be wrong with data and configuration is found here, before anything is started.
+        device = resolve_device(config)
         build_run(config, group=SingleProcess(), device=torch.device("cpu"))
         start = store.latest()
         try:
@@ -134,7 +135,7 @@ class Experiment:
             tracker.log_params(config.flat())
             if start is not None:
                 on_rows(start.rows)
-            self._train(store, start, on_rows)
+            self._train(store, start, on_rows, device)
             cut = store.latest()
             assert cut is not None
             result = self._write(cut)
@@ -158,14 +159,13 @@ class Experiment:
         """See `experiment.check_hypergradient`."""
         return check_hypergradient(self.config)
 
-    def _train(self, store: CheckpointStore, start: Cut | None, on_rows: Any) -> None:
+    def _train(self, store: CheckpointStore, start: Cut | None, on_rows: Any, device: torch.device) -> None:
         config = self.config
         if config.ray.enabled:
             from l2t_ray.distributed.launch import launch  # Ray takes seconds to import, and a plain run needs none
 
             launch(config, self.directory, on_rows=on_rows)
             return
-        device = resolve_device(config)
         run = build_run(config, group=SingleProcess(), device=device)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]))
 

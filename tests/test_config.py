@@ -103,7 +103,7 @@ def test_a_mistake_gets_one_sentence(load, overrides, message):
 
 
 def test_problems_with_files(tmp_path):
-    with pytest.raises(UserError, match="cannot read the configuration .*none.yaml: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the configuration .*none.yaml: No such file"):
         configuration.load(tmp_path / "none.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1")

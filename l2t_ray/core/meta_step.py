@@ -63,7 +63,7 @@ class Reweighting:
     Attributes:
         metric: similarity of a sample's embedding to the centre of its class.
         positive: what is done with negative similarities (`reweight.importance_weights`).
-        refresh_every: rounds between refreshes of the centres within an epoch; each epoch starts with one.
+        refresh_every: centres are taken anew in each round whose number it divides, and at the start of each epoch.
     """
 
     metric: Metric

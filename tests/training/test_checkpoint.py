@@ -77,7 +77,7 @@ def test_says_so_when_all_are_damaged(tmp_path):
     (store.save(make_cut(1)) / "manifest.json").unlink()
     with (
         pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(UserError, match="all 1 checkpoints in .* are damaged"),
+        pytest.raises(UserError, match=r"all 1 checkpoints in .* are damaged"),
     ):
         store.latest()
 
@@ -92,7 +92,7 @@ def test_an_interrupted_write_is_not_a_checkpoint(tmp_path):
 def test_an_unwritable_place_is_a_user_error_and_loses_nothing(tmp_path):
     blocker = tmp_path / "checkpoints"
     blocker.write_text("a file where the directory should be")
-    with pytest.raises(UserError, match="cannot write the checkpoint .*earlier checkpoints are untouched"):
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*earlier checkpoints are untouched"):
         CheckpointStore(blocker).save(make_cut(1))
     assert blocker.read_text() == "a file where the directory should be"
 
