@@ -182,7 +182,7 @@ class Experiment:
         loss_network, surfaces = None, []
         if isinstance(config.method, L2TDLNConfig):
             num_classes = load_dataset(config.data).num_classes
-            for round_index, phi in sorted(cut.snapshots[config.method.name].items()):
+            for round_index, phi in sorted(cut.snapshots[config.method.arm].items()):
                 loss_network = bare_loss_network(config.method.loss_network, num_classes)
                 with torch.no_grad():
                     loss_network.phi.copy_(phi)

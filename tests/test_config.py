@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from l2t_ray import config as configuration
-from l2t_ray.config import AdamConfig, CrossEntropyConfig, ExperimentConfig, L2TDLNConfig, LstmConfig
+from l2t_ray.config import AdamConfig, CrossEntropyConfig, ExperimentConfig, GCEConfig, L2TDLNConfig, LstmConfig
 from l2t_ray.interfaces import UserError
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
@@ -60,9 +60,15 @@ def test_a_section_without_a_name_means_the_default_variant(load):
     assert isinstance(config.method.teacher, LstmConfig) and config.method.teacher.horizon == 3
 
 
-def test_control_can_be_left_out(load):
-    assert list(load("", "control=null").arms()) == ["l2t_dln"]
-    assert load("").control == CrossEntropyConfig()
+def test_controls_are_a_list_of_methods(load):
+    assert load("").controls == (CrossEntropyConfig(),)
+    assert list(load("", "controls=[]").arms()) == list(load("", "controls=null").arms()) == ["l2t_dln"]
+    config = load(
+        "", "controls=[cross_entropy, {name: gce, q: 0.5}, {clean_images: mixed}, {name: gce, label: mae, q: 1}]"
+    )
+    assert list(config.arms()) == ["cross_entropy", "gce", "cross_entropy-mixed", "mae", "l2t_dln"]
+    assert config.arms()["gce"] == GCEConfig(q=0.5)
+    assert list(load("controls: [gce, glc]", "controls=mw_net").arms()) == ["mw_net", "l2t_dln"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,11 @@ def test_control_can_be_left_out(load):
         (["method.name=magic"], "method.name .* must be one of .*'l2t_dln'.*, got 'magic'"),
         (["data.noise.rate=0.4"], "noise.rate is 0.4 but noise.kind is 'none'; set noise.kind=flip_to_two"),
         (["ray.num_workers=30"], "training.batch_size is 25, fewer than ray.num_workers=30"),
-        (["method=cross_entropy"], "control and method are both 'cross_entropy'"),
+        (["method=cross_entropy"], "two of controls and method are both called 'cross_entropy'"),
+        (["controls=[{name: gce, qq: 1}]"], r"unknown key controls.0.qq .* did you mean controls.0.q\?"),
+        (["controls=[{name: magic}]"], "controls.0.name .* must be one of .*'gce'.*, got 'magic'"),
+        (["controls=[gce, {name: gce, label: ../x}]"], "controls.1.label"),
+        (["controls=[glc]", "data.split=redivide"], "glc trains on validation images"),
         (["method.teacher.head=hidden"], "needs a last cell of 1 unit, got teacher.cells"),
         (["name=../elsewhere"], "name '../elsewhere' must be a plain directory name"),
         (["student.sync_batchnorm=true", "method.engine=forward_over_reverse"], "cannot be differentiated forward"),
