@@ -356,7 +356,7 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
     teacher = method.teacher
     match teacher:
         case AdamConfig():
-            rule = AdamRule(phi.numel(), step_size=teacher.step_size)
+            rule = AdamRule(phi.numel(), step_size=teacher.step_size, normalise=teacher.normalise)
         case LstmConfig():
             rule = LstmRule(
                 LSTMTeacher(teacher.cells, head=teacher.head, seed=torch_seed(seed, "teacher")),
@@ -364,6 +364,7 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
                 step_size=teacher.step_size,
                 learning_rate=teacher.learning_rate,
                 horizon=teacher.horizon,
+                normalise=teacher.normalise,
             )
     return LocalTeacher(phi, rule)
 

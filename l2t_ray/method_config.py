@@ -53,6 +53,8 @@ class LstmConfig(Record):
     """Of Adam on the LSTM's weights (paper: 1e-3)."""
     horizon: Count = 10
     """Rounds the LSTM is differentiated through (released code: 1)."""
+    normalise: bool = True
+    """Learn from directions of hypergradients: their norms have heavy tails (released code: false)."""
 
     @model_validator(mode="after")
     def _hidden_head_has_one_unit(self) -> "LstmConfig":
@@ -68,6 +70,8 @@ class AdamConfig(Record):
     name: Literal["adam"] = "adam"
     step_size: Positive = 1e-3
     """Adam's learning rate on the loss network's weights."""
+    normalise: bool = True
+    """Follow directions of hypergradients: their norms have heavy tails."""
 
 
 class ReweightConfig(Record):

@@ -37,16 +37,30 @@ class UpdateRule(Protocol):
 
 
 class AdamRule:
-    """Adam on phi itself, without an LSTM: the row "DLN" of the paper's Table 3. It learns nothing."""
+    """Adam on phi itself, without an LSTM: the row "DLN" of the paper's Table 3. It learns nothing.
 
-    def __init__(self, num_coordinates: int, *, step_size: float = 1e-3, dtype: torch.dtype = torch.float32):
+    Args:
+        num_coordinates: length of phi.
+        step_size: Adam's learning rate.
+        normalise: scale each hypergradient to unit norm first (see `unit_norm`).
+    """
+
+    def __init__(
+        self,
+        num_coordinates: int,
+        *,
+        step_size: float = 1e-3,
+        normalise: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self._normalise = normalise
         self._step = torch.zeros(num_coordinates, dtype=dtype, requires_grad=True)
         self._adam = torch.optim.Adam([self._step], lr=step_size)
 
     def propose(self, gradient: Tensor) -> Tensor:
         with torch.no_grad():
             self._step.zero_()
-        self._step.grad = gradient
+        self._step.grad = unit_norm(gradient) if self._normalise else gradient
         self._adam.step()
         return self._step.detach().clone()
 
@@ -79,6 +93,8 @@ class LstmRule:
         step_size: beta (paper and released code: 1e-3).
         learning_rate: of Adam on psi (1e-3).
         horizon: proposals differentiated through.
+        normalise: scale each outcome to unit norm before it is learned from (see `unit_norm`). What the LSTM reads is
+            not changed: its preprocessing takes logarithms already.
     """
 
     def __init__(
@@ -89,7 +105,9 @@ class LstmRule:
         step_size: float = 1e-3,
         learning_rate: float = 1e-3,
         horizon: int = 1,
+        normalise: bool = False,
     ):
+        self._normalise = normalise
         self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
         self._trained = self._lstm.initial().requires_grad_()
         self._psi = self._trained.detach().clone()  # never changed in place: proposals keep a reference to theirs
@@ -105,7 +123,7 @@ class LstmRule:
         return -self._step_size * output
 
     def learn(self, gradient: Tensor) -> None:
-        self._outcomes.append(gradient)
+        self._outcomes.append(unit_norm(gradient) if self._normalise else gradient)
         assert len(self._outcomes) <= len(self._proposals)
         if len(self._outcomes) < self._horizon:
             return
@@ -215,6 +233,17 @@ class LocalTeacher:
         self._version, self._learned = state["version"], state["learned"]
         self._phi, self._last_gradient = state["phi"], state["last_gradient"]
         self._rule.load_state_dict(state["rule"])
+
+
+def unit_norm(gradient: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """The direction of a hypergradient, zero where it is zero.
+
+    Norms of hypergradients have heavy tails: a round in which the student is about to tip over can give a thousand
+    times the usual. One such spike stays in Adam's second moments (decay 0.999) for hundreds of rounds, in which
+    nothing moves. Directions alone keep every round's say.
+    """
+    norm = torch.linalg.vector_norm(gradient)
+    return gradient / norm if norm > 0 else gradient
 
 
 def _finite_gradient(hypergradient: Float[Tensor, " m"], error: float = 0.0) -> Float[Tensor, " m"]:
