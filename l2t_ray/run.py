@@ -46,6 +46,10 @@ MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs")
 """Sections that leave the trajectory alone."""
 
 
+ARTIFACTS = ("config.yaml", "figures", "loss.md", "loss.safetensors", "metrics.parquet", "summary.json")
+"""What tracking gets of a run directory: everything but checkpoints."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a finished run leaves behind."""
@@ -143,7 +147,7 @@ class Experiment:
             cut = store.latest()
             assert cut is not None
             result = self._write(cut)
-            tracker.log_artifacts(str(directory / "figures"))
+            tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
             screen.table(summary_table(result.summaries))
             status = "FINISHED"
