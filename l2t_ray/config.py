@@ -203,6 +203,11 @@ class ExperimentConfig(Record):
                     f"two of controls and method are both called {name!r}; give one a label of its own, leave it out "
                     "of controls, or set controls=[] to train the method alone"
                 )
+        if self.ray.enabled and any(isinstance(control, L2TDLNConfig) for control in self.controls):
+            raise ValueError(
+                "on Ray l2t_dln can be the method alone, since a run has one teacher; take it out of controls or set "
+                "ray.enabled=false"
+            )
         for method in self._methods():
             if method.clean_images != "judge" and self.data.split == "redivide":
                 raise ValueError(

@@ -88,6 +88,7 @@ def test_controls_are_a_list_of_methods(load):
         (["controls=[{name: magic}]"], "controls.0.name .* must be one of .*'gce'.*, got 'magic'"),
         (["controls=[gce, {name: gce, label: ../x}]"], "controls.1.label"),
         (["controls=[glc]", "data.split=redivide"], "glc trains on validation images"),
+        (["controls=[{name: l2t_dln, label: other}]"], "on Ray l2t_dln can be the method alone"),
         (["method.teacher.head=hidden"], "needs a last cell of 1 unit, got teacher.cells"),
         (["name=../elsewhere"], "name '../elsewhere' must be a plain directory name"),
         (["student.sync_batchnorm=true", "method.engine=forward_over_reverse"], "cannot be differentiated forward"),

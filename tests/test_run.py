@@ -166,7 +166,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
         (["data.num_validation=1500"], "data.num_validation"),
         (["training.batch_size=2000", "training.num_steps=1"], "training.batch_size=2000 is more than the"),
         (["training.val_batch_size=500"], "training.val_batch_size=500 is more than the"),
-        (["method=cross_entropy", "control=null", "--check-hypergradient"], "--check-hypergradient needs"),
+        (["method=cross_entropy", "controls=[]", "--check-hypergradient"], "--check-hypergradient needs"),
         (["device=cuda"], "torch sees no CUDA device"),
         (["runs=/proc/none"], "cannot write to /proc/none"),
     ],
@@ -188,7 +188,7 @@ def test_an_override_that_changes_a_resumed_run_is_refused(finished, configs):
 
 def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
     output = cifar(
-        *SMALL, "training.num_rounds=40", "training.learning_rate=1e6", "control=null", "name=diverged", "--quiet",
+        *SMALL, "training.num_rounds=40", "training.learning_rate=1e6", "controls=[]", "name=diverged", "--quiet",
         "training.checkpoint_every=1", cwd=configs, code=3,
     )  # fmt: skip
     assert re.match(r"diverged: l2t_dln diverged in round \d+: .*; try a smaller training.learning_rate", output)
