@@ -356,7 +356,7 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
     teacher = method.teacher
     match teacher:
         case AdamConfig():
-            rule = AdamRule(phi.numel(), step_size=teacher.step_size, normalise=teacher.normalise)
+            rule = build_adam(teacher, phi.numel())
         case LstmConfig():
             rule = LstmRule(
                 LSTMTeacher(teacher.cells, head=teacher.head, seed=torch_seed(seed, "teacher")),
@@ -365,8 +365,13 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
                 learning_rate=teacher.learning_rate,
                 horizon=teacher.horizon,
                 normalise=teacher.normalise,
+                base=teacher.base and build_adam(teacher.base, phi.numel()),
             )
     return LocalTeacher(phi, rule)
+
+
+def build_adam(adam: AdamConfig, num_weights: int) -> AdamRule:
+    return AdamRule(num_weights, step_size=adam.step_size, normalise=adam.normalise)
 
 
 def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:

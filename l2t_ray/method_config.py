@@ -41,13 +41,21 @@ class LossNetworkConfig(Record):
     mean: Literal["pairs", "released"] = "pairs"
 
 
+class AdamConfig(Record):
+    name: Literal["adam"] = "adam"
+    step_size: Positive = 1e-3
+    """Adam's learning rate on the loss network's weights."""
+    normalise: bool = True
+    """Follow directions of hypergradients: their norms have heavy tails."""
+
+
 class LstmConfig(Record):
     name: Literal["lstm"] = "lstm"
     cells: tuple[Count, ...] = (20, 20)
     """Hidden units of each cell (paper: 64, 64, 64, 1)."""
     head: Literal["hidden", "linear"] = "linear"
     """`hidden`: the last hidden state is the step (released code); `linear`: a linear map on it, started at zero."""
-    step_size: Positive = 1e-2
+    step_size: Positive = 1e-3
     """beta, how far an output of 1 moves a weight (released code: 1e-3)."""
     learning_rate: Positive = 1e-3
     """Of Adam on the LSTM's weights (paper: 1e-3)."""
@@ -55,6 +63,8 @@ class LstmConfig(Record):
     """Rounds the LSTM is differentiated through (released code: 1)."""
     normalise: bool = True
     """Learn from directions of hypergradients: their norms have heavy tails (released code: false)."""
+    base: AdamConfig | None = AdamConfig()
+    """What the LSTM's steps are added to; null: nothing (paper and released code)."""
 
     @model_validator(mode="after")
     def _hidden_head_has_one_unit(self) -> "LstmConfig":
@@ -64,14 +74,6 @@ class LstmConfig(Record):
                 "append 1 to teacher.cells or set teacher.head=linear"
             )
         return self
-
-
-class AdamConfig(Record):
-    name: Literal["adam"] = "adam"
-    step_size: Positive = 1e-3
-    """Adam's learning rate on the loss network's weights."""
-    normalise: bool = True
-    """Follow directions of hypergradients: their norms have heavy tails."""
 
 
 class ReweightConfig(Record):

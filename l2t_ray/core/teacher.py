@@ -95,6 +95,9 @@ class LstmRule:
         horizon: proposals differentiated through.
         normalise: scale each outcome to unit norm before it is learned from (see `unit_norm`). What the LSTM reads is
             not changed: its preprocessing takes logarithms already.
+        base: a rule whose step the LSTM adds to. With a linear head, which starts at zero, the teacher begins as that
+            rule and learns to do better; alone, an LSTM first has to find out which way is down, on a student that
+            does not wait. None: the LSTM alone (paper).
     """
 
     def __init__(
@@ -106,8 +109,9 @@ class LstmRule:
         learning_rate: float = 1e-3,
         horizon: int = 1,
         normalise: bool = False,
+        base: AdamRule | None = None,
     ):
-        self._normalise = normalise
+        self._normalise, self._base = normalise, base
         self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
         self._trained = self._lstm.initial().requires_grad_()
         self._psi = self._trained.detach().clone()  # never changed in place: proposals keep a reference to theirs
@@ -120,7 +124,8 @@ class LstmRule:
         self._proposals.append((gradient, self._psi))
         with torch.no_grad():
             output, self._state = self._output(self._psi, gradient, self._state)
-        return -self._step_size * output
+        step = -self._step_size * output
+        return step if self._base is None else step + self._base.propose(gradient)
 
     def learn(self, gradient: Tensor) -> None:
         self._outcomes.append(unit_norm(gradient) if self._normalise else gradient)
@@ -157,6 +162,7 @@ class LstmRule:
             "window_start": self._window_start,
             "proposals": self._proposals,
             "outcomes": self._outcomes,
+            "base": None if self._base is None else self._base.state_dict(),
         }
         return deepcopy(state)  # Adam works in place; one deepcopy keeps psi the same object in each of its proposals
 
@@ -168,6 +174,8 @@ class LstmRule:
         self._psi, self._state, self._window_start = state["psi"], state["state"], state["window_start"]
         self._proposals = [(gradient, psi) for gradient, psi in state["proposals"]]
         self._outcomes = list(state["outcomes"])
+        if self._base is not None:
+            self._base.load_state_dict(state["base"])
 
 
 class LocalTeacher:

@@ -77,11 +77,10 @@ def fit(
     )
     student, task = FlatModule(model), Classification()
     num_weights = loss_network.phi.numel()
-    if teacher == "adam":
-        rule = AdamRule(num_weights, normalise=True)
-    else:
+    rule = adam = AdamRule(num_weights, normalise=True)
+    if teacher == "lstm":
         lstm = LSTMTeacher((20, 20), head="linear", seed=seed)
-        rule = LstmRule(lstm, num_weights, step_size=1e-2, horizon=10, normalise=True)
+        rule = LstmRule(lstm, num_weights, horizon=10, normalise=True, base=adam)
     total = num_rounds * num_steps
     sgd = StudentSgd(lambda step: learning_rate * (1 + cos(pi * step / total)) / 2, num_steps, momentum, weight_decay)
     local = LocalTeacher(loss_network.phi.detach(), rule)
