@@ -364,14 +364,14 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
                 step_size=teacher.step_size,
                 learning_rate=teacher.learning_rate,
                 horizon=teacher.horizon,
-                normalise=teacher.normalise,
+                clip=teacher.clip,
                 base=teacher.base and build_adam(teacher.base, phi.numel()),
             )
     return LocalTeacher(phi, rule)
 
 
 def build_adam(adam: AdamConfig, num_weights: int) -> AdamRule:
-    return AdamRule(num_weights, step_size=adam.step_size, normalise=adam.normalise)
+    return AdamRule(num_weights, step_size=adam.step_size, clip=adam.clip)
 
 
 def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:

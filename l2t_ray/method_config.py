@@ -45,8 +45,8 @@ class AdamConfig(Record):
     name: Literal["adam"] = "adam"
     step_size: Positive = 1e-3
     """Adam's learning rate on the loss network's weights."""
-    normalise: bool = True
-    """Follow directions of hypergradients: their norms have heavy tails."""
+    clip: Positive | None = 1.0
+    """Largest norm of a hypergradient: their norms have heavy tails. null: no limit."""
 
 
 class LstmConfig(Record):
@@ -61,8 +61,8 @@ class LstmConfig(Record):
     """Of Adam on the LSTM's weights (paper: 1e-3)."""
     horizon: Count = 10
     """Rounds the LSTM is differentiated through (released code: 1)."""
-    normalise: bool = True
-    """Learn from directions of hypergradients: their norms have heavy tails (released code: false)."""
+    clip: Positive | None = 1.0
+    """Largest norm of a hypergradient that is learned from: their norms have heavy tails (released code: null)."""
     base: AdamConfig | None = AdamConfig()
     """What the LSTM's steps are added to; null: nothing (paper and released code)."""
 

@@ -42,7 +42,7 @@ class AdamRule:
     Args:
         num_coordinates: length of phi.
         step_size: Adam's learning rate.
-        normalise: scale each hypergradient to unit norm first (see `unit_norm`).
+        clip: largest norm of a hypergradient; longer ones are shortened to it (see `clipped`). None: no limit.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class AdamRule:
         num_coordinates: int,
         *,
         step_size: float = 1e-3,
-        normalise: bool = False,
+        clip: float | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        self._normalise = normalise
+        self._clip = clip
         self._step = torch.zeros(num_coordinates, dtype=dtype, requires_grad=True)
         self._adam = torch.optim.Adam([self._step], lr=step_size)
 
     def propose(self, gradient: Tensor) -> Tensor:
         with torch.no_grad():
             self._step.zero_()
-        self._step.grad = unit_norm(gradient) if self._normalise else gradient
+        self._step.grad = clipped(gradient, self._clip)
         self._adam.step()
         return self._step.detach().clone()
 
@@ -93,8 +93,8 @@ class LstmRule:
         step_size: beta (paper and released code: 1e-3).
         learning_rate: of Adam on psi (1e-3).
         horizon: proposals differentiated through.
-        normalise: scale each outcome to unit norm before it is learned from (see `unit_norm`). What the LSTM reads is
-            not changed: its preprocessing takes logarithms already.
+        clip: largest norm of an outcome that is learned from (see `clipped`). What the LSTM reads is not clipped: its
+            preprocessing takes logarithms already.
         base: a rule whose step the LSTM adds to. With a linear head, which starts at zero, the teacher begins as that
             rule and learns to do better; alone, an LSTM first has to find out which way is down, on a student that
             does not wait. None: the LSTM alone (paper).
@@ -108,10 +108,10 @@ class LstmRule:
         step_size: float = 1e-3,
         learning_rate: float = 1e-3,
         horizon: int = 1,
-        normalise: bool = False,
+        clip: float | None = None,
         base: AdamRule | None = None,
     ):
-        self._normalise, self._base = normalise, base
+        self._clip, self._base = clip, base
         self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
         self._trained = self._lstm.initial().requires_grad_()
         self._psi = self._trained.detach().clone()  # never changed in place: proposals keep a reference to theirs
@@ -128,7 +128,7 @@ class LstmRule:
         return step if self._base is None else step + self._base.propose(gradient)
 
     def learn(self, gradient: Tensor) -> None:
-        self._outcomes.append(unit_norm(gradient) if self._normalise else gradient)
+        self._outcomes.append(clipped(gradient, self._clip))
         assert len(self._outcomes) <= len(self._proposals)
         if len(self._outcomes) < self._horizon:
             return
@@ -243,15 +243,17 @@ class LocalTeacher:
         self._rule.load_state_dict(state["rule"])
 
 
-def unit_norm(gradient: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """The direction of a hypergradient, zero where it is zero.
+def clipped(gradient: Float[Tensor, " m"], limit: float | None) -> Float[Tensor, " m"]:
+    """The hypergradient, shortened to norm `limit` if it is longer.
 
-    Norms of hypergradients have heavy tails: a round in which the student is about to tip over can give a thousand
-    times the usual. One such spike stays in Adam's second moments (decay 0.999) for hundreds of rounds, in which
-    nothing moves. Directions alone keep every round's say.
+    Norms of hypergradients have heavy tails: a round in which the student is about to tip over gives a hundred times
+    the usual. One such spike stays in Adam's second moments (decay 0.999) for hundreds of rounds, in which nothing
+    moves any more. Scaling every one of them to the same norm is no cure: where there is nothing to learn, the loss
+    then walks at random.
     """
-    norm = torch.linalg.vector_norm(gradient)
-    return gradient / norm if norm > 0 else gradient
+    if limit is None:
+        return gradient
+    return gradient * (limit / torch.linalg.vector_norm(gradient).clamp(min=limit))
 
 
 def _finite_gradient(hypergradient: Float[Tensor, " m"], error: float = 0.0) -> Float[Tensor, " m"]:

@@ -77,10 +77,10 @@ def fit(
     )
     student, task = FlatModule(model), Classification()
     num_weights = loss_network.phi.numel()
-    rule = adam = AdamRule(num_weights, normalise=True)
+    rule = adam = AdamRule(num_weights, clip=1.0)
     if teacher == "lstm":
         lstm = LSTMTeacher((20, 20), head="linear", seed=seed)
-        rule = LstmRule(lstm, num_weights, horizon=10, normalise=True, base=adam)
+        rule = LstmRule(lstm, num_weights, horizon=10, clip=1.0, base=adam)
     total = num_rounds * num_steps
     sgd = StudentSgd(lambda step: learning_rate * (1 + cos(pi * step / total)) / 2, num_steps, momentum, weight_decay)
     local = LocalTeacher(loss_network.phi.detach(), rule)
