@@ -419,16 +419,16 @@ def test_a_long_horizon_learns_to_descend():
 
 
 def test_adam_that_clips_is_not_frozen_by_a_spike():
-    """After a hypergradient a thousand times the usual, the next ordinary one moves phi about as far as before."""
+    """A hundred rounds after a hypergradient a thousand times the usual, phi moves about as far as before it."""
 
     def step_after_a_spike(clip):
         rule = AdamRule(M, step_size=0.1, clip=clip, dtype=torch.float64)
         direction = torch.ones(M, dtype=torch.float64) / M**0.5
-        for scale in (1.0, -1000.0, 1.0):
+        for scale in (1.0, -1000.0, *[1.0] * 100):
             rule.propose(scale * direction)
         return rule.propose(direction).norm().item()
 
-    assert step_after_a_spike(1.0) > 5 * step_after_a_spike(None)
+    assert step_after_a_spike(1.0) > 20 * step_after_a_spike(None)
 
 
 def test_clipping_leaves_short_hypergradients_alone():
