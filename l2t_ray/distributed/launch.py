@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
     from l2t_ray.distributed.teacher_actor import TeacherService
     from l2t_ray.distributed.worker import WorkerSpec, train_worker
 
-    num_classes = load_dataset(config.data).num_classes
     method = config.method
-
-    def make_teacher():
-        assert isinstance(method, L2TDLNConfig)
-        return build_teacher(method, num_classes, seed=config.seed)
-
     try:
         board = ray.remote(Board).options(**_named("board", run_dir), num_cpus=0).remote()
     except ValueError as error:  # the name is taken
@@ -107,7 +102,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
         teacher = (
             ray.remote(TeacherService)
             .options(**_named("teacher", run_dir), num_cpus=0, max_restarts=-1, max_task_retries=0)
-            .remote(make_teacher)
+            .remote(partial(build_teacher, method, load_dataset(config.data).num_classes, seed=config.seed))
         )
     settings = config.ray
     trainer = TorchTrainer(

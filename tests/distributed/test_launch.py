@@ -100,7 +100,7 @@ def test_a_checkpoint_that_rank_0_cannot_write_ends_all_workers(ray_cluster, sma
     experiment.directory.mkdir()
     (experiment.directory / "checkpoints").write_text("a file where the directory should be")
     began = time.monotonic()
-    with pytest.raises(UserError, match="cannot write the checkpoint .* runs=DIR"):
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .* runs=DIR"):
         launch(experiment.config, experiment.directory, on_rows=lambda rows: None)
     assert time.monotonic() - began < 120  # well before ray.timeout_s
 
