@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default 2 s is how long every report would wait
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every worker line twice otherwise
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process and one error line less; preemption is a node loss here
+    "RAY_worker_niceness": "0",  # the default 15 starves training wherever the machine has other work
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # the default 60 s gives up on a busy machine, and begins again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning
 }
 
