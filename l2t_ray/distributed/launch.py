@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the default 2 s is how long every report would wait
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every worker line twice otherwise
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process and one error line less; preemption is a node loss here
+    "RAY_worker_niceness": "0",  # the default 15 starves training wherever the machine has other work
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # the default 60 s gives up on a busy machine, and begins again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning
 }
 
@@ -87,13 +90,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
     from l2t_ray.distributed.teacher_actor import TeacherService
     from l2t_ray.distributed.worker import WorkerSpec, train_worker
 
-    num_classes = load_dataset(config.data).num_classes
     method = config.method
-
-    def make_teacher():
-        assert isinstance(method, L2TDLNConfig)
-        return build_teacher(method, num_classes, seed=config.seed)
-
     try:
         board = ray.remote(Board).options(**_named("board", run_dir), num_cpus=0).remote()
     except ValueError as error:  # the name is taken
@@ -107,7 +104,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
         teacher = (
             ray.remote(TeacherService)
             .options(**_named("teacher", run_dir), num_cpus=0, max_restarts=-1, max_task_retries=0)
-            .remote(make_teacher)
+            .remote(partial(build_teacher, method, load_dataset(config.data).num_classes, seed=config.seed))
         )
     settings = config.ray
     trainer = TorchTrainer(
