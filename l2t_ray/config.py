@@ -164,7 +164,9 @@ class L2TDLNConfig(Record):
     name: Literal["l2t_dln"] = "l2t_dln"
     schedule: Literal["pipelined", "lookahead"] = "pipelined"
     """`lookahead` is the released code: two unrolls a round; `pipelined` keeps the single one."""
-    engine: Literal["store", "recompute", "forward_over_reverse"] = "store"
+    engine: Literal["auto", "store", "recompute", "forward_over_reverse", "one_step", "finite_difference"] = "store"
+    """How second-order products are computed. `auto`: `store` if it fits the memory, else `recompute`. Exact, all but
+    `one_step` (derivative of the last step alone) and `finite_difference`, which are there to be compared with."""
     horizon: Count | None = None
     """Student steps the hypergradient goes back through; null: all of a round's."""
     loss_network: LossNetworkConfig = LossNetworkConfig()
