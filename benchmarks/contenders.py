@@ -126,9 +126,7 @@ def plain(setting: Setting) -> Contender:
 def ours(engine: Any) -> Callable[[Setting], Contender]:
     def build(setting: Setting) -> Contender:
         s = setting
-        return lambda: hypergradient(
-            s.problem, s.start, s.phi, s.batches, s.val, rates=s.rates, engine=engine
-        ).gradient
+        return lambda: hypergradient(s.problem, s.start, s.phi, s.batches, s.val, rates=s.rates, engine=engine).gradient
 
     return build
 

@@ -12,17 +12,16 @@ Only the two second-order products touch the network, and how they are computed 
 three forward passes F (one forward, two backward); by that count, and a round of K = 15 steps with its validation
 pass against K plain steps in parentheses (measured ones are in benchmarks/):
 
-- `store` keeps each step's graph on the way forward: 9 F a step (3.2 x), fastest while memory lasts, which grows
+- `store` keeps each step's graph on the way forward: 9 F a step (3.2 times), fastest while memory lasts, which grows
   with K;
-- `recompute` builds it again on the way back: 12 F (4.2 x), activation memory of one step whatever K;
+- `recompute` builds it again on the way back: 12 F (4.1 times), activation memory of one step whatever K;
 - `forward_over_reverse` takes both products as one directional derivative of the gradient: 12 F, as `recompute`, but
   no graph of a graph, and it knows every operator that has a forward-mode derivative.
 
 These are exact. What others use in place of the exact products is here as well, to be compared with:
 
-- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F + 5 F / K (1.4 x).
-  Its error is everything that earlier steps contribute, and does not shrink with anything. `horizon` is the dial
-  between it and the exact derivative.
+- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 5 F
+  once (1.4 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
 - `finite_difference`: both products by a central difference of first derivatives (DARTS): 9 F, memory of a plain
   step. Its error falls with the square of the radius until rounding takes over, and with ReLU students kinks do
   before. It costs what `store` costs: memory is all it saves, and `recompute` saves that exactly.
@@ -372,8 +371,8 @@ def _graph(
     """A step's gradient to be differentiated again; loss and logit gradient as in `loss_gradients`."""
     theta, phi = _leaf(theta), _leaf(phi)
     with operators:
-        gradient, *rest = loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
-    return _Graph(gradient, theta, phi), *rest
+        gradient, loss, logit_gradient = loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
+    return _Graph(gradient, theta, phi), loss, logit_gradient
 
 
 def _vector_products(graph: _Graph, nu: Tensor) -> tuple[Tensor, Tensor]:
