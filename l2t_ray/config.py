@@ -165,7 +165,8 @@ class L2TDLNConfig(Record):
     schedule: Literal["pipelined", "lookahead"] = "pipelined"
     """`lookahead` is the released code: two unrolls a round; `pipelined` keeps the single one."""
     engine: Literal["auto", "store", "recompute", "forward_over_reverse", "one_step", "finite_difference"] = "store"
-    """How second-order products are computed. `auto`: `store` if it fits the memory, else `recompute`. Exact, all but
+    """How second-order products are computed. `auto`: `store` if it fits the memory, else `recompute`; engines
+    differ in rounding, so name one where a resumed run must repeat bit for bit. Exact, all but
     `one_step` (derivative of the last step alone) and `finite_difference`, which are there to be compared with."""
     horizon: Count | None = None
     """Student steps the hypergradient goes back through; null: all of a round's."""

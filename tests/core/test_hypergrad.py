@@ -14,7 +14,7 @@ from l2t_ray.core.hypergrad import (
     hypergradient,
     naive_hypergradient,
 )
-from l2t_ray.core.unroll import InnerProblem, loss_gradients
+from l2t_ray.core.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState
 
 
@@ -228,7 +228,7 @@ def test_graph_bytes_counts_each_tensor_of_a_stored_step_once(make_problem):
     double = [field.repeat(2, *[1] * (field.ndim - 1)) for field in p.batches[0]]
     larger = graph_bytes(p.problem, p.start, p.phi, Batch(*double))
     assert 1.3 * size < larger < 2 * size  # parameters are counted too, and do not grow
-    assert p.start.buffers == {} or not p.start.theta.requires_grad
+    assert not p.start.theta.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -243,13 +243,3 @@ def test_the_engine_is_store_while_its_graphs_fit_half_of_what_is_free(graph, st
 
 def test_some_memory_is_free():
     assert 0 < free_bytes(torch.device("cpu")) < 1 << 50
-
-
-def test_recompute_takes_the_step_it_took(make_problem):
-    """Graph or not, the gradient of a step is bitwise the same: nothing drifts between the way forward and back."""
-    p = make_problem(norm="batch")
-    theta = p.start.theta.clone().requires_grad_()
-    plain = loss_gradients(p.problem, theta, p.phi, p.buffers(), p.batches[0])
-    tape = ENGINES["store"](p.problem, p.phi)
-    for ours, theirs in zip(tape.gradient(p.start.theta, p.buffers(), p.batches[0]), plain, strict=True):
-        assert torch.equal(ours, theirs)
