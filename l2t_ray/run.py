@@ -9,6 +9,7 @@ runs/<name>/config.yaml         the resolved configuration
 """
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -134,7 +135,8 @@ class Experiment:
             tracker.log_params(config.flat())
             if start is not None:
                 on_rows(start.rows)
-            self._train(store, start, on_rows)
+            with _notes_on(screen):
+                self._train(store, start, on_rows)
             cut = store.latest()
             assert cut is not None
             result = self._write(cut)
@@ -188,6 +190,21 @@ class Experiment:
             (directory / "loss.md").write_text(loss_card(config, loss_network, summaries))
         write_figures(directory, cut.rows, surfaces)
         return Result(directory, summaries, loss_network)
+
+
+@contextmanager
+def _notes_on(screen: Screen) -> Iterator[None]:
+    """Shows what the package notes while it trains in this process, such as the engine that `auto` chose."""
+    logger, handler = logging.getLogger("l2t_ray"), logging.Handler(logging.INFO)
+    handler.emit = lambda record: screen.message(record.getMessage())
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def summarise(arm: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
