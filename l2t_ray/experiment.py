@@ -393,6 +393,7 @@ def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
     arm = run.arms[0]
     assert isinstance(arm.method, L2TDLN) and arm.teacher is not None
     problem, phi = arm.method.problem, arm.teacher.read().phi
+    engine = "store" if method.engine == "auto" else method.engine
     student, batches = arm.method.init().student, run.data.round(0)
     rates = build_sgd(config.training).rates(0, len(batches.train))
 
@@ -408,7 +409,7 @@ def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
         if is_naive:
             return naive_hypergradient(problem, start, weights, train, val, rates=rates).gradient
         return hypergradient(
-            problem, start, weights, train, val, rates=rates, engine=method.engine, horizon=method.horizon
+            problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
         ).gradient.double()
 
     problem = replace(problem, reweigh=None)  # sample weights are constants for both sides

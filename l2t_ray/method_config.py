@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from l2t_ray.record import Count, Fraction, Positive, Record, named
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-EngineName = Literal["store", "recompute", "forward_over_reverse"]
+EngineName = Literal["auto", "store", "recompute", "forward_over_reverse", "one_step", "finite_difference"]
 
 DEFAULT_TEACHER = "lstm"
 
@@ -89,6 +89,9 @@ class L2TDLNConfig(MethodRecord):
     schedule: Literal["pipelined", "lookahead"] = "pipelined"
     """`lookahead` is the released code: two unrolls a round; `pipelined` keeps the single one."""
     engine: EngineName = "store"
+    """How second-order products are computed. `auto`: `store` if it fits the memory, else `recompute`; engines differ
+    in rounding, so name one where a resumed run must repeat bit for bit. Exact, all but `one_step` (derivative of the
+    last step alone) and `finite_difference`, which are there to be compared with."""
     horizon: Count | None = None
     """Student steps the hypergradient goes back through; null: all of a round's."""
     loss_network: LossNetworkConfig = LossNetworkConfig()

@@ -9,6 +9,7 @@ runs/<name>/config.yaml         the resolved configuration
 """
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -143,7 +144,8 @@ class Experiment:
             tracker.log_params(config.flat())
             if start is not None:
                 on_rows(start.rows)
-            self._train(store, start, on_rows, device)
+            with _notes_on(screen):
+                self._train(store, start, on_rows, device)
             cut = store.latest()
             assert cut is not None
             result = self._write(cut)
@@ -202,6 +204,21 @@ def _working_directory() -> Path:
     """Where relative paths begin: here; at home in a submitted job, whose own directory is a copy that Ray deletes."""
     here = Path.cwd()
     return Path.home() if any(part.startswith("_ray_pkg_") for part in here.parts) else here
+
+
+@contextmanager
+def _notes_on(screen: Screen) -> Iterator[None]:
+    """Shows what the package notes while it trains in this process, such as the engine that `auto` chose."""
+    logger, handler = logging.getLogger("l2t_ray"), logging.Handler(logging.INFO)
+    handler.emit = lambda record: screen.message(record.getMessage())
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def summarise(arm: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

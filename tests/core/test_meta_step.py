@@ -455,6 +455,20 @@ def test_hypergradient_horizon_reaches_the_engine():
     assert not torch.equal(teacher.read().phi, cut_teacher.read().phi)
 
 
+@pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "store"), (1 << 10, "recompute")])
+def test_engine_auto_goes_by_memory_and_says_so(monkeypatch, caplog, free, chosen):
+    monkeypatch.setattr("l2t_ray.core.meta_step.free_bytes", lambda device: free)
+    method, _, _ = adam_method(engine="auto")
+    same, _, _ = adam_method(engine=chosen)
+    with caplog.at_level("INFO", logger="l2t_ray"):
+        state, metrics = run(method, 2)
+    expected, expected_metrics = run(same, 2)
+    assert metrics == expected_metrics
+    assert torch.equal(state.student.theta, expected.student.theta)
+    (record,) = [r for r in caplog.records if r.name.startswith("l2t_ray")]  # once, not each round
+    assert record.getMessage().startswith(f"engine: {chosen} (")
+
+
 def test_round_leaves_its_state_alone_and_repeats_itself():
     first, _, _, _ = lstm_method()
     second, _, _, _ = lstm_method()
