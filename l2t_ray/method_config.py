@@ -55,7 +55,7 @@ class LstmConfig(Record):
     """Hidden units of each cell (paper: 64, 64, 64, 1)."""
     head: Literal["hidden", "linear"] = "linear"
     """`hidden`: the last hidden state is the step (released code); `linear`: a linear map on it, started at zero."""
-    step_size: Positive = 1e-3
+    step_size: Positive = 3e-4
     """beta, how far an output of 1 moves a weight (released code: 1e-3)."""
     learning_rate: Positive = 1e-3
     """Of Adam on the LSTM's weights (paper: 1e-3)."""

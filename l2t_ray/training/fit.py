@@ -80,7 +80,7 @@ def fit(
     rule = adam = AdamRule(num_weights, clip=1.0)
     if teacher == "lstm":
         lstm = LSTMTeacher((20, 20), head="linear", seed=seed)
-        rule = LstmRule(lstm, num_weights, horizon=10, clip=1.0, base=adam)
+        rule = LstmRule(lstm, num_weights, step_size=3e-4, horizon=10, clip=1.0, base=adam)
     total = num_rounds * num_steps
     sgd = StudentSgd(lambda step: learning_rate * (1 + cos(pi * step / total)) / 2, num_steps, momentum, weight_decay)
     local = LocalTeacher(loss_network.phi.detach(), rule)
