@@ -365,6 +365,9 @@ class SharedTeacher:
     def __init__(self, teacher, group):
         self._teacher, self._group = teacher, group
 
+    def begin(self, state):
+        assert state is None
+
     def read(self):
         return self._teacher.read()
 
