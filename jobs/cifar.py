@@ -5,11 +5,12 @@ python jobs/cifar.py --resume runs/digits-20260101-120000
 """
 
 import argparse
+from collections.abc import Sequence
 
 from l2t_ray.run import Experiment, exit_codes
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/digits.yaml", help="experiment to run (default: %(default)s)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on with an interrupted run instead")
@@ -18,7 +19,7 @@ def main() -> None:
         "--check-hypergradient", action="store_true", help="first compare the engine with naive autograd in float64"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args(argv)  # options may stand among the overrides
     with exit_codes():
         if arguments.resume:
             experiment = Experiment.resume(arguments.resume, arguments.overrides)

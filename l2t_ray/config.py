@@ -6,39 +6,72 @@ refused with one sentence.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from l2t_ray.interfaces import UserError
+from l2t_ray.method_config import (
+    DEFAULT_TEACHER,
+    AdamConfig,
+    CrossEntropyConfig,
+    ForwardCorrectionConfig,
+    GCEConfig,
+    GLCConfig,
+    L2RConfig,
+    L2TDLNConfig,
+    LossNetworkConfig,
+    LstmConfig,
+    MentorNetConfig,
+    MethodConfig,
+    MethodRecord,
+    MWNetConfig,
+    ReweightConfig,
+    SLFConfig,
+    StaticDLNConfig,
+)
+from l2t_ray.record import Count, Fraction, Positive, Record, named
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+__all__ = [
+    "AdamConfig",
+    "CrossEntropyConfig",
+    "DataConfig",
+    "ExperimentConfig",
+    "ForwardCorrectionConfig",
+    "GCEConfig",
+    "GLCConfig",
+    "L2RConfig",
+    "L2TDLNConfig",
+    "LossNetworkConfig",
+    "LstmConfig",
+    "MWNetConfig",
+    "MentorNetConfig",
+    "MethodConfig",
+    "MethodRecord",
+    "NoiseConfig",
+    "RayConfig",
+    "ReweightConfig",
+    "SLFConfig",
+    "StaticDLNConfig",
+    "StudentConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "load",
+    "validate",
+]
 
-
-VARIANTS = {"method": "l2t_dln", "control": "cross_entropy", "teacher": "lstm"}
+VARIANTS = {"method": "l2t_dln", "teacher": DEFAULT_TEACHER}
 """Sections that hold one of several variants, told apart by their `name`; and the variant meant without one."""
 
 
-def _named(section: str) -> BeforeValidator:
-    """Lets a variant be written as its bare name, and gives it the default name where it has none."""
-
-    def name_it(value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, Mapping) and "name" not in value:
-            return {"name": VARIANTS[section], **value}
-        return value
-
-    return BeforeValidator(name_it)
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+def _as_list(value: Any) -> Any:
+    """Nothing, or one alone, where a list is meant."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | Mapping) else value
 
 
 class NoiseConfig(Record):
@@ -85,6 +118,8 @@ class StudentConfig(Record):
     """ResNets: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; algorithms: D1)."""
     norm: Literal["batch", "group"] = "batch"
     """`group` makes training independent of the number of workers; batch statistics are each worker's own."""
+    sync_batchnorm: bool = False
+    """Batch statistics of the global minibatch instead of each worker's own slice."""
     shortcut: Literal["conv", "pad"] = "conv"
     depth: Count = 28
     """wide_resnet only: layers (16, 22, 28, 40)."""
@@ -114,74 +149,6 @@ class TrainingConfig(Record):
     keep_checkpoints: Count = 2
 
 
-class LossNetworkConfig(Record):
-    init: Literal["released", "linear", "cross_entropy", "gce"] = "cross_entropy"
-    hidden: Count = 40
-    layers: Annotated[int, Field(ge=2)] = 5
-    pairs: Literal["sigmoid", "softmax"] = "softmax"
-    activation: Literal["leaky_relu", "silu"] = "silu"
-    label_entries: Literal["constant", "table"] = "table"
-    """`constant`: (1, 0) as in the paper; `table`: a learned entry for each pair of classes in place of the 0."""
-    mean: Literal["pairs", "released"] = "pairs"
-
-
-class LstmConfig(Record):
-    name: Literal["lstm"] = "lstm"
-    cells: tuple[Count, ...] = (20, 20)
-    """Hidden units of each cell (paper: 64, 64, 64, 1)."""
-    head: Literal["hidden", "linear"] = "linear"
-    """`hidden`: the last hidden state is the step (released code); `linear`: a linear map on it, started at zero."""
-    step_size: Positive = 1e-2
-    """beta, how far an output of 1 moves a weight (released code: 1e-3)."""
-    learning_rate: Positive = 1e-3
-    """Of Adam on the LSTM's weights (paper: 1e-3)."""
-    horizon: Count = 10
-    """Rounds the LSTM is differentiated through (released code: 1)."""
-
-    @model_validator(mode="after")
-    def _hidden_head_has_one_unit(self) -> "LstmConfig":
-        if self.head == "hidden" and self.cells[-1] != 1:
-            raise ValueError(
-                f"teacher.head 'hidden' needs a last cell of 1 unit, got teacher.cells {list(self.cells)}; "
-                "append 1 to teacher.cells or set teacher.head=linear"
-            )
-        return self
-
-
-class AdamConfig(Record):
-    name: Literal["adam"] = "adam"
-    step_size: Positive = 1e-3
-    """Adam's learning rate on the loss network's weights."""
-
-
-class ReweightConfig(Record):
-    metric: Literal["cosine", "dot", "minkowski", "snr"] = "snr"
-    positive: Literal["clamp", "softmax", "shift", "softplus", "released"] = "clamp"
-    refresh_every: Count = 25
-
-
-class L2TDLNConfig(Record):
-    name: Literal["l2t_dln"] = "l2t_dln"
-    schedule: Literal["pipelined", "lookahead"] = "pipelined"
-    """`lookahead` is the released code: two unrolls a round; `pipelined` keeps the single one."""
-    engine: Literal["store", "recompute", "forward_over_reverse"] = "store"
-    horizon: Count | None = None
-    """Student steps the hypergradient goes back through; null: all of a round's."""
-    loss_network: LossNetworkConfig = LossNetworkConfig()
-    teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), _named("teacher")] = LstmConfig()
-    reweight: ReweightConfig | None = None
-    """Data reweighting (paper's DR); null: uniform weights."""
-    batch_norm_buffers: Literal["kept", "dropped"] = "kept"
-    """`dropped` reproduces the released code, whose running statistics never move (algorithms: D5)."""
-
-
-class CrossEntropyConfig(Record):
-    name: Literal["cross_entropy"] = "cross_entropy"
-
-
-MethodConfig = Annotated[Union[L2TDLNConfig, CrossEntropyConfig], Field(discriminator="name")]  # noqa: UP007 (a value)
-
-
 class RayConfig(Record):
     enabled: bool = True
     """false: the same training in this process, without Ray."""
@@ -202,7 +169,7 @@ class TrackingConfig(Record):
 
 
 class ExperimentConfig(Record):
-    """One experiment: a student trained twice on the same batches, by `control` and by `method`."""
+    """One experiment: a student trained on the same data by each of `controls`, and by `method`."""
 
     name: str | None = None
     """Name of the run directory; null: from the configuration file and the time."""
@@ -212,9 +179,11 @@ class ExperimentConfig(Record):
     data: DataConfig = DataConfig()
     student: StudentConfig = StudentConfig()
     training: TrainingConfig = TrainingConfig()
-    method: Annotated[MethodConfig, _named("method")] = L2TDLNConfig()
-    control: Annotated[MethodConfig | None, _named("control")] = CrossEntropyConfig()
-    """Trained first, with the same student, steps, batches and seed; null: no control."""
+    method: Annotated[MethodConfig, named(VARIANTS["method"])] = L2TDLNConfig()
+    controls: Annotated[tuple[Annotated[MethodConfig, named("cross_entropy")], ...], BeforeValidator(_as_list)] = (
+        CrossEntropyConfig(),
+    )
+    """Trained first, in this order, with the same student, steps and seed; []: none."""
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -227,16 +196,39 @@ class ExperimentConfig(Record):
                     f"training.{key} is {getattr(training, key)}, fewer than ray.num_workers={workers}; "
                     "each worker needs at least one image"
                 )
-        if self.control is not None and self.control.name == self.method.name:
-            raise ValueError(f"control and method are both {self.method.name!r}; set control=null to train it alone")
+        names = [method.arm for method in self._methods()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two of controls and method are both called {name!r}; give one a label of its own, leave it out "
+                    "of controls, or set controls=[] to train the method alone"
+                )
+        if self.ray.enabled and any(isinstance(control, L2TDLNConfig) for control in self.controls):
+            raise ValueError(
+                "on Ray l2t_dln can be the method alone, since a run has one teacher; take it out of controls or set "
+                "ray.enabled=false"
+            )
+        for method in self._methods():
+            if method.clean_images != "judge" and self.data.split == "redivide":
+                raise ValueError(
+                    f"{method.arm} trains on validation images, and data.split is 'redivide': every image would be "
+                    "trained on with its clean label; set data.split=fixed"
+                )
+        for method in self._methods():
+            if self.student.sync_batchnorm and getattr(method, "engine", "store") == "forward_over_reverse":
+                raise ValueError(
+                    "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
+                )
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
             raise ValueError(f"name {self.name!r} must be a plain directory name, without slashes")
         return self
 
-    def arms(self) -> dict[str, L2TDLNConfig | CrossEntropyConfig]:
+    def arms(self) -> dict[str, MethodConfig]:
         """The methods to train, by name, in order."""
-        chosen = [self.method] if self.control is None else [self.control, self.method]
-        return {method.name: method for method in chosen}
+        return {method.arm: method for method in self._methods()}
+
+    def _methods(self) -> list[MethodConfig]:
+        return [*self.controls, self.method]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -292,8 +284,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             value = {"name": value}
         if isinstance(old, dict) and isinstance(value, dict):
             default = VARIANTS.get(key)
-            name = old.get("name", default)
-            is_other = default is not None and value.get("name", name) != name
+            old_name = old.get("name", default)
+            is_other = default is not None and value.get("name", old_name) != old_name
             result[key] = value if is_other else _merged(old, value)
         else:
             result[key] = value
@@ -343,20 +335,27 @@ def _sentence(error: ValidationError, source: str) -> str:
     return f"{key} in {source}: {message}, got {first['input']!r}."
 
 
-_TAGS = ("l2t_dln", "cross_entropy", "lstm", "adam")
-
-
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Names of the fields of the record at `location`; tags choose a variant of a union."""
+    """Names of the fields of the record at `location`; tags choose a variant of a union, numbers a place in a list."""
     if not location:
         return list(model.model_fields)
     head, *rest = location
+    rest = rest[1:] if rest and rest[0].isdigit() else rest
     for candidate in _records(model.model_fields[head].annotation):
         is_tagged = bool(rest) and rest[0] in _TAGS
         if is_tagged and candidate.model_fields["name"].default != rest[0]:
             continue
         return _fields_at(candidate, rest[1:] if is_tagged else rest)
     return []
+
+
+def _tags(model: type[BaseModel]) -> Iterator[str]:
+    """The names that tell variants apart, of the record and all records in it."""
+    for key, field in model.model_fields.items():
+        if key == "name" and get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            yield field.default
+        for record in _records(field.annotation):
+            yield from _tags(record)
 
 
 def _records(annotation: Any) -> list[type[BaseModel]]:
@@ -374,3 +373,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+_TAGS = frozenset(_tags(ExperimentConfig))

@@ -1,26 +1,43 @@
 """From a configuration to the parts of a run: the only place that knows them all."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from l2t_ray.baselines.cross_entropy import CrossEntropy
+from l2t_ray.baselines.fixed_loss import FixedLoss
+from l2t_ray.baselines.gce import generalised_cross_entropy
+from l2t_ray.baselines.glc import GoldLossCorrection, forward_correction
+from l2t_ray.baselines.l2r import L2R
+from l2t_ray.baselines.mentornet import MentorNet
+from l2t_ray.baselines.mw_net import MWNet
+from l2t_ray.baselines.slf import SLF
+from l2t_ray.baselines.trainee import Trainee, cross_entropy
 from l2t_ray.config import (
     AdamConfig,
     CrossEntropyConfig,
     DataConfig,
     ExperimentConfig,
+    ForwardCorrectionConfig,
+    GCEConfig,
+    GLCConfig,
+    L2RConfig,
     L2TDLNConfig,
     LossNetworkConfig,
     LstmConfig,
+    MentorNetConfig,
+    MethodConfig,
+    MWNetConfig,
+    SLFConfig,
+    StaticDLNConfig,
     StudentConfig,
     TrainingConfig,
 )
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.global_batch_norm import with_global_batch_norm
 from l2t_ray.core.hypergrad import hypergradient, naive_hypergradient
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
@@ -32,7 +49,9 @@ from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
-from l2t_ray.interfaces import Batch, Group, Method, StudentState, Task, Teacher, UserError
+from l2t_ray.data.splits import Policy
+from l2t_ray.data.stages import InTurn
+from l2t_ray.interfaces import Batch, Data, Group, Method, StudentState, Task, Teacher, UserError
 from l2t_ray.students.initialise import seeded
 from l2t_ray.students.lenet import LeNet
 from l2t_ray.students.resnet import ResNet
@@ -44,30 +63,33 @@ MakeTeacher = Callable[[L2TDLNConfig, int], Teacher]
 """`(method, number of classes) -> its teacher`: local, or a line to the teacher actor."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the arms of a run share, on one worker."""
+
+    config: ExperimentConfig
+    dataset: Dataset
+    trainee: Trainee
+    group: Group
+    device: torch.device
+    make_teacher: MakeTeacher
+
+
 def build_run(
     config: ExperimentConfig, *, group: Group, device: torch.device, make_teacher: MakeTeacher | None = None
 ) -> Run:
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
     dataset = load_dataset(config.data)
-    loader = build_loader(config, dataset, group=group, device=device)
-    num_classes = dataset.num_classes
-    student = FlatModule(build_student(config.student, dataset, seed=config.seed))
-    task = Classification()
-    sgd = build_sgd(config.training)
-    make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
-
-    def arm(name: str, method: L2TDLNConfig | CrossEntropyConfig) -> Arm:
-        if isinstance(method, CrossEntropyConfig):
-            return Arm(name, CrossEntropy(student, task, sgd, group, device=device))
-        teacher = make_teacher(method, num_classes)
-        return Arm(name, build_l2t_dln(method, student, task, loader, teacher, sgd, group, device), teacher)
-
+    student = FlatModule(build_student(config.student, dataset, group=group, seed=config.seed))
     training = config.training
+    trainee = Trainee(student, Classification(), build_sgd(training), group, device)
+    make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
+    parts = Parts(config, dataset, trainee, group, device, make_teacher)
     return Run(
-        arms=[arm(name, method) for name, method in config.arms().items()],
+        arms=[build_arm(method, parts) for method in config.arms().values()],
         student=student,
-        task=task,
-        data=loader,
+        task=trainee.task,
+        data=build_data(CrossEntropyConfig(), parts),
         group=group,
         num_rounds=training.num_rounds,
         num_steps=training.num_steps,
@@ -77,23 +99,144 @@ def build_run(
     )
 
 
+def build_arm(method: MethodConfig, parts: Parts) -> Arm:
+    """A method ready to be trained, on its data."""
+    data = build_data(method, parts)
+    if isinstance(method, L2TDLNConfig):
+        teacher = parts.make_teacher(method, parts.dataset.num_classes)
+        trainee = parts.trainee
+        l2t_dln = build_l2t_dln(
+            method, trainee.student, trainee.task, data, teacher, trainee.sgd, parts.group, parts.device
+        )
+        return Arm(method.arm, l2t_dln, teacher, data)
+    return Arm(method.arm, build_baseline(method, data, parts), data=data)
+
+
+def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
+    """Any method but L2T-DLN."""
+    config, trainee = parts.config, parts.trainee
+    num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
+    match method:
+        case CrossEntropyConfig():
+            return FixedLoss(trainee, cross_entropy)
+        case GCEConfig():
+            return FixedLoss(trainee, generalised_cross_entropy(method.q))
+        case StaticDLNConfig():
+            network = build_loss_network(method.loss_network, num_classes, seed=seed)
+            return FixedLoss(trainee, network.requires_grad_(False).to(parts.device).losses)
+        case ForwardCorrectionConfig():
+            _, matrix = observed_labels(config, parts.dataset)
+            return FixedLoss(trainee, forward_correction(torch.from_numpy(matrix).to(parts.device)))
+        case GLCConfig():
+            is_clean = torch.zeros(len(parts.dataset.train), dtype=torch.bool)
+            is_clean[torch.from_numpy(build_policy(config, parts.dataset).at(0).validation)] = True
+            warm_rounds = rounds_of(method.warm_share, num_rounds)
+            return GoldLossCorrection(trainee, data, is_clean, warm_rounds=warm_rounds, restarts=method.restarts)
+        case MWNetConfig():
+            return MWNet(
+                trainee,
+                hidden=method.hidden,
+                learning_rate=method.learning_rate,
+                weight_decay=method.weight_decay,
+                seed=torch_seed(seed, "mw_net"),
+            )
+        case MentorNetConfig():
+            return MentorNet(
+                trainee,
+                data,
+                torch.from_numpy(observed_labels(config, parts.dataset)[0]),
+                num_rounds=num_rounds,
+                curriculum=method.curriculum,
+                percentile=method.percentile,
+                decay=method.decay,
+                burn_in=method.burn_in,
+                gamma=method.gamma,
+                dropout=(method.dropout_first, method.dropout_rest),
+                fit_steps=method.fit_steps,
+                seed=seed,
+            )
+        case L2RConfig():
+            return L2R(
+                trainee,
+                num_features=num_features(trainee, parts.dataset),
+                num_classes=num_classes,
+                num_rounds=num_rounds,
+                hidden=method.hidden,
+                label_size=method.label_size,
+                learning_rate=method.learning_rate,
+                horizon=method.horizon,
+                engine=method.engine,
+                seed=torch_seed(seed, "l2r"),
+            )
+        case SLFConfig():
+            return SLF(
+                trainee,
+                num_classes=num_classes,
+                num_rounds=num_rounds,
+                mode=method.mode,
+                hidden=method.hidden,
+                learning_rate=method.learning_rate,
+                temperatures=(method.temperature_start, method.temperature_end),
+                scale_decay=method.scale_decay,
+                seed=seed,
+            )
+    raise AssertionError(f"no baseline is called {method.name!r}")
+
+
+@torch.no_grad()
+def num_features(trainee: Trainee, dataset: Dataset) -> int:
+    """Length of the features that the student gives with its logits."""
+    initial, shape = trainee.initial(), dataset.train.images.shape[1:]
+    image = torch.zeros(1, *shape, device=trainee.device)
+    return trainee.student(initial.theta, initial.buffers, image, with_embedding=True, training=False)[1].shape[1]
+
+
+def rounds_of(share: float, num_rounds: int) -> int:
+    """That share of the rounds, but neither none nor all of them where there are two or more."""
+    return max(1, min(num_rounds - 1, round(share * num_rounds)))
+
+
 def load_dataset(data: DataConfig) -> Dataset:
     return catalog.load(data.name, root=data.root, verify=data.verify, download=data.download)
 
 
-def build_loader(
-    config: ExperimentConfig, dataset: Dataset, *, group: Group, device: torch.device | str
-) -> RoundLoader:
-    data, training = config.data, config.training
-    labels = dataset.train.labels
+def build_data(method: MethodConfig, parts: Parts) -> Data:
+    """The batches that a method is given: what it may do with the validation images beyond looking at them."""
+    policy = build_policy(parts.config, parts.dataset)
+    num_rounds = parts.config.training.num_rounds
+    plain = build_loader(parts, policy)
+    if isinstance(method, GLCConfig):
+        both = build_loader(parts, splits.mixed(policy), trains_on_validation=True)
+        return InTurn(plain, both, switch=rounds_of(method.warm_share, num_rounds))
+    if method.clean_images == "mixed":
+        return build_loader(parts, splits.mixed(policy), trains_on_validation=True)
+    if method.clean_images == "fine_tuned":
+        alone = build_loader(parts, splits.validation_alone(policy), trains_on_validation=True)
+        return InTurn(plain, alone, switch=num_rounds - rounds_of(method.fine_tuning_share, num_rounds))
+    return plain
+
+
+def build_policy(config: ExperimentConfig, dataset: Dataset) -> Policy:
+    data = config.data
     divide = splits.fixed if data.split == "fixed" else splits.redivided
-    policy = divide(
-        labels,
+    return divide(
+        dataset.train.labels,
         data.num_validation,
         config.seed,
         num_train=data.num_train,
         class_names=dataset.train.class_names,
     )
+
+
+def build_loader(parts: Parts, policy: Policy, *, trains_on_validation: bool = False) -> RoundLoader:
+    """Batches of the images that `policy` gives; validation images that are trained on keep their validation labels."""
+    config, dataset = parts.config, parts.dataset
+    data, training = config.data, config.training
+    observed, _ = observed_labels(config, dataset)
+    if trains_on_validation and data.validation_labels == "clean":
+        validation = policy.at(0).validation
+        observed = observed.copy()
+        observed[validation] = dataset.train.labels[validation]
     sampler = RoundSampler(
         policy,
         seed=config.seed,
@@ -106,27 +249,28 @@ def build_loader(
         dataset,
         sampler,
         seed=config.seed,
-        observed_labels=observed_labels(config, labels, dataset.num_classes),
+        observed_labels=observed,
         validation_labels=data.validation_labels,
-        rank=group.rank,
-        world_size=group.size,
-        device=device,
+        rank=parts.group.rank,
+        world_size=parts.group.size,
+        device=parts.device,
         augment=data.augment,
         padding_mode=data.crop_padding,
         augment_validation=data.augment_validation,
     )
 
 
-def observed_labels(config: ExperimentConfig, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The training labels as the student sees them."""
+def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The training labels as the student sees them, and the matrix of the noise: row the class, column the label."""
+    labels, num_classes = dataset.train.labels, dataset.num_classes
     kind, rate = config.data.noise.kind, config.data.noise.rate
     if kind == "none":
-        return labels
+        return labels, np.eye(num_classes)
     corrupt = {"flip_to_two": noise.flip_to_two, "flip_to_one": noise.flip_to_one, "uniform": noise.uniform}[kind]
-    return corrupt(labels, rate, num_classes, config.seed)[0]
+    return corrupt(labels, rate, num_classes, config.seed)
 
 
-def build_student(student: StudentConfig, dataset: Dataset, *, seed: int) -> torch.nn.Module:
+def build_student(student: StudentConfig, dataset: Dataset, *, group: Group, seed: int) -> torch.nn.Module:
     _, channels, image_size, _ = dataset.train.images.shape
     shape = {"num_classes": dataset.num_classes, "in_channels": channels}
 
@@ -144,7 +288,8 @@ def build_student(student: StudentConfig, dataset: Dataset, *, seed: int) -> tor
             shortcut=student.shortcut,
         )
 
-    return seeded(build, torch_seed(seed, "student"))
+    model = seeded(build, torch_seed(seed, "student"))
+    return with_global_batch_norm(model, group) if student.sync_batchnorm else model
 
 
 def build_sgd(training: TrainingConfig) -> StudentSgd:
@@ -163,7 +308,7 @@ def build_l2t_dln(
     method: L2TDLNConfig,
     student: FlatModule,
     task: Task,
-    loader: RoundLoader,
+    data: Data,
     teacher: Teacher,
     sgd: StudentSgd,
     group: Group,
@@ -173,8 +318,8 @@ def build_l2t_dln(
     return L2TDLN(
         student,
         task,
-        loader,
-        bare_loss_network(method.loss_network, loader.num_classes),
+        data,
+        bare_loss_network(method.loss_network, data.num_classes),
         teacher,
         sgd,
         group,
@@ -211,7 +356,7 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
     teacher = method.teacher
     match teacher:
         case AdamConfig():
-            rule = AdamRule(phi.numel(), step_size=teacher.step_size)
+            rule = build_adam(teacher, phi.numel())
         case LstmConfig():
             rule = LstmRule(
                 LSTMTeacher(teacher.cells, head=teacher.head, seed=torch_seed(seed, "teacher")),
@@ -219,8 +364,14 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
                 step_size=teacher.step_size,
                 learning_rate=teacher.learning_rate,
                 horizon=teacher.horizon,
+                clip=teacher.clip,
+                base=teacher.base and build_adam(teacher.base, phi.numel()),
             )
     return LocalTeacher(phi, rule)
+
+
+def build_adam(adam: AdamConfig, num_weights: int) -> AdamRule:
+    return AdamRule(num_weights, step_size=adam.step_size, clip=adam.clip)
 
 
 def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
@@ -238,10 +389,11 @@ def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
     if not isinstance(method, L2TDLNConfig):
         raise UserError(f"--check-hypergradient needs method.name=l2t_dln, got {method.name!r}.")
     group, device = SingleProcess(), torch.device("cpu")
-    run = build_run(config.model_copy(update={"control": None}), group=group, device=device)
+    run = build_run(config.model_copy(update={"controls": ()}), group=group, device=device)
     arm = run.arms[0]
     assert isinstance(arm.method, L2TDLN) and arm.teacher is not None
     problem, phi = arm.method.problem, arm.teacher.read().phi
+    engine = "store" if method.engine == "auto" else method.engine
     student, batches = arm.method.init().student, run.data.round(0)
     rates = build_sgd(config.training).rates(0, len(batches.train))
 
@@ -257,7 +409,7 @@ def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
         if is_naive:
             return naive_hypergradient(problem, start, weights, train, val, rates=rates).gradient
         return hypergradient(
-            problem, start, weights, train, val, rates=rates, engine=method.engine, horizon=method.horizon
+            problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
         ).gradient.double()
 
     problem = replace(problem, reweigh=None)  # sample weights are constants for both sides

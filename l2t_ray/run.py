@@ -9,6 +9,7 @@ runs/<name>/config.yaml         the resolved configuration
 """
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -44,6 +45,10 @@ from l2t_ray.training.checkpoint import CheckpointStore, Cut
 
 MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs")
 """Sections that leave the trajectory alone."""
+
+
+ARTIFACTS = ("config.yaml", "figures", "loss.md", "loss.safetensors", "metrics.parquet", "summary.json")
+"""What tracking gets of a run directory: everything but checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class Experiment:
             directory / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
         )
         # Everything that can be wrong with data and configuration is found here, before anything is started.
+        device = resolve_device(config)
         # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
         make_teacher = _idle_teacher if config.ray.enabled else None
         build_run(config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
@@ -138,11 +144,12 @@ class Experiment:
             tracker.log_params(config.flat())
             if start is not None:
                 on_rows(start.rows)
-            self._train(store, start, on_rows)
+            with _notes_on(screen):
+                self._train(store, start, on_rows, device)
             cut = store.latest()
             assert cut is not None
             result = self._write(cut)
-            tracker.log_artifacts(str(directory / "figures"))
+            tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
             screen.table(summary_table(result.summaries))
             status = "FINISHED"
@@ -162,14 +169,13 @@ class Experiment:
         """See `experiment.check_hypergradient`."""
         return check_hypergradient(self.config)
 
-    def _train(self, store: CheckpointStore, start: Cut | None, on_rows: Any) -> None:
+    def _train(self, store: CheckpointStore, start: Cut | None, on_rows: Any, device: torch.device) -> None:
         config = self.config
         if config.ray.enabled:
             from l2t_ray.distributed.launch import launch  # Ray takes seconds to import, and a plain run needs none
 
             launch(config, self.directory, on_rows=on_rows)
             return
-        device = resolve_device(config)
         run = build_run(config, group=SingleProcess(), device=device)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]))
 
@@ -182,7 +188,7 @@ class Experiment:
         loss_network, surfaces = None, []
         if isinstance(config.method, L2TDLNConfig):
             num_classes = load_dataset(config.data).num_classes
-            for round_index, phi in sorted(cut.snapshots[config.method.name].items()):
+            for round_index, phi in sorted(cut.snapshots[config.method.arm].items()):
                 loss_network = bare_loss_network(config.method.loss_network, num_classes)
                 with torch.no_grad():
                     loss_network.phi.copy_(phi)
@@ -198,6 +204,21 @@ def _working_directory() -> Path:
     """Where relative paths begin: here; at home in a submitted job, whose own directory is a copy that Ray deletes."""
     here = Path.cwd()
     return Path.home() if any(part.startswith("_ray_pkg_") for part in here.parts) else here
+
+
+@contextmanager
+def _notes_on(screen: Screen) -> Iterator[None]:
+    """Shows what the package notes while it trains in this process, such as the engine that `auto` chose."""
+    logger, handler = logging.getLogger("l2t_ray"), logging.Handler(logging.INFO)
+    handler.emit = lambda record: screen.message(record.getMessage())
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def summarise(arm: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,29 +8,55 @@ back carries two co-states, lambda = d e / d theta_k and nu = d e / d v_k, from 
     lambda  <- lambda + (d^2 L_k / d theta^2) nu + w nu
     nu      <- mu nu
 
-Only the two second-order products touch the network, and how they are computed is an *engine*:
+Only the two second-order products touch the network, and how they are computed is an *engine*. A student step costs
+three forward passes F (one forward, two backward); by that count, and a round of K = 15 steps with its validation
+pass against K plain steps in parentheses (measured ones are in benchmarks/):
 
-- `store` keeps each step's graph on the way forward: fastest while memory lasts, which grows with K;
-- `recompute` builds it again on the way back: activation memory of one step, one more forward and backward pass;
-- `forward_over_reverse` takes both products as one directional derivative of the gradient: no graph of a graph.
+- `store` keeps each step's graph on the way forward: 9 F a step (3.2 times), fastest while memory lasts, which grows
+  with K;
+- `recompute` builds it again on the way back: 12 F (4.1 times), activation memory of one step whatever K;
+- `forward_over_reverse` takes both products as one directional derivative of the gradient: 12 F, as `recompute`, but
+  no graph of a graph, and it knows every operator that has a forward-mode derivative.
+
+These are exact. What others use in place of the exact products is here as well, to be compared with:
+
+- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 5 F
+  once (1.4 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
+- `finite_difference`: both products by a central difference of first derivatives (DARTS): 9 F, memory of a plain
+  step. Its error falls with the square of the radius until rounding takes over, and with ReLU students kinks do
+  before. It costs what `store` costs: memory is all it saves, and `recompute` saves that exactly.
+
+At the first step that the derivative goes back to, lambda is not needed any more: there the product in phi is taken
+alone, 5 F in place of 9 F, for it needs the student's directional derivative only.
 
 Between steps lambda and nu are sums over workers, and the network's products are local. That makes the hypergradient
 exact on any number of workers, and needs no collective that can be differentiated.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
 from l2t_ray.core.flat import clone_buffers
-from l2t_ray.core.unroll import InnerProblem, StepStatistics, loss_gradients, sgd_steps
+from l2t_ray.core.second_order import SecondOrderOperators
+from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
 from l2t_ray.interfaces import Batch, StudentState
 
-EngineName = Literal["store", "recompute", "forward_over_reverse"]
+EngineName = Literal["store", "recompute", "forward_over_reverse", "one_step", "finite_difference"]
+
+STORE_SHARE = 0.5
+"""Share of the memory that is free which `choose_engine` lets the stored graphs take. The rest is for the validation
+pass, for the products' own temporaries, and for a count that sees tensors but not the allocator's losses."""
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class Hypergradient(NamedTuple):
@@ -44,15 +70,28 @@ class Hypergradient(NamedTuple):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Records each step on the way forward and gives its second-order products on the way back."""
+    """Records steps on the way forward and gives their second-order products on the way back, last step first."""
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """As `unroll.GradientStep`; remembers the step."""
         ...
 
-    def products(self, step: int, nu: Float[Tensor, " p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, " m"]]:
-        """`(d^2 L / d theta^2) nu` and `(d^2 L / d phi d theta) nu` at remembered step `step`, this worker's shares."""
+    def products(self, nu: Float[Tensor, " p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, " m"]]:
+        """`(d^2 L / d theta^2) nu` and `(d^2 L / d phi d theta) nu` at the latest remembered step, which is then
+        forgotten; this worker's shares."""
         ...
+
+    def mixed_product(self, nu: Float[Tensor, " p"]) -> Float[Tensor, " m"]:
+        """The second of `products` alone."""
+        ...
+
+
+class _Graph(NamedTuple):
+    """A step's gradient with what it can be differentiated in."""
+
+    gradient: Tensor
+    theta: Tensor
+    phi: Tensor
 
 
 class StoreEngine:
@@ -60,19 +99,27 @@ class StoreEngine:
 
     def __init__(self, problem: InnerProblem, phi: Tensor):
         self._problem, self._phi = problem, phi
-        self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._operators = SecondOrderOperators()
+        self._graphs: list[_Graph] = []
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        theta, phi = _leaf(theta), _leaf(self._phi)
-        gradient, loss, logit_gradient = loss_gradients(self._problem, theta, phi, buffers, batch, create_graph=True)
-        self._steps.append((gradient, theta, phi))
-        return gradient.detach().clone(), loss, logit_gradient
+        graph, loss, logit_gradient = _graph(self._problem, theta, self._phi, buffers, batch, self._operators)
+        self._graphs.append(graph)
+        return graph.gradient.detach().clone(), loss, logit_gradient
 
-    def products(self, step: int, nu: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, theta, phi = self._steps[step]
-        products = _vector_products(gradient, theta, phi, nu)
-        del self._steps[step:]  # the way back never returns to a later step: its graph can go
-        return products
+    def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        return _vector_products(self._graphs.pop(), nu)
+
+    def mixed_product(self, nu: Tensor) -> Tensor:
+        return _mixed_product(self._graphs.pop(), nu, self._operators)
+
+
+class _Start(NamedTuple):
+    """Where a step started: enough to take it again."""
+
+    theta: Tensor
+    buffers: dict[str, Tensor]
+    batch: Batch
 
 
 class RecomputeEngine:
@@ -80,18 +127,23 @@ class RecomputeEngine:
 
     def __init__(self, problem: InnerProblem, phi: Tensor):
         self._problem, self._phi = problem, phi
-        self._steps: list[tuple[Tensor, dict[str, Tensor], Batch]] = []
+        self._operators = SecondOrderOperators()
+        self._starts: list[_Start] = []
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        self._steps.append((theta, clone_buffers(buffers), batch))
+        # The engine's own copy of the buffers: another forward pass must not move the running statistics again.
+        self._starts.append(_Start(theta, clone_buffers(buffers), batch))
         return loss_gradients(self._problem, _leaf(theta), self._phi, buffers, batch)
 
-    def products(self, step: int, nu: Tensor) -> tuple[Tensor, Tensor]:
-        theta, buffers, batch = self._steps[step]
-        theta, phi = _leaf(theta), _leaf(self._phi)
-        # The buffers are this engine's own copy: a second forward pass must not move the running statistics again.
-        gradient, _, _ = loss_gradients(self._problem, theta, phi, buffers, batch, create_graph=True)
-        return _vector_products(gradient, theta, phi, nu)
+    def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        return _vector_products(self._graph_again(), nu)
+
+    def mixed_product(self, nu: Tensor) -> Tensor:
+        return _mixed_product(self._graph_again(), nu, self._operators)
+
+    def _graph_again(self) -> _Graph:
+        start = self._starts.pop()
+        return _graph(self._problem, start.theta, self._phi, start.buffers, start.batch, self._operators)[0]
 
 
 class ForwardOverReverseEngine(RecomputeEngine):
@@ -100,22 +152,60 @@ class ForwardOverReverseEngine(RecomputeEngine):
     d/dt grad_{theta, phi} L(theta + t nu, phi) at t = 0 is (H nu, M nu): mixed partial derivatives commute.
     """
 
-    def products(self, step: int, nu: Tensor) -> tuple[Tensor, Tensor]:
-        theta, buffers, batch = self._steps[step]
+    def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        return self._along(nu, (0, 1))
+
+    def mixed_product(self, nu: Tensor) -> Tensor:
+        return self._along(nu, (1,))[0]
+
+    def _along(self, nu: Tensor, arguments: tuple[int, ...]) -> Any:
+        start = self._starts.pop()
 
         def loss(theta: Tensor, phi: Tensor) -> Tensor:
-            return self._problem.inner_loss(theta, phi, clone_buffers(buffers), batch)[0]
+            return self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)[0]
 
-        def joint_gradient(theta: Tensor) -> tuple[Tensor, Tensor]:
-            return grad(loss, argnums=(0, 1))(theta, self._phi)
+        def gradients(theta: Tensor) -> tuple[Tensor, ...]:
+            return grad(loss, argnums=arguments)(theta, self._phi)
 
-        return jvp(joint_gradient, (theta,), (nu,))[1]
+        return jvp(gradients, (start.theta,), (nu,))[1]
+
+
+class FiniteDifferenceEngine(RecomputeEngine):
+    """As `recompute`, with the products approximated by `[g(theta + r nu) - g(theta - r nu)] / 2 r`.
+
+    g is the joint gradient in theta and phi, and r = `radius` / ||nu|| (Liu et al., DARTS, ICLR 2019, footnote 2).
+    """
+
+    radius = 0.01
+
+    def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        start = self._starts.pop()
+        norm = torch.linalg.vector_norm(nu)
+        step = torch.where(norm > 0, self.radius / norm, torch.ones_like(norm))  # nu = 0: any step gives zero
+        ahead = self._joint_gradient(start, start.theta + step * nu)
+        behind = self._joint_gradient(start, start.theta - step * nu)
+        along_theta, along_phi = ((a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True))
+        return along_theta, along_phi
+
+    def mixed_product(self, nu: Tensor) -> Tensor:
+        return self.products(nu)[1]
+
+    def _joint_gradient(self, start: _Start, theta: Tensor) -> tuple[Tensor, Tensor]:
+        theta, phi = _leaf(theta), _leaf(self._phi)
+        loss, _ = self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)
+        return torch.autograd.grad(loss, (theta, phi))  # pyright: ignore[reportReturnType]
 
 
 ENGINES: dict[str, type] = {
     "store": StoreEngine,
     "recompute": RecomputeEngine,
     "forward_over_reverse": ForwardOverReverseEngine,
+}
+"""The exact ones."""
+
+APPROXIMATIONS: dict[str, type] = {
+    "one_step": RecomputeEngine,  # with a horizon of one
+    "finite_difference": FiniteDifferenceEngine,
 }
 
 
@@ -139,7 +229,7 @@ def hypergradient(
         batches: K training minibatches.
         val: the validation minibatch.
         rates: the student's learning rate at each of the K steps.
-        engine: how second-order products are computed (module docstring). All agree to rounding.
+        engine: how second-order products are computed (module docstring). The exact ones agree to rounding.
         horizon: steps to go back; fewer than K truncates the derivative. None: all.
 
     Returns:
@@ -152,8 +242,10 @@ def hypergradient(
         raise ValueError("hypergradient needs at least one training minibatch, got none.")
     if horizon is not None and horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}.")
-    tape: Engine = ENGINES[engine](problem, phi)
-    trained, statistics = sgd_steps(problem, student, batches, rates, tape.gradient)
+    num_steps = len(batches)
+    first = max(0, num_steps - (1 if engine == "one_step" else horizon or num_steps))
+    tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi)
+    trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
 
     theta = _leaf(trained.theta)
     # The validation pass sees batch statistics and must not move the running ones.
@@ -163,10 +255,12 @@ def hypergradient(
 
     velocity_costate = torch.zeros_like(costate)
     total = torch.zeros_like(phi)
-    num_steps = len(batches)
-    for step in reversed(range(max(0, num_steps - (horizon or num_steps)), num_steps)):
+    for step in reversed(range(first, num_steps)):
         velocity_costate = velocity_costate - rates[step] * costate
-        hessian_product, mixed_product = tape.products(step, velocity_costate)
+        if step == first:
+            total = total + tape.mixed_product(velocity_costate)
+            break
+        hessian_product, mixed_product = tape.products(velocity_costate)
         total = total + mixed_product
         costate = costate + problem.group.sum(hessian_product) + problem.weight_decay * velocity_costate
         velocity_costate = problem.momentum * velocity_costate
@@ -199,16 +293,105 @@ def naive_hypergradient(
     return Hypergradient(error.detach(), gradient, end, [StepStatistics(*map(_detached, s)) for s in statistics])
 
 
-def _vector_products(gradient: Tensor, theta: Tensor, phi: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
+class Choice(NamedTuple):
+    engine: EngineName
+    reason: str
+
+
+def choose_engine(graph_bytes: int, num_steps: int, free_bytes: int) -> Choice:
+    """The fastest exact engine whose memory fits: `store` while its graphs fit, else `recompute`.
+
+    The rule is that short because the measurements are (benchmarks/): `store` is the faster of the two for every
+    student and K, by the forward and backward pass it saves; `forward_over_reverse` is slower than `recompute`
+    wherever both run.
+
+    Args:
+        graph_bytes: of one step's stored graph (`graph_bytes`).
+        num_steps: steps that the derivative goes back through.
+        free_bytes: memory that may be used, on the device that trains the student.
+    """
+    needed, allowed = graph_bytes * num_steps, int(STORE_SHARE * free_bytes)
+    sizes = f"{num_steps} stored graphs of {_mib(graph_bytes)} need {_mib(needed)}"
+    if needed <= allowed:
+        return Choice("store", f"{sizes}, within {_mib(allowed)}")
+    return Choice("recompute", f"{sizes}, more than {_mib(allowed)}")
+
+
+def graph_bytes(problem: InnerProblem, student: StudentState, phi: Float[Tensor, " m"], batch: Batch) -> int:
+    """Memory of the tensors that one stored step keeps alive, measured by taking it once."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        graph = _graph(problem, student.theta, phi, clone_buffers(student.buffers), batch, SecondOrderOperators())
+    del graph  # not before: a storage that was freed and taken again must not pass for one
+    return sum(sizes.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device, or on a CPU within the limit that a container sets."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no control groups, or no limit
+        return free
+    return min(free, limit - used)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+def _from_step(first: int, problem: InnerProblem, phi: Tensor, tape: Engine) -> GradientStep:
+    """Steps on the tape from number `first` on. Those before are plain training, and nothing of them is kept."""
+    numbers = count()
+
+    def gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        if next(numbers) >= first:
+            return tape.gradient(theta, buffers, batch)
+        return loss_gradients(problem, _leaf(theta), phi, buffers, batch)
+
+    return gradient
+
+
+def _graph(
+    problem: InnerProblem,
+    theta: Tensor,
+    phi: Tensor,
+    buffers: Mapping[str, Tensor],
+    batch: Batch,
+    operators: SecondOrderOperators,
+) -> tuple[_Graph, Tensor, Tensor]:
+    """A step's gradient to be differentiated again; loss and logit gradient as in `loss_gradients`."""
+    theta, phi = _leaf(theta), _leaf(phi)
+    with operators:
+        gradient, loss, logit_gradient = loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
+    return _Graph(gradient, theta, phi), loss, logit_gradient
+
+
+def _vector_products(graph: _Graph, nu: Tensor) -> tuple[Tensor, Tensor]:
     """`nu^T d gradient / d (theta, phi)` by a second reverse pass. Zero where the gradient does not depend on them."""
+    gradient, theta, phi = graph
     if not gradient.requires_grad:
         return torch.zeros_like(theta), torch.zeros_like(phi)
-    products: Any = torch.autograd.grad(gradient, (theta, phi), nu, allow_unused=True)
-    along_theta, along_phi = products
-    return (
-        torch.zeros_like(theta) if along_theta is None else along_theta,
-        torch.zeros_like(phi) if along_phi is None else along_phi,
-    )
+    products: Any = torch.autograd.grad(gradient, (theta, phi), nu, allow_unused=True, materialize_grads=True)
+    return products
+
+
+def _mixed_product(graph: _Graph, nu: Tensor, operators: SecondOrderOperators) -> Tensor:
+    """`nu^T d gradient / d phi`, which needs no more of the student than its derivative along nu."""
+    gradient, _, phi = graph
+    if not gradient.requires_grad:
+        return torch.zeros_like(phi)
+    with operators.mixed_only():
+        (product,) = torch.autograd.grad(gradient, phi, nu, allow_unused=True, materialize_grads=True)
+    return product
 
 
 def _leaf(tensor: Tensor) -> Tensor:

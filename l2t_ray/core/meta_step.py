@@ -12,6 +12,7 @@ data, is how the proposal turned out. `lookahead` (the released code) unrolls a 
 the same minibatches under the proposed phi; that unroll's end is kept and its hypergradient is learned from.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,7 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.hypergrad import EngineName, Hypergradient, hypergradient
+from l2t_ray.core.hypergrad import (
+    EngineName,
+    Hypergradient,
+    choose_engine,
+    free_bytes,
+    graph_bytes,
+    hypergradient,
+)
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
 from l2t_ray.core.unroll import InnerProblem, StepStatistics
@@ -37,6 +45,8 @@ from l2t_ray.interfaces import (
     Task,
     Teacher,
 )
+
+_LOG = logging.getLogger(__name__)
 
 Schedule = Literal["pipelined", "lookahead"]
 RateSchedule = Callable[[int], float]
@@ -63,7 +73,7 @@ class Reweighting:
     Attributes:
         metric: similarity of a sample's embedding to the centre of its class.
         positive: what is done with negative similarities (`reweight.importance_weights`).
-        refresh_every: rounds between refreshes of the centres within an epoch; each epoch starts with one.
+        refresh_every: centres are taken anew in each round whose number it divides, and at the start of each epoch.
     """
 
     metric: Metric
@@ -85,7 +95,7 @@ class L2TDLN:
         group: Group,
         *,
         schedule: Schedule = "pipelined",
-        engine: EngineName = "store",
+        engine: EngineName | Literal["auto"] = "store",
         horizon: int | None = None,
         reweighting: Reweighting | None = None,
         keeps_buffers: bool = True,
@@ -95,7 +105,8 @@ class L2TDLN:
 
         Args:
             loss_network: architecture of the loss; its weights are the teacher's to say.
-            engine: how second-order products are computed (`hypergrad`).
+            engine: how second-order products are computed (`hypergrad`); `auto`: chosen, and logged, at the first
+                round. Workers may choose differently: exact engines agree and exchange the same sums.
             horizon: student steps the hypergradient goes back through; None: all of a round's.
             reweighting: None: uniform weights.
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
@@ -104,7 +115,7 @@ class L2TDLN:
         self._student, self._task, self._data = student, task, data
         self._loss_network, self._teacher, self._sgd, self._group = loss_network, teacher, sgd, group
         self._schedule, self._horizon = schedule, horizon
-        self._engine: EngineName = engine
+        self._engine: EngineName | Literal["auto"] = engine
         self._reweighting, self._keeps_buffers, self._device = reweighting, keeps_buffers, device
         self._problem = InnerProblem(self._inner_loss, self._outer_error, group, sgd.momentum, sgd.weight_decay)
 
@@ -157,9 +168,20 @@ class L2TDLN:
             batches.train,
             batches.val,
             rates=rates,
-            engine=self._engine,
+            engine=self._chosen_engine(problem, student, phi, batches),
             horizon=self._horizon,
         )
+
+    def _chosen_engine(
+        self, problem: InnerProblem, student: StudentState, phi: Tensor, batches: RoundBatches
+    ) -> EngineName:
+        if self._engine == "auto":
+            num_steps = min(self._horizon or len(batches.train), len(batches.train))
+            size = graph_bytes(problem, student, phi.to(self._device), batches.train[0])
+            choice = choose_engine(size, num_steps, free_bytes(student.theta.device))
+            _LOG.info("engine: %s (%s)", choice.engine, choice.reason)
+            self._engine = choice.engine
+        return self._engine
 
     def _inner_loss(
         self, theta: Tensor, phi: Tensor, buffers: Mapping[str, Tensor], batch: Batch

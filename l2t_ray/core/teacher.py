@@ -37,16 +37,30 @@ class UpdateRule(Protocol):
 
 
 class AdamRule:
-    """Adam on phi itself, without an LSTM: the row "DLN" of the paper's Table 3. It learns nothing."""
+    """Adam on phi itself, without an LSTM: the row "DLN" of the paper's Table 3. It learns nothing.
 
-    def __init__(self, num_coordinates: int, *, step_size: float = 1e-3, dtype: torch.dtype = torch.float32):
+    Args:
+        num_coordinates: length of phi.
+        step_size: Adam's learning rate.
+        clip: largest norm of a hypergradient; longer ones are shortened to it (see `clipped`). None: no limit.
+    """
+
+    def __init__(
+        self,
+        num_coordinates: int,
+        *,
+        step_size: float = 1e-3,
+        clip: float | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self._clip = clip
         self._step = torch.zeros(num_coordinates, dtype=dtype, requires_grad=True)
         self._adam = torch.optim.Adam([self._step], lr=step_size)
 
     def propose(self, gradient: Tensor) -> Tensor:
         with torch.no_grad():
             self._step.zero_()
-        self._step.grad = gradient
+        self._step.grad = clipped(gradient, self._clip)
         self._adam.step()
         return self._step.detach().clone()
 
@@ -79,6 +93,11 @@ class LstmRule:
         step_size: beta (paper and released code: 1e-3).
         learning_rate: of Adam on psi (1e-3).
         horizon: proposals differentiated through.
+        clip: largest norm of an outcome that is learned from (see `clipped`). What the LSTM reads is not clipped: its
+            preprocessing takes logarithms already.
+        base: a rule whose step the LSTM adds to. With a linear head, which starts at zero, the teacher begins as that
+            rule and learns to do better; alone, an LSTM first has to find out which way is down, on a student that
+            does not wait. None: the LSTM alone (paper).
     """
 
     def __init__(
@@ -89,7 +108,10 @@ class LstmRule:
         step_size: float = 1e-3,
         learning_rate: float = 1e-3,
         horizon: int = 1,
+        clip: float | None = None,
+        base: AdamRule | None = None,
     ):
+        self._clip, self._base = clip, base
         self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
         self._trained = self._lstm.initial().requires_grad_()
         self._psi = self._trained.detach().clone()  # never changed in place: proposals keep a reference to theirs
@@ -102,10 +124,11 @@ class LstmRule:
         self._proposals.append((gradient, self._psi))
         with torch.no_grad():
             output, self._state = self._output(self._psi, gradient, self._state)
-        return -self._step_size * output
+        step = -self._step_size * output
+        return step if self._base is None else step + self._base.propose(gradient)
 
     def learn(self, gradient: Tensor) -> None:
-        self._outcomes.append(gradient)
+        self._outcomes.append(clipped(gradient, self._clip))
         assert len(self._outcomes) <= len(self._proposals)
         if len(self._outcomes) < self._horizon:
             return
@@ -139,6 +162,7 @@ class LstmRule:
             "window_start": self._window_start,
             "proposals": self._proposals,
             "outcomes": self._outcomes,
+            "base": None if self._base is None else self._base.state_dict(),
         }
         return deepcopy(state)  # Adam works in place; one deepcopy keeps psi the same object in each of its proposals
 
@@ -150,6 +174,8 @@ class LstmRule:
         self._psi, self._state, self._window_start = state["psi"], state["state"], state["window_start"]
         self._proposals = [(gradient, psi) for gradient, psi in state["proposals"]]
         self._outcomes = list(state["outcomes"])
+        if self._base is not None:
+            self._base.load_state_dict(state["base"])
 
 
 class LocalTeacher:
@@ -215,6 +241,19 @@ class LocalTeacher:
         self._version, self._learned = state["version"], state["learned"]
         self._phi, self._last_gradient = state["phi"], state["last_gradient"]
         self._rule.load_state_dict(state["rule"])
+
+
+def clipped(gradient: Float[Tensor, " m"], limit: float | None) -> Float[Tensor, " m"]:
+    """The hypergradient, shortened to norm `limit` if it is longer.
+
+    Norms of hypergradients have heavy tails: a round in which the student is about to tip over gives a hundred times
+    the usual. One such spike stays in Adam's second moments (decay 0.999) for hundreds of rounds, in which nothing
+    moves any more. Scaling every one of them to the same norm is no cure: where there is nothing to learn, the loss
+    then walks at random.
+    """
+    if limit is None:
+        return gradient
+    return gradient * (limit / torch.linalg.vector_norm(gradient).clamp(min=limit))
 
 
 def _finite_gradient(hypergradient: Float[Tensor, " m"], error: float = 0.0) -> Float[Tensor, " m"]:

@@ -6,6 +6,7 @@ memory-mapped from then on. The digits come with scikit-learn and need no file.
 
 import gzip
 import hashlib
+import importlib.util
 import os
 import pickle
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from l2t_ray.data.arrow import ImageSet, read_images, read_source, write_images
 from l2t_ray.data.splits import choose_balanced
@@ -70,11 +71,10 @@ def names() -> tuple[str, ...]:
 
 
 def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    scans, labels = load_digits(return_X_y=True)
-    labels = np.asarray(labels, dtype=np.int64)
-    images = np.rint(scans * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)  # the scans count ink dots, 0..16
+    table = _digits_table()
+    labels = table[:, -1].astype(np.int64)
+    # The scans count ink dots, 0..16.
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     is_test = np.zeros(len(labels), dtype=bool)
     # Seed 0 whatever the run's seed: a test set that moves with the seed would compare runs on different images.
     is_test[choose_balanced(labels, DIGITS_TEST, seed=0, purpose="digits-test")] = True
@@ -86,6 +86,18 @@ def _digits() -> Dataset:
     train, test = part(np.flatnonzero(~is_test)), part(np.flatnonzero(is_test))
     pixels = train.images / 255
     return Dataset("digits", train, test, (float(pixels.mean()),), (float(pixels.std()),))
+
+
+def _digits_table() -> Float[np.ndarray, "n 65"]:
+    """Pixels and label of each scan, from the file that scikit-learn's `load_digits` reads.
+
+    Without importing scikit-learn, which costs each process seconds of start-up.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("data.name=digits needs scikit-learn, which holds the scans: pip install scikit-learn.")
+    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    return np.loadtxt(path, delimiter=",")
 
 
 # --- Sets that are files ----------------------------------------------------------------------------------------------

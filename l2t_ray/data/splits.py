@@ -11,7 +11,7 @@ from l2t_ray.interfaces import UserError
 
 
 class Split(NamedTuple):
-    """Disjoint row numbers of the training set, both in ascending order."""
+    """Row numbers of the training set, both in ascending order; disjoint, unless a part is trained on on purpose."""
 
     train: Int[np.ndarray, " t"]
     validation: Int[np.ndarray, " v"]
@@ -100,6 +100,26 @@ def redivided(
         return Split(pool[train], pool[validation])
 
     return Policy(at, is_redivided=True)
+
+
+def mixed(policy: Policy) -> Policy:
+    """The validation part is trained on as well: both parts are dealt out as one."""
+
+    def at(epoch: int) -> Split:
+        split = policy.at(epoch)
+        return Split(np.sort(np.concatenate(split)), split.validation)
+
+    return Policy(at, policy.is_redivided)
+
+
+def validation_alone(policy: Policy) -> Policy:
+    """The validation part is all that is trained on."""
+
+    def at(epoch: int) -> Split:
+        validation = policy.at(epoch).validation
+        return Split(validation, validation)
+
+    return Policy(at, policy.is_redivided)
 
 
 def choose_balanced(labels: Int[np.ndarray, " n"], count: int, *, seed: int, purpose: str) -> Int[np.ndarray, " m"]:

@@ -212,10 +212,10 @@ class MlflowTracker:
                     self._is_journal_lost = True
                     self._warn(f"rows for MLflow cannot be kept in {self._directory / PENDING}: {error}")
 
-    def log_artifacts(self, directory: str) -> None:
-        """Uploads the files of a directory, some time before `finish` returns."""
+    def log_artifacts(self, *paths: str) -> None:
+        """Uploads files, and directories under their own names, some time before `finish` returns."""
         with self._lock:
-            self._artifacts.append(str(Path(directory).absolute()))
+            self._artifacts.extend(str(Path(path).absolute()) for path in paths)
 
     def finish(self, status: str = "FINISHED", *, timeout: float | int = 60) -> None:
         """Sends what is queued and closes the run; what cannot be sent stays in the journal. Repeated calls do nothing.
@@ -369,13 +369,16 @@ class MlflowTracker:
     def _send_artifacts(self, client: MlflowClient, *, is_last: bool) -> None:
         assert self._run_id is not None
         while self._artifacts:
-            directory = self._artifacts[0]
+            path = self._artifacts[0]
             try:
-                client.log_artifacts(self._run_id, directory)
+                if Path(path).is_dir():
+                    client.log_artifacts(self._run_id, path, artifact_path=Path(path).name)
+                else:
+                    client.log_artifact(self._run_id, path)
             except Exception as error:
                 if not is_last:
                     raise
-                self._warn(f"the files of {directory} could not be copied to MLflow: {masked(str(error))}")
+                self._warn(f"{path} could not be copied to MLflow: {masked(str(error))}")
             self._artifacts.popleft()
 
     def _send_params(self, client: MlflowClient, values: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ class NullTracker:
     def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Forgets the rows."""
 
-    def log_artifacts(self, directory: str) -> None:
+    def log_artifacts(self, *paths: str) -> None:
         """Forgets the files."""
 
     def finish(self, status: str) -> None:

@@ -32,16 +32,18 @@ OnCut = Callable[[Cut], None]
 
 @dataclass(frozen=True)
 class Arm:
-    """One method to train, and its teacher if it has one."""
+    """One method to train, its teacher if it has one, and its own training data if it has some."""
 
     name: str
     method: Method
     teacher: Teacher | None = None
+    data: Data | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained on what, for how long. All arms see the same student, batches and steps."""
+    """What is trained on what, for how long. All arms see the same student and steps, and the same batches unless
+    they bring their own; validation and test images are the same for all."""
 
     arms: Sequence[Arm]
     student: FlatModule
@@ -84,13 +86,14 @@ class Run:
         rows = [] if cut is None else list(cut.rows)
         snapshots = {} if cut is None else {name: dict(phis) for name, phis in cut.snapshots.items()}
         finished = {} if cut is None else dict(cut.finished)
+        data = arm.data or self.data
 
         for index in range(begin, self.num_rounds):
             if index in (0, self.num_rounds // 2):
                 _snapshot(snapshots, arm, index)
             started = time.perf_counter()
             try:
-                state, metrics = arm.method.round(state, self.data.round(index), index)
+                state, metrics = arm.method.round(state, data.round(index), index)
             except DivergenceError as error:
                 raise DivergenceError(
                     f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.hypergrad import ENGINES, hypergradient, naive_hypergradient
+from l2t_ray.core.hypergrad import (
+    APPROXIMATIONS,
+    ENGINES,
+    FiniteDifferenceEngine,
+    choose_engine,
+    free_bytes,
+    graph_bytes,
+    hypergradient,
+    naive_hypergradient,
+)
 from l2t_ray.core.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState
 
@@ -125,10 +134,12 @@ def test_refuses_what_makes_no_sense(make_problem):
 
 
 @pytest.mark.parametrize("norm", ["none", "group"])
-def test_shares_of_two_slices_sum_to_the_whole(make_problem, run_on_two_workers, norm):
+# torch keeps one level of forward-mode derivatives for all threads, so `forward_over_reverse` needs real processes
+@pytest.mark.parametrize("engine", ["store", "recompute", *APPROXIMATIONS])
+def test_shares_of_two_slices_sum_to_the_whole(make_problem, run_on_two_workers, norm, engine):
     """With lambda and nu summed between steps, the workers' phi shares add up to the global hypergradient."""
     p = make_problem(norm=norm)
-    whole = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
+    whole = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
     replicas = [make_problem(norm=norm) for _ in range(2)]  # a module cannot be called from two threads at once
 
     def cut(batch, rank):
@@ -139,11 +150,96 @@ def test_shares_of_two_slices_sum_to_the_whole(make_problem, run_on_two_workers,
         own = replicas[group.rank]
         problem = InnerProblem(own.inner_loss, own.outer_error, group, 0.9, 1e-2)
         batches = [cut(batch, group.rank) for batch in p.batches]
-        return hypergradient(
-            problem, p.start, p.phi, batches, cut(p.val, group.rank), rates=p.rates, engine="recompute"
-        )
+        return hypergradient(problem, p.start, p.phi, batches, cut(p.val, group.rank), rates=p.rates, engine=engine)
 
     results = run_on_two_workers(work)
-    assert relative_error(results[0].gradient + results[1].gradient, whole.gradient) < 1e-10
+    # a difference of gradients over a small step magnifies rounding
+    tolerance = 1e-10 if engine != "finite_difference" else 1e-8
+    assert relative_error(results[0].gradient + results[1].gradient, whole.gradient) < tolerance
     torch.testing.assert_close(results[0].error + results[1].error, whole.error)
     assert relative_error(results[1].student.theta, whole.student.theta) < 1e-12
+
+
+# -- what is not exact
+
+
+def test_one_step_is_the_derivative_of_the_last_step_alone(make_problem):
+    p = make_problem()
+    actual = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine="one_step")
+    before = hypergradient(p.problem, p.start, p.phi, p.batches[:-1], p.val, rates=p.rates[:-1]).student
+    last = naive_hypergradient(p.problem, before, p.phi, p.batches[-1:], p.val, rates=p.rates[-1:])
+    assert relative_error(actual.gradient, last.gradient) < 1e-10
+    assert relative_error(actual.student.theta, last.student.theta) < 1e-12
+
+
+def test_the_error_of_a_finite_difference_falls_with_the_square_of_its_radius(make_problem, monkeypatch):
+    p = make_problem()  # a smooth student: there are no kinks to cross
+    exact = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates).gradient
+
+    def error_at(radius):
+        monkeypatch.setattr(FiniteDifferenceEngine, "radius", radius)
+        options = {"rates": p.rates, "engine": "finite_difference"}
+        return relative_error(hypergradient(p.problem, p.start, p.phi, p.batches, p.val, **options).gradient, exact)
+
+    coarse, fine = error_at(0.02), error_at(0.01)
+    assert 3.8 < coarse / fine < 4.2
+    assert 1e-8 < fine < 1e-2
+
+
+def test_a_finite_difference_along_nothing_is_nothing(make_problem):
+    p = make_problem(num_steps=2, norm="none")
+    tape = FiniteDifferenceEngine(p.problem, p.phi)
+    tape.gradient(p.start.theta, p.start.buffers, p.batches[0])
+    along_theta, along_phi = tape.products(torch.zeros_like(p.start.theta))
+    assert not along_theta.any() and not along_phi.any()
+
+
+@pytest.mark.parametrize("engine", APPROXIMATIONS)
+def test_approximations_leave_arguments_and_running_statistics_alone(make_problem, engine):
+    p = make_problem(norm="batch", num_steps=4)
+    theta = p.start.theta.clone()
+    result = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
+    assert result.student.buffers["1.num_batches_tracked"] == 4
+    assert torch.equal(p.start.theta, theta) and p.start.buffers["1.num_batches_tracked"] == 0
+
+
+# -- what is kept, and which engine that suits
+
+
+def test_steps_before_the_horizon_keep_no_graph(make_problem):
+    p = make_problem()
+    requires_graph = []
+
+    def inner_loss(theta, phi, buffers, batch):
+        requires_graph.append(phi.requires_grad)
+        return p.inner_loss(theta, phi, buffers, batch)
+
+    problem = InnerProblem(inner_loss, p.outer_error, SingleProcess())
+    hypergradient(problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine="store", horizon=2)
+    assert requires_graph == [False, False, False, True, True]
+
+
+def test_graph_bytes_counts_each_tensor_of_a_stored_step_once(make_problem):
+    p = make_problem(norm="none")
+    size = graph_bytes(p.problem, p.start, p.phi, p.batches[0])
+    images = p.batches[0].inputs.nbytes
+    hidden = 7 * 6 * 25 * 8  # output of the convolution and of tanh
+    assert images + 2 * hidden < size < images + 20 * hidden
+    double = [field.repeat(2, *[1] * (field.ndim - 1)) for field in p.batches[0]]
+    larger = graph_bytes(p.problem, p.start, p.phi, Batch(*double))
+    assert 1.3 * size < larger < 2 * size  # parameters are counted too, and do not grow
+    assert not p.start.theta.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("graph", "steps", "free", "engine"),
+    [(10, 15, 300, "store"), (10, 15, 299, "recompute"), (10, 50, 300, "recompute"), (10, 1, 20, "store")],
+)
+def test_the_engine_is_store_while_its_graphs_fit_half_of_what_is_free(graph, steps, free, engine):
+    choice = choose_engine(graph << 20, steps, free << 20)
+    assert choice.engine == engine
+    assert f"{steps} stored graphs of {graph} MiB need {graph * steps} MiB" in choice.reason
+
+
+def test_some_memory_is_free():
+    assert 0 < free_bytes(torch.device("cpu")) < 1 << 50

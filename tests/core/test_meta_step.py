@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.hypergrad import ENGINES
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, round_metrics
@@ -33,10 +34,10 @@ RATE, BETA, ZETA = 0.3, 0.05, 1e-2
 class SmallStudent(nn.Module):
     """Batch normalisation and tanh, with the features before the last layer on request."""
 
-    def __init__(self):
+    def __init__(self, norm=nn.BatchNorm1d):
         super().__init__()
         self.first = nn.Linear(4, 6)
-        self.norm = nn.BatchNorm1d(6)
+        self.norm = norm(6)
         self.last = nn.Linear(6, NUM_CLASSES)
 
     def forward(self, x, with_embedding=False):
@@ -44,10 +45,10 @@ class SmallStudent(nn.Module):
         return (self.last(features), features) if with_embedding else self.last(features)
 
 
-def make_student():
+def make_student(norm=nn.BatchNorm1d):
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return SmallStudent().double()
+        return SmallStudent(norm).double()
 
 
 def make_batch(n, seed):
@@ -342,6 +343,108 @@ def test_momentum_and_weight_decay_are_those_of_torch_sgd():
     assert_close(state.student.velocity, flat(s["momentum_buffer"] for s in optimizer.state.values()))
 
 
+def test_the_engine_asked_for_is_the_one_that_runs(monkeypatch):
+    """All engines agree, so the choice shows in nothing but which one is built."""
+    built = []
+
+    class Noted(ENGINES["recompute"]):
+        def __init__(self, *args):
+            built.append("recompute")
+            super().__init__(*args)
+
+    monkeypatch.setitem(ENGINES, "recompute", Noted)
+    run(adam_method(engine="store")[0], 1)
+    assert built == []
+    run(adam_method("lookahead", engine="recompute")[0], 1)
+    assert built == ["recompute", "recompute"]
+
+
+class SharedTeacher:
+    """Each worker's replica of the teacher, given the sums over workers of what they were given."""
+
+    def __init__(self, teacher, group):
+        self._teacher, self._group = teacher, group
+
+    def read(self):
+        return self._teacher.read()
+
+    def propose(self, version, hypergradient, error):
+        total = self._group.sum(torch.tensor([error], dtype=torch.float64)).item()
+        return self._teacher.propose(version, self._group.sum(hypergradient), total)
+
+    def learn(self, version, hypergradient=None):
+        self._teacher.learn(version, None if hypergradient is None else self._group.sum(hypergradient))
+
+    def state_dict(self):
+        return self._teacher.state_dict()
+
+    def load_state_dict(self, state):
+        self._teacher.load_state_dict(state)
+
+
+def part_of(batch, rank):
+    return Batch(*(field[:3] if rank == 0 else field[3:] for field in batch))
+
+
+class PartOfData(RandomData):
+    """A worker's slices: three samples of each batch, or the rest."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self._rank = rank
+
+    def round(self, index):
+        train, val = super().round(index)
+        return RoundBatches([part_of(batch, self._rank) for batch in train], part_of(val, self._rank))
+
+    def validation(self, epoch):
+        return [part_of(batch, self._rank) for batch in super().validation(epoch)]
+
+
+@pytest.mark.parametrize("reweighting", [None, Reweighting("snr", "softplus", refresh_every=2)])
+@pytest.mark.parametrize("schedule", ["lookahead", "pipelined"])
+def test_two_workers_take_the_rounds_of_one(run_on_two_workers, schedule, reweighting):
+    """Without batch statistics, which are a worker's own."""
+
+    def work_for(group, data):
+        loss_network, lstm = make_loss_network(), LSTMTeacher((4, 3, 1), seed=2).double()
+        phi = loss_network.phi.detach()
+        rule = LstmRule(lstm, phi.numel(), step_size=BETA, learning_rate=ZETA, horizon=2)
+        sgd = StudentSgd(lambda step: RATE, NUM_STEPS, 0.9, 1e-2)
+        student, teacher = FlatModule(make_student(nn.Identity)), SharedTeacher(LocalTeacher(phi, rule), group)
+        return L2TDLN(
+            student,
+            Classification(),
+            data,
+            loss_network,
+            teacher,
+            sgd,
+            group,
+            schedule=schedule,
+            reweighting=reweighting,
+        ), teacher
+
+    method, teacher = work_for(SingleProcess(), RandomData())
+    state, metrics = run(method, 5)
+    # Modules are built here, one after the other: their seeds pass through the global generator.
+    data = [PartOfData(rank) for rank in range(2)]
+    gathered = run_on_two_workers(lambda group: group)  # a group outlives the run that made it
+    replicas = {group.rank: work_for(group, data[group.rank]) for group in gathered}
+
+    def work(group):
+        own, own_teacher = replicas[group.rank]
+        own_state, own_metrics = run(own, 5, data[group.rank])
+        return own_state, own_metrics, own_teacher.state_dict()
+
+    for own_state, own_metrics, own_teacher in run_on_two_workers(work):
+        assert_close(own_state.student.theta, state.student.theta)
+        assert_close(own_state.student.velocity, state.student.velocity)
+        assert_close(own_teacher["phi"], teacher.state_dict()["phi"])
+        assert_close(own_teacher["rule"]["psi"], teacher.state_dict()["rule"]["psi"])
+        for numbers, expected in zip(own_metrics, metrics, strict=True):
+            assert numbers == pytest.approx(expected, rel=1e-9)
+
+
 def test_hypergradient_horizon_reaches_the_engine():
     full, teacher, _ = adam_method()
     cut, cut_teacher, _ = adam_method(horizon=1)
@@ -350,6 +453,20 @@ def test_hypergradient_horizon_reaches_the_engine():
     assert metrics["val_error"] == cut_metrics["val_error"]
     assert metrics["hypergradient_norm"] != pytest.approx(cut_metrics["hypergradient_norm"], rel=1e-3)
     assert not torch.equal(teacher.read().phi, cut_teacher.read().phi)
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "store"), (1 << 10, "recompute")])
+def test_engine_auto_goes_by_memory_and_says_so(monkeypatch, caplog, free, chosen):
+    monkeypatch.setattr("l2t_ray.core.meta_step.free_bytes", lambda device: free)
+    method, _, _ = adam_method(engine="auto")
+    same, _, _ = adam_method(engine=chosen)
+    with caplog.at_level("INFO", logger="l2t_ray"):
+        state, metrics = run(method, 2)
+    expected, expected_metrics = run(same, 2)
+    assert metrics == expected_metrics
+    assert torch.equal(state.student.theta, expected.student.theta)
+    (record,) = [r for r in caplog.records if r.name.startswith("l2t_ray")]  # once, not each round
+    assert record.getMessage().startswith(f"engine: {chosen} (")
 
 
 def test_round_leaves_its_state_alone_and_repeats_itself():
@@ -465,6 +582,20 @@ def test_centres_are_refreshed_at_each_epoch_and_every_few_rounds():
             assert torch.equal(state.extra["centers"], before.extra["centers"])
     assert refreshed == [0, 3, 5, 6, 9, 10]
     assert data.asked == [0, 0, 1, 1, 1, 2]
+
+
+def test_a_class_missing_from_a_later_epoch_keeps_its_centre():
+    class NoClassTwoLater(RandomData):
+        def validation(self, epoch):
+            batches = super().validation(epoch)
+            return batches if epoch == 0 else [Batch(*(field[:2] for field in batch)) for batch in batches]
+
+    data = NoClassTwoLater(rounds_per_epoch=1)
+    method, _, _ = reweighted_method(data)
+    first, _ = run(method, 1, data)
+    second, _ = run(method, 1, data, first, start=1)
+    assert torch.equal(second.extra["centers"][2], first.extra["centers"][2])
+    assert not torch.equal(second.extra["centers"][0], first.extra["centers"][0])
 
 
 def test_without_reweighting_the_validation_part_is_never_read():

@@ -65,8 +65,8 @@ def weights_of(embeddings, centers, metric, positive="clamp", labels=None, group
 @pytest.mark.parametrize("positive", POSITIVE)
 @pytest.mark.parametrize("metric", METRICS)
 def test_weights_are_non_negative_and_sum_to_one(metric, positive):
-    weights = weights_of(draws(10, 6), draws(3, 6, seed=1), metric, positive)
-    assert weights.shape == (10,) and not weights.requires_grad
+    weights = weights_of(draws(10, 6).requires_grad_(), draws(3, 6, seed=1), metric, positive)
+    assert weights.shape == (10,) and not weights.requires_grad  # constants for the derivatives
     assert (weights >= 0).all()
     assert weights.sum().item() == pytest.approx(1, abs=1e-12)
     assert weights.max() > 1.01 * weights.min()  # and they tell samples apart

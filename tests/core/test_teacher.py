@@ -416,3 +416,63 @@ def quadratic_descent(horizon, num_steps=1000, m=10):
 def test_a_long_horizon_learns_to_descend():
     history = quadratic_descent(horizon=20)
     assert sum(history[-50:]) / 50 < 0.02 * history[0]
+
+
+def test_adam_that_clips_is_not_frozen_by_a_spike():
+    """A hundred rounds after a hypergradient a thousand times the usual, phi moves about as far as before it."""
+
+    def step_after_a_spike(clip):
+        rule = AdamRule(M, step_size=0.1, clip=clip, dtype=torch.float64)
+        direction = torch.ones(M, dtype=torch.float64) / M**0.5
+        for scale in (1.0, -1000.0, *[1.0] * 100):
+            rule.propose(scale * direction)
+        return rule.propose(direction).norm().item()
+
+    assert step_after_a_spike(1.0) > 20 * step_after_a_spike(None)
+
+
+def test_clipping_leaves_short_hypergradients_alone():
+    plain, clipping = AdamRule(M, dtype=torch.float64), AdamRule(M, clip=100.0, dtype=torch.float64)
+    for index in range(3):
+        assert torch.equal(plain.propose(draws(M, seed=index)), clipping.propose(draws(M, seed=index)))
+    assert torch.equal(clipping.propose(torch.zeros(M, dtype=torch.float64)).isfinite(), torch.ones(M).bool())
+
+
+def test_lstm_with_a_base_begins_as_that_base():
+    """The linear head starts at zero, so until psi first moves the proposals are Adam's own."""
+    lstm = LSTMTeacher((4, 3), head="linear").double()
+    base, alone = (AdamRule(M, step_size=0.1, dtype=torch.float64) for _ in range(2))
+    rule = LstmRule(lstm, M, step_size=STEP, horizon=3, base=base)
+    teacher, reference = LocalTeacher(draws(M), rule), LocalTeacher(draws(M), alone)
+    for version in range(3):
+        gradient = draws(M, seed=version + 5)
+        torch.testing.assert_close(
+            teacher.propose(version, gradient, 0.0).phi, reference.propose(version, gradient, 0.0).phi
+        )
+        teacher.learn(version)
+    teacher.propose(3, draws(M, seed=8), 0.0)
+    teacher.learn(3)
+    moved = teacher.propose(4, draws(M, seed=9), 0.0).phi
+    reference.propose(3, draws(M, seed=8), 0.0)
+    assert (moved - reference.propose(4, draws(M, seed=9), 0.0).phi).abs().max() > 1e-6
+
+
+def test_lstm_with_a_base_saves_the_base_too():
+    def make():
+        base = AdamRule(M, step_size=0.1, clip=0.5, dtype=torch.float64)
+        rule = LstmRule(make_lstm("linear"), M, step_size=STEP, horizon=2, clip=0.5, base=base)
+        return LocalTeacher(draws(M), rule)
+
+    whole, first = make(), make()
+    for version in range(6):
+        whole.propose(version, draws(M, seed=version), 0.0)
+        whole.learn(version)
+        if version < 3:
+            first.propose(version, draws(M, seed=version), 0.0)
+            first.learn(version)
+    second = make()
+    second.load_state_dict(first.state_dict())
+    for version in range(3, 6):
+        second.propose(version, draws(M, seed=version), 0.0)
+        second.learn(version)
+    assert torch.equal(second.read().phi, whole.read().phi)

@@ -58,7 +58,8 @@ def test_everything_can_be_read_back(directory):
     tracker = start(directory, tags={"dataset": "digits"}, parent_run_id="study")
     tracker.log_params({"student": {"lr": 0.1}, "note": "x" * 7000, "bad(name)": 1})
     tracker.log_rows([*rows(range(3)), {"arm": "cross_entropy", "round": 0, "val_error": float("nan"), "lr": 0.5}])
-    tracker.log_artifacts(str(directory / "figures"))
+    (directory / "summary.json").write_text("[]")
+    tracker.log_artifacts(str(directory / "figures"), str(directory / "summary.json"))
     tracker.finish("FINISHED")
 
     run = client(tracker).get_run(tracker.run_id)
@@ -69,8 +70,8 @@ def test_everything_can_be_read_back(directory):
     assert run.data.tags["dataset"] == "digits" and run.data.tags["mlflow.parentRunId"] == "study"
     assert history(tracker, "l2t_dln/val_error") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert set(run.data.metrics) == {"l2t_dln/val_error", "l2t_dln/round", "cross_entropy/lr", "cross_entropy/round"}
-    assert [f.path for f in client(tracker).list_artifacts(tracker.run_id)] == ["loss.png"]
-    assert (directory.parent / "artifacts" / tracker.run_id / "artifacts" / "loss.png").is_file()
+    assert [f.path for f in client(tracker).list_artifacts(tracker.run_id)] == ["figures", "summary.json"]
+    assert (directory.parent / "artifacts" / tracker.run_id / "artifacts" / "figures" / "loss.png").is_file()
     assert recorded_run_id(directory) == tracker.run_id
     assert not (directory / PENDING).exists()
     assert tracker.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{directory.parent}/mlflow.db"

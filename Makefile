@@ -1,0 +1,41 @@
+# Two commands from a bare checkout: `make run` and `make test`. Everything else is for developers.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: run test check lock clean
+
+run: $(BIN)/.ready
+	$(BIN)/python jobs/cifar.py --config configs/digits.yaml $(ARGS)
+
+# OMP_NUM_THREADS: two processes with two threads each on two cores spin against each other.
+test: $(BIN)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+check: $(BIN)/.ready
+	$(BIN)/ruff format --check l2t_ray jobs tests benchmarks
+	$(BIN)/ruff check l2t_ray jobs tests benchmarks
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not ray and not slow and not gpu" $(ARGS)
+
+$(BIN)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+ifdef UV
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
+else
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+endif
+	touch $@
+
+# The lock file names versions, and no index: it serves whichever one pip is set to.
+lock:
+	uv pip compile --quiet --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
+		--extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv runs report .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,272 @@
+"""Time, memory and error of one exact hypergradient and of one whole round, against the field.
+
+    python benchmarks/hypergradient.py --quick      narrow ResNet-8, K = 15: three to five minutes on two cores
+    python benchmarks/hypergradient.py              all sizes, K = 5, 15, 50: hours
+    python benchmarks/hypergradient.py --scaling    how time and memory grow with K, batch, width and classes
+
+Time is CPU time of this process on one thread; contenders take turns, and the median is taken of each one's turns.
+Memory is the growth of the resident set above what the process held with everything built and one small student step
+taken, at its peak, in a fresh process for each figure. Errors are relative to plain autograd in float64.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import APPROXIMATE, HYPERGRADIENTS, LIBRARIES, Case, Setting, autograd, is_installed, plain, whole_round
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve()
+RESULTS = HERE.parent / "results"
+SIZES = ((8, "narrow"), (8, "wide"), (32, "narrow"))
+ENGINES = ("store", "recompute", "forward_over_reverse")
+QUICK = ("plain", "store", "recompute", "released", *LIBRARIES)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one size only; ends with one line of JSON")
+    parser.add_argument("--scaling", action="store_true", help="curves over K, batch, width and classes")
+    parser.add_argument("--repeats", type=int, help="turns of each contender (default 3, with --quick 2)")
+    parser.add_argument("--sizes", nargs="*", help="of the full run, such as 8-narrow 32-narrow")
+    parser.add_argument("--steps", nargs="*", type=int, default=[5, 15, 50], help="of the full run: values of K")
+    parser.add_argument("--contenders", nargs="*", help="only these")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where table and plot go")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.repeats = options.repeats or (2 if options.quick else 3)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the libraries' and torch's own deprecations
+    if options.measure:
+        print(json.dumps(measure_memory(**json.loads(options.measure))))
+        return
+    if options.scaling:
+        scaling(options)
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    sizes = [size for size in SIZES if not options.sizes or f"{size[0]}-{size[1]}" in options.sizes]
+    cases = [Case()] if options.quick else [Case(d, w, num_steps=k) for d, w in sizes for k in options.steps]
+    wanted = options.contenders or (QUICK if options.quick else HYPERGRADIENTS)
+    names = ["plain", *(n for n in HYPERGRADIENTS if n != "plain" and n in wanted and is_installed(n))]
+    console, tables = Console(), []
+    for case in cases:
+        rows = measure_case(case, names, options.repeats, console)
+        tables.append({"case": case.as_dict(), "title": case.title, "rows": rows})
+        console.print(comparison_table(case.title, rows))
+    write(options.out, "hypergradient-quick" if options.quick else "hypergradient", tables, comparison_figure)
+    if options.quick:
+        print(json.dumps(headline(tables[0]["rows"])))
+
+
+def measure_case(case: Case, names: Sequence[str], repeats: int, console: Console) -> dict[str, dict[str, Any]]:
+    with console.status(f"{case.title}: float64 reference"):
+        reference = autograd(Setting(replace(case, dtype="float64")))()
+    setting = Setting(case)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        with console.status(f"{case.title}: memory of {name}"):
+            rows[name] = {"memory_mib": memory_of(case, name)}
+    with console.status(f"{case.title}: time of a hypergradient"):
+        seconds, gradients = alternate({name: HYPERGRADIENTS[name](setting) for name in names}, repeats)
+    # With the teacher's part on top; the libraries' rounds would add the same part to their hypergradients.
+    round_names = [n for n in names if n in ("plain", "store", "recompute", "released")]
+    with console.status(f"{case.title}: time of a round"):
+        round_seconds, _ = alternate({name: whole_round(name, setting) for name in round_names}, repeats)
+    for name, row in rows.items():
+        row["seconds"], row["round_seconds"] = seconds[name], round_seconds.get(name)
+        if name != "plain":
+            row["relative_error"] = ((gradients[name] - reference).norm() / reference.norm()).item()
+    return rows
+
+
+def alternate(runs: dict[str, Any], repeats: int) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    """CPU seconds of each turn, and what came of it. Taking turns spreads what else the machine does evenly."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    gradients = {"plain": runs["plain"]()}  # not timed: it warms up
+    for _ in range(repeats):
+        for name, run in runs.items():
+            # What all ratios are taken of is short, and has more turns.
+            for _ in range(4 if name == "plain" else 2 if name == "store" else 1):
+                started = time.process_time()
+                gradients[name] = run()
+                seconds[name].append(time.process_time() - started)
+    return seconds, gradients
+
+
+def memory_of(case: Case, name: str) -> float:
+    """In MiB, from a process of its own."""
+    request = json.dumps({"case": case.as_dict(), "name": name})
+    done = subprocess.run([sys.executable, str(HERE), "--measure", request], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])["memory_mib"]
+
+
+def measure_memory(case: dict[str, Any], name: str) -> dict[str, float]:
+    setting = Setting(Case(**case))
+    run = HYPERGRADIENTS[name](setting)
+    plain(Setting(Case(num_steps=1, batch_size=2, val_batch_size=2)))()  # torch's own code and buffers come in
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    before = _status_kib("VmRSS")
+    run()
+    return {"memory_mib": (_status_kib("VmHWM") - before) / 1024}
+
+
+def _status_kib(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+
+
+def ratio(rows: dict[str, dict[str, Any]], key: str, name: str, base: str) -> float | None:
+    """Of medians; None where one was not measured."""
+    if name not in rows or base not in rows or not rows[name].get(key) or not rows[base].get(key):
+        return None
+    return statistics.median(rows[name][key]) / statistics.median(rows[base][key])
+
+
+def headline(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    exact = [n for n in ENGINES if n in rows]
+    values: dict[str, float | None] = {
+        "round_over_plain": ratio(rows, "round_seconds", "store", "plain"),
+        "memory_over_plain": rows["recompute"]["memory_mib"] / rows["plain"]["memory_mib"]
+        if "recompute" in rows
+        else None,
+        "released_over_ours": ratio(rows, "round_seconds", "released", "store"),
+        **{f"{name}_over_ours": ratio(rows, "seconds", name, "store") for name in LIBRARIES},
+        "max_relative_error": max((rows[n]["relative_error"] for n in exact), default=None),
+    }
+    return {key: value if value is None else float(f"{value:.3g}") for key, value in values.items()}
+
+
+def comparison_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=title)
+    for column in ("", "hypergradient s", "x plain", "round s", "x plain", "peak MiB", "x plain", "relative error"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in rows.items():
+        table.add_row(
+            name + (" (approximate)" if name in APPROXIMATE else ""),
+            f"{statistics.median(row['seconds']):.2f}",
+            _times(ratio(rows, "seconds", name, "plain")),
+            f"{statistics.median(row['round_seconds']):.2f}" if row["round_seconds"] else "",
+            _times(ratio(rows, "round_seconds", name, "plain")),
+            f"{row['memory_mib']:,.0f}",
+            _times(row["memory_mib"] / rows["plain"]["memory_mib"]),
+            f"{row['relative_error']:.1e}" if "relative_error" in row else "",
+        )
+    return table
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def scaling(options: argparse.Namespace) -> None:
+    """One thing varied at a time, from a narrow ResNet-8 with K = 15, a batch of 25 and 10 classes."""
+    base = Case()
+    axes: dict[str, list[tuple[float, Case]]] = {
+        "K": [(k, replace(base, num_steps=k)) for k in (5, 15, 50, 100, 200)],
+        "batch": [(b, replace(base, batch_size=b)) for b in (10, 25, 50, 100)],
+        "width": [(w, replace(base, widths=n, num_steps=5)) for w, n in ((16, "narrow"), (64, "wide"))],
+        "classes": [(c, replace(base, num_classes=c, num_steps=5)) for c in (10, 100, 1000)],
+    }
+    console, tables = Console(), []
+    for axis, points in axes.items():
+        table = Table(title=f"by {axis}")
+        for column in (axis, "plain s", "store x", "recompute x", "plain MiB", "store MiB", "recompute MiB"):
+            table.add_column(column, justify="right")
+        for value, case in points:
+            names = ["plain", "recompute"] + ["store"] * (case.num_steps <= 50)
+            setting = Setting(case)
+            seconds, _ = alternate({name: HYPERGRADIENTS[name](setting) for name in names}, options.repeats)
+            rows = {name: {"seconds": seconds[name], "memory_mib": memory_of(case, name)} for name in names}
+            tables.append({"case": case.as_dict(), "axis": axis, "value": value, "rows": rows})
+            table.add_row(
+                f"{value:g}",
+                f"{statistics.median(seconds['plain']):.2f}",
+                *(_times(ratio(rows, "seconds", name, "plain")) for name in ("store", "recompute")),
+                *(f"{rows[n]['memory_mib']:,.0f}" if n in rows else "" for n in ("plain", "store", "recompute")),
+            )
+        console.print(table)
+    write(options.out, "scaling", tables, scaling_figure)
+
+
+def write(directory: Path, stem: str, tables: list[dict[str, Any]], draw: Any) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {"date": date.today().isoformat(), "versions": versions(), "tables": tables}
+    (directory / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    draw(tables).savefig(directory / f"{stem}.png", dpi=120, bbox_inches="tight")
+    print(f"wrote {directory / stem}.json and .png")
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "processor": _processor()}
+    for name in ("torch", "higher", "torchopt", "betty-ml"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def comparison_figure(tables: list[dict[str, Any]]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6 * len(tables)))
+    axes = figure.subplots(len(tables), 2, squeeze=False)
+    for (left, right), table in zip(axes, tables, strict=True):
+        rows = table["rows"]
+        names = [name for name in rows if name != "plain"][::-1]
+        colors = ["0.7" if n in APPROXIMATE else "tab:blue" if n in ENGINES else "tab:orange" for n in names]
+        left.barh(names, [ratio(rows, "seconds", n, "plain") or 0 for n in names], color=colors)
+        left.set(xlabel="time of a hypergradient / K plain steps", title=table["title"])
+        right.barh(names, [rows[n]["memory_mib"] / rows["plain"]["memory_mib"] for n in names], color=colors)
+        right.set(xlabel="peak memory / K plain steps", yticks=[])
+    figure.tight_layout()
+    return figure
+
+
+def scaling_figure(tables: list[dict[str, Any]]) -> Any:
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(table["axis"] for table in tables))
+    figure = Figure(figsize=(3.2 * len(names), 5.5))
+    axes = figure.subplots(2, len(names), squeeze=False)
+    for column, axis in enumerate(names):
+        for name, color in (("plain", "0.5"), ("store", "tab:blue"), ("recompute", "tab:green")):
+            points = [t for t in tables if t["axis"] == axis and name in t["rows"]]
+            values = [t["value"] for t in points]
+            seconds = [statistics.median(t["rows"][name]["seconds"]) for t in points]
+            axes[0][column].loglog(values, seconds, "o-", color=color, label=name)
+            axes[1][column].loglog(values, [t["rows"][name]["memory_mib"] for t in points], "o-", color=color)
+        axes[1][column].set_xlabel(axis)
+    axes[0][0].set_ylabel("CPU s")
+    axes[1][0].set_ylabel("peak MiB")
+    axes[0][0].legend()
+    figure.tight_layout()
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The ways to train a student, as frozen records: L2T-DLN and what it is held against."""
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, model_validator
+
+from l2t_ray.record import Count, Fraction, Positive, Record, named
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+EngineName = Literal["auto", "store", "recompute", "forward_over_reverse", "one_step", "finite_difference"]
+
+DEFAULT_TEACHER = "lstm"
+
+
+class MethodRecord(Record):
+    """What every method has: a name, and a say in what else the validation images are used for."""
+
+    name: str
+    label: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
+    """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
+    clean_images: Literal["judge", "mixed", "fine_tuned"] = "judge"
+    """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
+    images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone."""
+    fine_tuning_share: Share = 0.2
+    """Share of the rounds that `fine_tuned` gives to the validation images."""
+
+    @property
+    def arm(self) -> str:
+        """The name in tables and figures."""
+        return self.label or (self.name if self.clean_images == "judge" else f"{self.name}-{self.clean_images}")
+
+
+class LossNetworkConfig(Record):
+    init: Literal["released", "linear", "cross_entropy", "gce"] = "cross_entropy"
+    hidden: Count = 40
+    layers: Annotated[int, Field(ge=2)] = 5
+    pairs: Literal["sigmoid", "softmax"] = "softmax"
+    activation: Literal["leaky_relu", "silu"] = "silu"
+    label_entries: Literal["constant", "table"] = "table"
+    """`constant`: (1, 0) as in the paper; `table`: a learned entry for each pair of classes in place of the 0."""
+    mean: Literal["pairs", "released"] = "pairs"
+
+
+class AdamConfig(Record):
+    name: Literal["adam"] = "adam"
+    step_size: Positive = 1e-3
+    """Adam's learning rate on the loss network's weights."""
+    clip: Positive | None = 1.0
+    """Largest norm of a hypergradient: their norms have heavy tails. null: no limit."""
+
+
+class LstmConfig(Record):
+    name: Literal["lstm"] = "lstm"
+    cells: tuple[Count, ...] = (20, 20)
+    """Hidden units of each cell (paper: 64, 64, 64, 1)."""
+    head: Literal["hidden", "linear"] = "linear"
+    """`hidden`: the last hidden state is the step (released code); `linear`: a linear map on it, started at zero."""
+    step_size: Positive = 3e-4
+    """beta, how far an output of 1 moves a weight (released code: 1e-3)."""
+    learning_rate: Positive = 1e-3
+    """Of Adam on the LSTM's weights (paper: 1e-3)."""
+    horizon: Count = 10
+    """Rounds the LSTM is differentiated through (released code: 1)."""
+    clip: Positive | None = 1.0
+    """Largest norm of a hypergradient that is learned from: their norms have heavy tails (released code: null)."""
+    base: AdamConfig | None = AdamConfig()
+    """What the LSTM's steps are added to; null: nothing (paper and released code)."""
+
+    @model_validator(mode="after")
+    def _hidden_head_has_one_unit(self) -> "LstmConfig":
+        if self.head == "hidden" and self.cells[-1] != 1:
+            raise ValueError(
+                f"teacher.head 'hidden' needs a last cell of 1 unit, got teacher.cells {list(self.cells)}; "
+                "append 1 to teacher.cells or set teacher.head=linear"
+            )
+        return self
+
+
+class ReweightConfig(Record):
+    metric: Literal["cosine", "dot", "minkowski", "snr"] = "snr"
+    positive: Literal["clamp", "softmax", "shift", "softplus", "released"] = "clamp"
+    refresh_every: Count = 25
+
+
+class L2TDLNConfig(MethodRecord):
+    """A learned loss, rewritten every round by a teacher (NeurIPS 2023)."""
+
+    name: Literal["l2t_dln"] = "l2t_dln"
+    schedule: Literal["pipelined", "lookahead"] = "pipelined"
+    """`lookahead` is the released code: two unrolls a round; `pipelined` keeps the single one."""
+    engine: EngineName = "store"
+    """How second-order products are computed. `auto`: `store` if it fits the memory, else `recompute`; engines differ
+    in rounding, so name one where a resumed run must repeat bit for bit. Exact, all but `one_step` (derivative of the
+    last step alone) and `finite_difference`, which are there to be compared with."""
+    horizon: Count | None = None
+    """Student steps the hypergradient goes back through; null: all of a round's."""
+    loss_network: LossNetworkConfig = LossNetworkConfig()
+    teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
+    reweight: ReweightConfig | None = None
+    """Data reweighting (paper's DR); null: uniform weights."""
+    batch_norm_buffers: Literal["kept", "dropped"] = "kept"
+    """`dropped` reproduces the released code, whose running statistics never move (algorithms: D5)."""
+
+
+class CrossEntropyConfig(MethodRecord):
+    """Plain training: the control that every learned loss is held against."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
+class GCEConfig(MethodRecord):
+    """Generalised cross-entropy, a fixed loss made for noisy labels (Zhang & Sabuncu 2018)."""
+
+    name: Literal["gce"] = "gce"
+    q: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """0 would be cross-entropy, 1 is the mean absolute error (paper: 0.7)."""
+
+
+class StaticDLNConfig(MethodRecord):
+    """The loss network as it starts, without a teacher: what L2T-DLN has beyond this is the teacher's doing."""
+
+    name: Literal["static_dln"] = "static_dln"
+    loss_network: LossNetworkConfig = LossNetworkConfig()
+    """To be set as the method's own."""
+
+
+class ForwardCorrectionConfig(MethodRecord):
+    """Cross-entropy through the true noise matrix (Patrini et al. 2017): an oracle, for nobody knows that matrix."""
+
+    name: Literal["forward_correction"] = "forward_correction"
+
+
+class GLCConfig(MethodRecord):
+    """Gold loss correction: through a noise matrix estimated on the clean images (Hendrycks et al. 2018)."""
+
+    name: Literal["glc"] = "glc"
+    warm_share: Share = 0.3
+    """Share of the rounds that train with plain cross-entropy before the matrix is estimated (not in the paper, whose
+    first network has a budget of its own)."""
+    restarts: bool = False
+    """Begin with a new student after the warm rounds, as the paper does; false: go on with the warm one."""
+    clean_images: Literal["mixed"] = "mixed"
+    """After the warm rounds the validation images are trained on as well, with uncorrected cross-entropy (paper)."""
+
+    @property
+    def arm(self) -> str:
+        return self.label or self.name
+
+
+class MWNetConfig(MethodRecord):
+    """Meta-Weight-Net (Shu et al. 2019): a network from a sample's loss to its weight."""
+
+    name: Literal["mw_net"] = "mw_net"
+    hidden: Count = 100
+    """Hidden units (paper: 100)."""
+    learning_rate: Positive = 1e-3
+    """Of Adam on the weight network (authors' later script: 1e-3)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Of the same Adam (authors' later script: 1e-4)."""
+
+
+class MentorNetConfig(MethodRecord):
+    """MentorNet (Jiang et al. 2018): a curriculum over samples, predefined or learned from data."""
+
+    name: Literal["mentornet"] = "mentornet"
+    curriculum: Literal["predefined", "data_driven"] = "predefined"
+    """`predefined`: the closed form of the authors' PD curriculum; `data_driven`: a network fitted to which of the
+    validation images' observed labels are right (DD)."""
+    percentile: Share = 0.75
+    """Of a minibatch's losses, below which samples count as easy (authors: 0.75 for PD)."""
+    decay: Fraction = 0.5
+    """Of the moving percentile (authors' flag: 0.5)."""
+    burn_in: Annotated[int, Field(ge=0, lt=100)] = 18
+    """Percentage of the training during which all weights are 1 (authors: 18)."""
+    gamma: Positive = 1.0
+    """Width of the linear weighting at the end of the PD curriculum (authors: 1)."""
+    dropout_first: Fraction = 0.5
+    """Share of each minibatch dropped at random in the first 17 % of the training (authors' example)."""
+    dropout_rest: Fraction = 0.05
+    """The same, afterwards (authors' example)."""
+    fit_steps: Count = 3000
+    """Adam steps that fit the DD network, in minibatches of 32 (authors: 30,000, on far more than 1,000 samples)."""
+
+
+class L2RConfig(MethodRecord):
+    """Learning to reweight with deep interactions (Fan et al. 2021): a teacher that reads the student's features."""
+
+    name: Literal["l2r"] = "l2r"
+    hidden: Count = 128
+    """Hidden units of the teacher (not published)."""
+    label_size: Count = 16
+    """Length of the label embedding (not published)."""
+    learning_rate: Positive = 1e-3
+    """Of Adam on the teacher (not published)."""
+    horizon: Count | None = None
+    """B, student steps the derivative goes back through (not published); null: all of a round's."""
+    engine: Literal["store", "recompute"] = "store"
+    """As the method's; the mean weight of a global minibatch cannot be differentiated forward."""
+
+
+class SLFConfig(MethodRecord):
+    """Stochastic loss function (Liu & Lai 2020): gates over fixed losses. Our rendering; no code was published."""
+
+    name: Literal["slf"] = "slf"
+    mode: Literal["validation", "single"] = "validation"
+    """`validation`: gates learn from the validation error through one virtual step; `single`: from the training loss,
+    in the same pass as the student."""
+    hidden: Count = 64
+    """Hidden units of the decision network (not published)."""
+    learning_rate: Positive = 1e-3
+    """Of Adam on the decision network (not published)."""
+    temperature_start: Positive = 1.0
+    """Of the gates (not published); falls geometrically over the rounds."""
+    temperature_end: Positive = 0.1
+    scale_decay: Fraction = 0.9
+    """Of the running mean by which each candidate loss is divided (not published)."""
+
+
+MethodConfig = Annotated[
+    Union[  # noqa: UP007 (a value, not an annotation)
+        L2TDLNConfig,
+        CrossEntropyConfig,
+        GCEConfig,
+        StaticDLNConfig,
+        ForwardCorrectionConfig,
+        GLCConfig,
+        MWNetConfig,
+        MentorNetConfig,
+        L2RConfig,
+        SLFConfig,
+    ],
+    Field(discriminator="name"),
+]

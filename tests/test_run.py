@@ -1,0 +1,195 @@
+"""The main job as a user meets it: what it writes, how it resumes, what it says when something is wrong."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.tracking.metrics import read_rows
+
+JOB = Path(__file__).parents[1] / "jobs" / "cifar.py"
+SMALL = [
+    "ray.enabled=false",
+    "tracking.mlflow=false",
+    "student.name=lenet",
+    "training.num_rounds=4",
+    "training.num_steps=3",
+    "training.eval_every=2",
+    "training.checkpoint_every=2",
+    "method.teacher.horizon=3",
+    "method.loss_network.init=released",
+]
+
+
+def load_job():
+    """`jobs/cifar.py` as a module: most tests call its `main` here, for a process of its own takes seconds to start."""
+    spec = importlib.util.spec_from_file_location("cifar_job", JOB)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cifar(*arguments, cwd, code=0):
+    """What the job prints when called with these arguments in a directory, after checking its exit code."""
+    output = io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        actual = 0
+        try:
+            load_job().main(arguments)
+        except SystemExit as exit:
+            actual = exit.code
+    assert actual == code, output.getvalue()
+    return output.getvalue()
+
+
+def test_the_command_itself(configs):
+    """One run as the shell sees it."""
+    command = [sys.executable, str(JOB), *SMALL, "training.num_rounds=1", "name=shell"]
+    environment = {**os.environ, "PYTHONPATH": str(JOB.parents[1])}
+    process = subprocess.run(command, cwd=configs, env=environment, text=True, capture_output=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "test accuracy" in process.stdout and "results in" in process.stdout
+    assert process.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """A directory to run in, with the shipped configurations."""
+    directory = tmp_path_factory.mktemp("work")
+    (directory / "configs").symlink_to(Path("configs").resolve())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(configs):
+    """The main job, run whole, with its self-check on."""
+    output = cifar("--check-hypergradient", *SMALL, "name=whole", cwd=configs)
+    return configs / "runs" / "whole", output
+
+
+def test_the_run_directory_holds_everything(finished):
+    directory, _ = finished
+    names = {path.name for path in directory.iterdir()}
+    assert names >= {
+        "config.yaml", "metrics.parquet", "summary.json", "figures", "loss.safetensors", "loss.md", "checkpoints",
+    }  # fmt: skip
+    assert {path.name for path in (directory / "figures").iterdir()} == {
+        "accuracy_and_error.png", "loss_surfaces.png", "gradient_sums.png", "teacher_steps.png",
+    }  # fmt: skip
+    rows = read_rows(directory / "metrics.parquet")
+    assert [(row["arm"], row["round"]) for row in rows] == [
+        (arm, i) for arm in ("cross_entropy", "l2t_dln") for i in range(4)
+    ]
+    assert all(row["hypergradient_norm"] > 0 for row in rows if row["arm"] == "l2t_dln")
+    summaries = json.loads((directory / "summary.json").read_text())
+    assert [s["steps"] for s in summaries] == [12, 12]
+
+
+def test_the_self_check_compares_with_naive_autograd(finished):
+    _, output = finished
+    match = re.search(r"relative error: float64 (\S+), float32 (\S+)", output)
+    assert match, output
+    assert float(match[1]) < 1e-10
+    assert float(match[2]) < 1e-4
+
+
+def test_the_learned_loss_loads_and_trains(finished):
+    directory, _ = finished
+    loss_network = DynamicLossNetwork.load(directory / "loss.safetensors")
+    logits = torch.zeros(6, 10, requires_grad=True)
+    loss_network.loss(logits, torch.arange(6)).backward()
+    assert logits.grad is not None and logits.grad.abs().sum() > 0
+
+
+def test_the_same_command_gives_the_same_numbers(finished, configs):
+    directory, _ = finished
+    cifar("--quiet", *SMALL, "name=again", cwd=configs)
+    assert deterministic_part(directory) == deterministic_part(configs / "runs" / "again")
+
+
+def test_quiet_says_nothing(configs):
+    assert cifar("--quiet", *SMALL, "training.num_rounds=1", "name=quiet", cwd=configs) == ""
+
+
+def deterministic_part(directory):
+    """Metrics but for wall times, and every tensor of the last checkpoint."""
+    rows = read_rows(directory / "metrics.parquet")
+    last = sorted((directory / "checkpoints").iterdir())[-1]
+    tensors = {path.name: torch.load(path, weights_only=True) for path in last.glob("*.pt")}
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows
+    ], repr_exact(tensors)
+
+
+def repr_exact(value):
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), value.numpy().tobytes())
+    if isinstance(value, dict):
+        return {key: repr_exact(item) for key, item in value.items()}
+    return [repr_exact(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("num_kept", [1, 3, 4])
+def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
+    """Checkpoints exist after rounds 2 and 4 of either arm; everything after the first few of them is thrown away."""
+    directory, _ = finished
+    name = f"cut{num_kept}"
+    cifar("--quiet", *SMALL, "training.keep_checkpoints=9", f"name={name}", cwd=configs)
+    cut = configs / "runs" / name
+    for path in sorted((cut / "checkpoints").iterdir())[num_kept:]:
+        shutil.rmtree(path)
+    for path in ("metrics.parquet", "summary.json", "loss.safetensors"):
+        (cut / path).unlink()
+    cifar("--quiet", "--resume", str(cut), cwd=configs)
+    assert deterministic_part(cut) == deterministic_part(directory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
+        (["training.lerning_rate=1"], "did you mean training.learning_rate?"),
+        (["--resume", "runs/none"], "holds no run"),
+        (["name=whole"], "holds a run already; go on with --resume"),
+        (["data.name=cifar10", "data.root=nowhere", "data.download=false"], "cifar-10"),
+        (["data.num_validation=5"], "data.num_validation=5"),
+        (["data.num_validation=1500"], "data.num_validation"),
+        (["training.batch_size=2000", "training.num_steps=1"], "training.batch_size=2000 is more than the"),
+        (["training.val_batch_size=500"], "training.val_batch_size=500 is more than the"),
+        (["method=cross_entropy", "controls=[]", "--check-hypergradient"], "--check-hypergradient needs"),
+        (["device=cuda"], "torch sees no CUDA device"),
+        (["runs=/proc/none"], "cannot write to /proc/none"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(finished, configs, arguments, message):
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    settings = [] if "--resume" in arguments else SMALL[:3]
+    output = cifar(*settings, *arguments, cwd=configs, code=2)
+    assert message in output
+    assert output.startswith("error: ") and output.count("\n") == 1, output
+
+
+def test_an_override_that_changes_a_resumed_run_is_refused(finished, configs):
+    directory, _ = finished
+    output = cifar("--resume", str(directory), "seed=3", cwd=configs, code=2)
+    assert "override 'seed=3' would change a resumed run" in output
+
+
+def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
+    output = cifar(
+        *SMALL, "training.num_rounds=40", "training.learning_rate=1e6", "controls=[]", "name=diverged", "--quiet",
+        "training.checkpoint_every=1", cwd=configs, code=3,
+    )  # fmt: skip
+    assert re.match(r"diverged: l2t_dln diverged in round \d+: .*; try a smaller training.learning_rate", output)
+    assert output.count("\n") == 1
