@@ -13,7 +13,7 @@ from l2t_ray.distributed.launch import launch
 from l2t_ray.interfaces import DivergenceError, UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 TIMES = ("seconds", "images_per_second")
 
 
