@@ -365,14 +365,13 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
                 learning_rate=teacher.learning_rate,
                 horizon=teacher.horizon,
                 clip=teacher.clip,
-                half_life=teacher.half_life,
                 base=teacher.base and build_adam(teacher.base, phi.numel()),
             )
     return LocalTeacher(phi, rule)
 
 
 def build_adam(adam: AdamConfig, num_weights: int) -> AdamRule:
-    return AdamRule(num_weights, step_size=adam.step_size, clip=adam.clip, half_life=adam.half_life)
+    return AdamRule(num_weights, step_size=adam.step_size, clip=adam.clip)
 
 
 def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:

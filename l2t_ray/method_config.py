@@ -47,8 +47,6 @@ class AdamConfig(Record):
     """Adam's learning rate on the loss network's weights."""
     clip: Positive | None = 1.0
     """Largest norm of a hypergradient: their norms have heavy tails. null: no limit."""
-    half_life: Positive | None = None
-    """Rounds until the step is half its size; null: it stays."""
 
 
 class LstmConfig(Record):
@@ -65,8 +63,6 @@ class LstmConfig(Record):
     """Rounds the LSTM is differentiated through (released code: 1)."""
     clip: Positive | None = 1.0
     """Largest norm of a hypergradient that is learned from: their norms have heavy tails (released code: null)."""
-    half_life: Positive | None = None
-    """Rounds until `step_size` is half of what it was; null: it stays (released code)."""
     base: AdamConfig | None = AdamConfig()
     """What the LSTM's steps are added to; null: nothing (paper and released code)."""
 

@@ -43,7 +43,6 @@ class AdamRule:
         num_coordinates: length of phi.
         step_size: Adam's learning rate.
         clip: largest norm of a hypergradient; longer ones are shortened to it (see `clipped`). None: no limit.
-        half_life: rounds until the step is half its size (see `shrunk`). None: it stays.
     """
 
     def __init__(
@@ -52,11 +51,9 @@ class AdamRule:
         *,
         step_size: float = 1e-3,
         clip: float | None = None,
-        half_life: float | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        self._clip, self._half_life = clip, half_life
-        self._num_proposals = 0
+        self._clip = clip
         self._step = torch.zeros(num_coordinates, dtype=dtype, requires_grad=True)
         self._adam = torch.optim.Adam([self._step], lr=step_size)
 
@@ -65,20 +62,16 @@ class AdamRule:
             self._step.zero_()
         self._step.grad = clipped(gradient, self._clip)
         self._adam.step()
-        self._num_proposals += 1
-        return self._step.detach() * shrunk(1.0, self._num_proposals - 1, self._half_life)
+        return self._step.detach().clone()
 
     def learn(self, gradient: Tensor) -> None:
         del gradient
 
     def state_dict(self) -> dict[str, Any]:
-        return deepcopy(
-            {"adam": self._adam.state_dict(), "num_proposals": self._num_proposals}
-        )  # Adam's own holds its live tensors
+        return deepcopy({"adam": self._adam.state_dict()})  # Adam's own holds its live tensors
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._adam.load_state_dict(deepcopy(state["adam"]))
-        self._num_proposals = state["num_proposals"]
 
 
 class LstmRule:
@@ -102,7 +95,6 @@ class LstmRule:
         horizon: proposals differentiated through.
         clip: largest norm of an outcome that is learned from (see `clipped`). What the LSTM reads is not clipped: its
             preprocessing takes logarithms already.
-        half_life: rounds until `step_size` is half of what it was (see `shrunk`). None: it stays.
         base: a rule whose step the LSTM adds to. With a linear head, which starts at zero, the teacher begins as that
             rule and learns to do better; alone, an LSTM first has to find out which way is down, on a student that
             does not wait. None: the LSTM alone (paper).
@@ -117,27 +109,22 @@ class LstmRule:
         learning_rate: float = 1e-3,
         horizon: int = 1,
         clip: float | None = None,
-        half_life: float | None = None,
         base: AdamRule | None = None,
     ):
-        self._clip, self._half_life, self._base = clip, half_life, base
-        self._num_proposals = 0
+        self._clip, self._base = clip, base
         self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
         self._trained = self._lstm.initial().requires_grad_()
         self._psi = self._trained.detach().clone()  # never changed in place: proposals keep a reference to theirs
         self._adam = torch.optim.Adam([self._trained], lr=learning_rate)
         self._state = self._window_start = lstm.initial_state(num_coordinates)
-        # (gradient, psi, step size) of the proposals not yet learned from, oldest first
-        self._proposals: list[tuple[Tensor, Tensor, float]] = []
+        self._proposals: list[tuple[Tensor, Tensor]] = []  # (gradient, psi), oldest first, not yet learned from
         self._outcomes: list[Tensor] = []  # gradients of the error after the window's first proposals
 
     def propose(self, gradient: Tensor) -> Tensor:
-        step_size = shrunk(self._step_size, self._num_proposals, self._half_life)
-        self._num_proposals += 1
-        self._proposals.append((gradient, self._psi, step_size))
+        self._proposals.append((gradient, self._psi))
         with torch.no_grad():
             output, self._state = self._output(self._psi, gradient, self._state)
-        step = -step_size * output
+        step = -self._step_size * output
         return step if self._base is None else step + self._base.propose(gradient)
 
     def learn(self, gradient: Tensor) -> None:
@@ -156,10 +143,10 @@ class LstmRule:
         leaves: dict[int, Tensor] = {}
         state = self._window_start
         total = remaining.new_zeros(())
-        for (gradient, psi, step_size), cotangent in zip(self._proposals[: self._horizon], remaining, strict=True):
+        for (gradient, psi), cotangent in zip(self._proposals[: self._horizon], remaining, strict=True):
             leaf = leaves.setdefault(id(psi), psi.detach().requires_grad_())
             output, state = self._output(leaf, gradient, state)
-            total = total - step_size * (output * cotangent).sum()
+            total = total - self._step_size * (output * cotangent).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
         return torch.stack(gradients).sum(dim=0), [(h.detach(), c.detach()) for h, c in state]
 
@@ -175,7 +162,6 @@ class LstmRule:
             "window_start": self._window_start,
             "proposals": self._proposals,
             "outcomes": self._outcomes,
-            "num_proposals": self._num_proposals,
             "base": None if self._base is None else self._base.state_dict(),
         }
         return deepcopy(state)  # Adam works in place; one deepcopy keeps psi the same object in each of its proposals
@@ -186,8 +172,7 @@ class LstmRule:
             self._trained.copy_(state["trained"])
         self._adam.load_state_dict(state["adam"])
         self._psi, self._state, self._window_start = state["psi"], state["state"], state["window_start"]
-        self._proposals = [(gradient, psi, step_size) for gradient, psi, step_size in state["proposals"]]
-        self._num_proposals = state["num_proposals"]
+        self._proposals = [(gradient, psi) for gradient, psi in state["proposals"]]
         self._outcomes = list(state["outcomes"])
         if self._base is not None:
             self._base.load_state_dict(state["base"])
@@ -256,12 +241,6 @@ class LocalTeacher:
         self._version, self._learned = state["version"], state["learned"]
         self._phi, self._last_gradient = state["phi"], state["last_gradient"]
         self._rule.load_state_dict(state["rule"])
-
-
-def shrunk(step_size: float, num_proposals: int, half_life: float | None) -> float:
-    """`step_size / (1 + t / half_life)` after t proposals: large steps while there is a loss to find, small ones to
-    keep it. Steps that stay large leave a good loss again, and a student rarely recovers from what follows."""
-    return step_size if half_life is None else step_size / (1 + num_proposals / half_life)
 
 
 def clipped(gradient: Float[Tensor, " m"], limit: float | None) -> Float[Tensor, " m"]:
