@@ -133,7 +133,7 @@ def train_all(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def configs(small_experiment, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     return {
-        name: small_experiment(runs / name, "control=null", *overrides).config for name, overrides in VARIANTS.items()
+        name: small_experiment(runs / name, "controls=[]", *overrides).config for name, overrides in VARIANTS.items()
     }
 
 

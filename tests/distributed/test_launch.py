@@ -107,7 +107,7 @@ def test_a_checkpoint_that_rank_0_cannot_write_ends_all_workers(ray_cluster, sma
 
 def test_divergence_names_its_round_and_leaves_the_checkpoint(ray_cluster, small_experiment, tmp_path):
     experiment = small_experiment(
-        tmp_path / "diverged", "control=null", "training.learning_rate=50", "training.checkpoint_every=1"
+        tmp_path / "diverged", "controls=[]", "training.learning_rate=50", "training.checkpoint_every=1"
     )
     with pytest.raises(DivergenceError, match=r"l2t_dln diverged in round [1-9]: the .* try a smaller"):
         launch(experiment.config, experiment.directory, on_rows=lambda rows: None)
