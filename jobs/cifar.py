@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args(argv)  # options may stand among the overrides
     with exit_codes():
-        if arguments.resume:
+        if arguments.resume is not None:
             experiment = Experiment.resume(arguments.resume, arguments.overrides)
         else:
             experiment = Experiment.from_yaml(arguments.config, arguments.overrides)

@@ -6,6 +6,7 @@ refused with one sentence.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -75,7 +76,7 @@ def _as_list(value: Any) -> Any:
 
 
 class NoiseConfig(Record):
-    """Corruption of the training labels (algorithms: Meta-Weight-Net protocol). Validation and test stay clean."""
+    """Corruption of the training labels (protocol: Meta-Weight-Net, Shu et al. 2019). Validation and test stay clean."""
 
     kind: Literal["none", "flip_to_two", "flip_to_one", "uniform"] = "none"
     rate: Fraction = 0.0
@@ -106,7 +107,7 @@ class DataConfig(Record):
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
     augment_validation: bool = False
-    """The released code augments validation images as well (algorithms: D6)."""
+    """The released code augments validation images as well (docs/released.md, D6)."""
     crop_padding: Literal["zero", "reflect"] = "zero"
     at_pass_end: Literal["wrap", "lose_step"] = "wrap"
     """`lose_step`: the released code loses one student step whenever a pass over the training part ends."""
@@ -115,7 +116,7 @@ class DataConfig(Record):
 class StudentConfig(Record):
     name: Literal["resnet8", "resnet20", "resnet32", "wide_resnet", "lenet"] = "resnet8"
     widths: Literal["narrow", "wide"] = "narrow"
-    """ResNets: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; algorithms: D1)."""
+    """ResNets: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; docs/released.md, D1)."""
     norm: Literal["batch", "group"] = "batch"
     """`group` makes training independent of the number of workers; batch statistics are each worker's own."""
     sync_batchnorm: bool = False
@@ -219,8 +220,15 @@ class ExperimentConfig(Record):
                 raise ValueError(
                     "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
                 )
-        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
-            raise ValueError(f"name {self.name!r} must be a plain directory name, without slashes")
+        if self.name is not None and not re.fullmatch(r"[\w-][\w .+=-]{0,119}", self.name):
+            raise ValueError(
+                f"name {self.name[:40]!r} must be a plain directory name: letters, digits and ' .+=_-', at most 120"
+            )
+        if self.ray.enabled and self.device != "auto":
+            raise ValueError(
+                f"device={self.device} is for runs without Ray; set ray.use_gpu={str(self.device == 'cuda').lower()} "
+                "and device=auto, or ray.enabled=false"
+            )
         return self
 
     def arms(self) -> dict[str, MethodConfig]:
@@ -265,6 +273,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         text = path.read_text()
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror}; give an existing file.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8; give a YAML file.") from None
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -272,6 +282,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold keys and values, got a {type(tree).__name__}.")
     base = tree.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"extends in {path} must be the path of another configuration, got {base!r}.")
     return tree if base is None else _merged(_read(path.parent / base, (*seen, path.resolve())), tree)
 
 

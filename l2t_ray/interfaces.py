@@ -70,7 +70,7 @@ class LossParams(NamedTuple):
 
 
 Metrics = dict[str, float]
-"""Numbers of one round by column name (docs/notation.md lists the columns)."""
+"""Numbers of one round by column name (tracking/metrics.py lists the columns)."""
 
 
 @runtime_checkable

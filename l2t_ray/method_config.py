@@ -51,7 +51,7 @@ class AdamConfig(Record):
 
 class LstmConfig(Record):
     name: Literal["lstm"] = "lstm"
-    cells: tuple[Count, ...] = (20, 20)
+    cells: Annotated[tuple[Count, ...], Field(min_length=1)] = (20, 20)
     """Hidden units of each cell (paper: 64, 64, 64, 1)."""
     head: Literal["hidden", "linear"] = "linear"
     """`hidden`: the last hidden state is the step (released code); `linear`: a linear map on it, started at zero."""
@@ -99,7 +99,7 @@ class L2TDLNConfig(MethodRecord):
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
     batch_norm_buffers: Literal["kept", "dropped"] = "kept"
-    """`dropped` reproduces the released code, whose running statistics never move (algorithms: D5)."""
+    """`dropped` reproduces the released code, whose running statistics never move (docs/released.md, D5)."""
 
 
 class CrossEntropyConfig(MethodRecord):

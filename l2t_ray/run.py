@@ -126,7 +126,9 @@ class Experiment:
         start = store.latest()
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / "config.yaml").write_text(config.to_yaml())
+            temporary = directory / ".config.yaml"
+            temporary.write_text(config.to_yaml())
+            temporary.replace(directory / "config.yaml")
         except OSError as error:
             raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
         screen = Screen(quiet=quiet)

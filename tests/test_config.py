@@ -91,6 +91,10 @@ def test_controls_are_a_list_of_methods(load):
         (["controls=[{name: l2t_dln, label: other}]"], "on Ray l2t_dln can be the method alone"),
         (["method.teacher.head=hidden"], "needs a last cell of 1 unit, got teacher.cells"),
         (["name=../elsewhere"], "name '../elsewhere' must be a plain directory name"),
+        ([f"name={'x' * 300}"], "must be a plain directory name"),
+        (["training.learning_rate=.inf"], "training.learning_rate .* finite number"),
+        (["method.teacher.cells=[]"], "method.teacher.cells .* at least 1"),
+        (["device=cuda"], "device=cuda is for runs without Ray"),
         (["student.sync_batchnorm=true", "method.engine=forward_over_reverse"], "cannot be differentiated forward"),
         (["seed"], "override 'seed' is not of the form key.sub=value"),
         (["a..b=1"], "override 'a..b=1' is not of the form key.sub=value"),
@@ -112,6 +116,12 @@ def test_problems_with_files(tmp_path):
         configuration.load(bad)
     bad.write_text("- 1")
     with pytest.raises(UserError, match="must hold keys and values, got a list"):
+        configuration.load(bad)
+    bad.write_text("extends: 5")
+    with pytest.raises(UserError, match="must be the path of another configuration, got 5"):
+        configuration.load(bad)
+    bad.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not a text file in UTF-8"):
         configuration.load(bad)
     bad.write_text("extends: bad.yaml")
     with pytest.raises(UserError, match="extends itself"):

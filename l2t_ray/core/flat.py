@@ -53,7 +53,12 @@ class FlatModule:
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:
         """The module itself, given these weights: for handing a trained student out."""
-        self.module.load_state_dict({**self.views(theta), **buffers})
+        views = self.views(theta)
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(views[name])
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(buffers[name])
         return self.module
 
 

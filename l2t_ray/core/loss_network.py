@@ -76,7 +76,7 @@ class DynamicLossNetwork(nn.Module):
     >>> loss_network.loss(student(images), labels).backward()
 
     Args:
-        init: `released`: Kaiming-normal, fan out (algorithms: random sign); `linear`: the function
+        init: `released`: Kaiming-normal, fan out (random sign); `linear`: the function
             1 - p_true + p_other; `cross_entropy`: fitted to -log p_true - log(1 - p_other), for softmax pairs to
             -log p_true; `gce`: fitted to generalised cross-entropy (1 - p_true^0.7) / 0.7.
         seed: of the random weights. The global generator is neither read nor moved.

@@ -110,7 +110,7 @@ class L2TDLN:
             horizon: student steps the hypergradient goes back through; None: all of a round's.
             reweighting: None: uniform weights.
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
-                so that batch-norm statistics stay as initialised (algorithms: D5).
+                so that batch-norm statistics stay as initialised (docs/released.md, D5).
         """
         self._student, self._task, self._data = student, task, data
         self._loss_network, self._teacher, self._sgd, self._group = loss_network, teacher, sgd, group

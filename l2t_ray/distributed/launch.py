@@ -92,7 +92,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
 
     method = config.method
     try:
-        board = ray.remote(Board).options(**_named("board", run_dir), num_cpus=0).remote()
+        board = ray.remote(Board).options(**_named("board", run_dir), num_cpus=0, max_restarts=-1).remote()
     except ValueError as error:  # the name is taken
         raise UserError(
             f"{run_dir} is in training on this cluster already; wait for that run to end, or set another name=."
@@ -149,11 +149,15 @@ def _named(kind: str, run_dir: Path) -> dict[str, str]:
 def _relayed(board: Any, on_rows: OnRows) -> Iterator[None]:
     """Brings rows from the board to `on_rows` while the body runs, and the last ones when it ends."""
     import ray
+    from ray.exceptions import RayError
 
     stop = threading.Event()
 
     def take() -> None:
-        rows, notes = ray.get(board.take.remote())
+        try:
+            rows, notes = ray.get(board.take.remote())
+        except RayError:  # a lost board costs the screen a few lines: the rows are in the checkpoints
+            return
         for note in notes:
             warnings.warn(note, stacklevel=1)
         on_rows(rows)

@@ -67,16 +67,19 @@ class CheckpointStore:
         name = f"{len(cut.rows):07d}-{cut.arm}-{cut.round:06d}"
         final, temporary = self._directory / name, self._directory / f".{name}.{os.getpid()}"
         try:
+            for stale in self._directory.glob(".*"):  # of a writer that was killed: there is only one at a time
+                shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir(parents=True)
             self._write(cut, temporary)
             if final.exists():  # the same round, redone after a restart: the same content
                 shutil.rmtree(final)
             temporary.rename(final)
             _flush(self._directory)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             shutil.rmtree(temporary, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(
-                f"cannot write the checkpoint {final}: {error.strerror}; earlier checkpoints are untouched, "
+                f"cannot write the checkpoint {final}: {reason}; earlier checkpoints are untouched, "
                 "free space or choose another directory with `runs=DIR`."
             ) from None
         for old in self._complete()[: -self._keep]:
@@ -154,6 +157,8 @@ def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint; None if all is well."""
     try:
         checksums = json.loads((directory / "manifest.json").read_text())
+        if not isinstance(checksums, dict) or "progress.json" not in checksums:
+            return "its manifest is incomplete"
         for name, checksum in checksums.items():
             if _checksum(directory / name) != checksum:
                 return f"{name} does not match its checksum"

@@ -66,7 +66,8 @@ def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_te
             if hasattr(arm.method, "_data"):
                 arm.method._data = data
         rows: list[Any] = []
-        cut = replace(run, data=data).train(start=None, store=None, on_row=rows.append)
+        arms = [replace(arm, data=arm.data and InDtype(arm.data, dtype)) for arm in run.arms]
+        cut = replace(run, data=data, arms=arms).train(start=None, store=None, on_row=rows.append)
     finally:
         torch.set_default_dtype(torch.float32)
     student: StudentState = cut.state.student

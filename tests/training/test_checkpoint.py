@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, and never trusted when damaged."""
 
+import os
 import shutil
 
 import pytest
@@ -82,11 +83,37 @@ def test_says_so_when_all_are_damaged(tmp_path):
         store.latest()
 
 
-def test_an_interrupted_write_is_not_a_checkpoint(tmp_path):
+def test_an_interrupted_write_is_not_a_checkpoint_and_does_not_stop_the_next(tmp_path):
     store = CheckpointStore(tmp_path)
     complete = store.save(make_cut(1))
-    shutil.copytree(complete, tmp_path / ".0000002-l2t_dln-000002.123")
+    shutil.copytree(complete, tmp_path / f".0000002-l2t_dln-000002.{os.getpid()}")
     assert store.latest().round == 1
+    store.save(make_cut(2))
+    assert store.latest().round == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_a_user_error(tmp_path, monkeypatch):
+    """`torch.save` reports one as a RuntimeError."""
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 768 vs 662")
+
+    store = CheckpointStore(tmp_path)
+    store.save(make_cut(1))
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*unexpected pos"):
+        store.save(make_cut(2))
+    assert store.latest().round == 1 and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}"])
+def test_an_incomplete_manifest_is_damage(tmp_path, manifest):
+    store = CheckpointStore(tmp_path)
+    store.save(make_cut(1))
+    (store.save(make_cut(2)) / "manifest.json").write_text(manifest)
+    with pytest.warns(UserWarning, match="its manifest is incomplete"):
+        assert store.latest().round == 1
 
 
 def test_an_unwritable_place_is_a_user_error_and_loses_nothing(tmp_path):
