@@ -76,7 +76,7 @@ def _as_list(value: Any) -> Any:
 
 
 class NoiseConfig(Record):
-    """Corruption of the training labels (protocol: Meta-Weight-Net, Shu et al. 2019). Validation and test stay clean."""
+    """Corruption of the training labels (protocol: Shu et al. 2019). Validation and test stay clean."""
 
     kind: Literal["none", "flip_to_two", "flip_to_one", "uniform"] = "none"
     rate: Fraction = 0.0
