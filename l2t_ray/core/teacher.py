@@ -51,7 +51,7 @@ class AdamRule:
         *,
         step_size: float = 1e-3,
         clip: float | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ):
         self._clip = clip
         self._step = torch.zeros(num_coordinates, dtype=dtype, requires_grad=True)
