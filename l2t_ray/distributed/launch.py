@@ -26,7 +26,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every worker line twice otherwise
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process and one error line less; preemption is a node loss here
     "RAY_worker_niceness": "0",  # the default 15 starves training wherever the machine has other work
-    "RAY_raylet_start_wait_time_s": "120",  # the default 30 s is too short for a busy machine
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # the default 60 s gives up on a busy machine, and begins again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning
 }

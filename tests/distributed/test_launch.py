@@ -79,7 +79,7 @@ def test_a_run_whose_driver_is_killed_resumes_to_the_same_end(ray_cluster, undis
         small_job(directory), env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 150
         while not list((directory / "checkpoints").glob("0*")):
             assert driver.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
@@ -89,7 +89,7 @@ def test_a_run_whose_driver_is_killed_resumes_to_the_same_end(ray_cluster, undis
     assert last_cut(directory).round < 10 or last_cut(directory).arm == "cross_entropy"
     job = small_job(directory)[:2]
     done = subprocess.run(
-        [*job, "--resume", str(directory)], env=environment, capture_output=True, text=True, timeout=600
+        [*job, "--resume", str(directory)], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
     assert_same(last_cut(directory), undisturbed)
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_rank_0_cannot_write_ends_all_workers(ray_cluster, sma
     began = time.monotonic()
     with pytest.raises(UserError, match=r"cannot write the checkpoint .* runs=DIR"):
         launch(experiment.config, experiment.directory, on_rows=lambda rows: None)
-    assert time.monotonic() - began < 250  # well before ray.timeout_s
+    assert time.monotonic() - began < 120  # well before ray.timeout_s
 
 
 def test_divergence_names_its_round_and_leaves_the_checkpoint(ray_cluster, small_experiment, tmp_path):
