@@ -58,6 +58,7 @@ def undisturbed(ray_cluster, small_experiment, tmp_path_factory):
     return last_cut(experiment.directory)
 
 
+@pytest.mark.slow  # minutes, and the second kill must fall into a run that may be over by then
 def test_a_killed_worker_and_a_killed_teacher_change_nothing(ray_cluster, undisturbed, small_experiment, tmp_path):
     experiment = small_experiment(tmp_path / "killed", LONGER)
     victims = ["RayTrainWorker", "TeacherService"]
