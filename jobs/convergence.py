@@ -41,7 +41,7 @@ def main() -> None:
         )
         tracker.log_params({"hessians": args.hessians, "seed": args.seed, "quick": args.quick})
         tracker.log_rows([{"arm": "convergence", "round": 0, **{key: summary[key] for key in VERDICT}}])
-        tracker.log_artifacts(*(str(path) for path in sorted(args.out.iterdir())))
+        tracker.log_artifacts(*(str(path) for path in sorted(args.out.iterdir()) if not path.name.startswith("mlflow")))
         tracker.finish("FINISHED")
         console.print(f"look:  {tracker.ui_command()}")
     print(json.dumps({key: summary[key] for key in VERDICT}))
