@@ -6,6 +6,8 @@ training would need larger tolerances, on any software.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -56,10 +58,19 @@ class InDtype:
         return map(self._cast, self._data.test())
 
 
-def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_teacher: Any) -> dict[str, torch.Tensor]:
-    """Where the whole loop ends, with every part of it in `dtype`."""
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
+        yield
+    finally:
+        torch.set_default_dtype(before)  # not float32: a teacher is made while a run of this precision is built
+
+
+def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_teacher: Any) -> dict[str, torch.Tensor]:
+    """Where the whole loop ends, with every part of it in `dtype`."""
+    with default_dtype(dtype):
         run = build_run(config, group=group, device=torch.device("cpu"), make_teacher=make_teacher)
         data = InDtype(run.data, dtype)
         for arm in run.arms:
@@ -68,8 +79,6 @@ def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_te
         rows: list[Any] = []
         arms = [replace(arm, data=arm.data and InDtype(arm.data, dtype)) for arm in run.arms]
         cut = replace(run, data=data, arms=arms).train(start=None, store=None, on_row=rows.append)
-    finally:
-        torch.set_default_dtype(torch.float32)
     student: StudentState = cut.state.student
     assert student.theta.dtype == dtype
     end = {"theta": student.theta, "velocity": student.velocity}
@@ -81,11 +90,8 @@ def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_te
 
 
 def teacher_of(config: ExperimentConfig, dtype: torch.dtype) -> Any:
-    torch.set_default_dtype(dtype)
-    try:
+    with default_dtype(dtype):
         return build_teacher(config.method, 10, seed=config.seed)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 class Faculty:
@@ -101,8 +107,6 @@ class Faculty:
         }
 
     async def call(self, key: str, method: str, *arguments: Any) -> Any:
-        # As in a single process, where the whole loop runs under it: Adam's step counter takes the default precision.
-        torch.set_default_dtype(torch.float64 if key.endswith("float64") else torch.float32)
         return await getattr(self._services[key], method)(*arguments)
 
 
@@ -191,7 +195,4 @@ def test_one_worker_on_ray_is_the_single_process_bit_for_bit(ends, configs, name
     on_ray = as_tensors(ends[1][f"{name} {dtype}"])
     assert local.keys() == on_ray.keys()
     for part, value in local.items():
-        if dtype == torch.float32:
-            assert torch.equal(value, on_ray[part]), part
-        else:  # float64 is for these tests alone; here the two differ in the last digits
-            torch.testing.assert_close(value, on_ray[part], rtol=1e-10, atol=1e-12)
+        assert torch.equal(value, on_ray[part]), part
