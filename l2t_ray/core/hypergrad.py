@@ -156,7 +156,10 @@ class RecomputeEngine:
         for name, tensor in start.items():
             self._rows[name][len(self._batches)] = tensor
         self._batches.append(batch)
-        return loss_gradients(self._problem, _leaf(theta), self._phi, buffers, batch)
+        # A graph, though it is dropped: with one, some derivatives are rounded differently, and training amplifies
+        # that. So every engine takes the same steps to the last bit, and a run may change engines.
+        graph, loss, logit_gradient = _graph(self._problem, theta, self._phi, buffers, batch, self._operators)
+        return graph.gradient.detach().clone(), loss, logit_gradient
 
     def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
         return _vector_products(self._graph_again(), nu)
