@@ -34,6 +34,8 @@ exact on any number of workers, and needs no collective that can be differentiat
 """
 
 import os
+import socket
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -278,9 +280,7 @@ def hypergradient(
     tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi, num_steps - first)
     trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
 
-    # A step's graph holds twice what a plain pass does; a validation minibatch beyond that would set the peak.
-    is_large = len(val.targets) > 2 * len(batches[0].targets)
-    error, costate = _validation_gradient(problem, trained, val, is_lean=tape.is_lean and is_large)
+    error, costate = _validation_gradient(problem, trained, val, is_lean=tape.is_lean)
     costate = problem.group.sum(costate)
 
     velocity_costate = torch.zeros_like(costate)
@@ -300,7 +300,10 @@ def hypergradient(
 def _validation_gradient(
     problem: InnerProblem, student: StudentState, val: Batch, *, is_lean: bool
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
-    """This worker's shares of the validation error and of its gradient in theta."""
+    """This worker's shares of the validation error and of its gradient in theta.
+
+    A validation minibatch is often several times a training minibatch, and its activations would then be the peak.
+    """
     theta = _leaf(student.theta)
     with ExitStack() as lean:
         if is_lean:
@@ -342,6 +345,27 @@ def naive_hypergradient(
 class Choice(NamedTuple):
     engine: EngineName
     reason: str
+
+
+def agreed_engine(
+    problem: InnerProblem, student: StudentState, phi: Float[Tensor, " m"], batch: Batch, num_steps: int
+) -> Choice:
+    """`choose_engine` for a whole group: `store` if every worker has the memory for it. All of them must call it.
+
+    Free memory differs between hosts, and workers on one host, or on one GPU, share it.
+    """
+    size = graph_bytes(problem, student, phi, batch)
+    device, group = student.theta.device, problem.group
+    place = f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid if device.type == 'cuda' else ''}"
+    places = torch.zeros(group.size, dtype=torch.float64, device=device)
+    places[group.rank] = zlib.crc32(place.encode())
+    places = group.sum(places)
+    num_sharing = int((places == places[group.rank]).sum())
+    choice = choose_engine(size, num_steps, free_bytes(device) // num_sharing)
+    num_without = group.sum(torch.tensor([float(choice.engine != "store")], device=device)).item()
+    if num_without and choice.engine == "store":
+        return Choice("recompute", f"{num_without:.0f} of {group.size} workers lack the memory for stored graphs")
+    return choice
 
 
 def choose_engine(graph_bytes: int, num_steps: int, free_bytes: int) -> Choice:

@@ -15,6 +15,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
+from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.experiment import build_run
 from l2t_ray.interfaces import DivergenceError, UserError
@@ -59,6 +60,7 @@ class Poster:
 
 def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     """Trains to the end from the newest checkpoint. Says how it ended; only faults of machines raise."""
+    keep_freed_memory()
     spec = arguments["spec"]
     rank = ray.train.get_context().get_world_rank()
     attempt = str(broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None))
