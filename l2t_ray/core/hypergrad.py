@@ -14,14 +14,15 @@ pass against K plain steps in parentheses (measured ones are in benchmarks/):
 
 - `store` keeps each step's graph on the way forward: 9 F a step (3.2 times), fastest while memory lasts, which grows
   with K;
-- `recompute` builds it again on the way back: 12 F (4.1 times), activation memory of one step whatever K;
+- `recompute` builds it again on the way back: 12 F (4.3 times), activation memory of one step whatever K. The
+  validation pass, whose minibatch is larger, keeps only what the student's blocks were given (`recomputed_blocks`);
 - `forward_over_reverse` takes both products as one directional derivative of the gradient: 12 F, as `recompute`, but
   no graph of a graph, and it knows every operator that has a forward-mode derivative.
 
 These are exact. What others use in place of the exact products is here as well, to be compared with:
 
-- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 5 F
-  once (1.4 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
+- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 2 F
+  once (1.3 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
 - `finite_difference`: both products by a central difference of first derivatives (DARTS): 9 F, memory of a plain
   step. Its error falls with the square of the radius until rounding takes over, and with ReLU students kinks do
   before. It costs what `store` costs: memory is all it saves, and `recompute` saves that exactly.
@@ -372,8 +373,8 @@ def choose_engine(graph_bytes: int, num_steps: int, free_bytes: int) -> Choice:
     """The fastest exact engine whose memory fits: `store` while its graphs fit, else `recompute`.
 
     The rule is that short because the measurements are (benchmarks/): `store` is the faster of the two for every
-    student and K, by the forward and backward pass it saves; `forward_over_reverse` is slower than `recompute`
-    wherever both run.
+    student and K measured, by the forward and backward pass it saves; `forward_over_reverse` is slower than
+    `recompute` and takes more memory. All of them take the same steps to the last bit.
 
     Args:
         graph_bytes: of one step's stored graph (`graph_bytes`).
