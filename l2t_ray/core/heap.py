@@ -9,13 +9,13 @@ On other C libraries than glibc these functions do nothing.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE = 1 << 20
+_LARGE = 1 << 18
 """Bytes from which on a piece is a mapping of its own, where memory is given back at once."""
 
 
@@ -27,20 +27,25 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def returned_memory() -> Iterator[None]:
+def returned_memory() -> Iterator[Callable[[], None]]:
     """What is free before goes back to the system; inside, so does what had to be taken anew, as soon as it is free.
 
-    Afterwards memory is kept again.
+    Afterwards memory is kept again. Gives a function to call inside where much lies free in between.
     """
     if (libc := _glibc()) is None:
-        yield
+        yield lambda: None
         return
-    libc.malloc_trim(0)
+
+    def give_back() -> None:
+        libc.malloc_trim(0)
+
+    give_back()
     libc.mallopt(_MMAP_THRESHOLD, _LARGE)
     try:
-        yield
+        yield give_back
     finally:
         keep_freed_memory()
+        give_back()
 
 
 @cache

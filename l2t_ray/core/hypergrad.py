@@ -38,7 +38,6 @@ import os
 import socket
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -306,15 +305,15 @@ def _validation_gradient(
     A validation minibatch is often several times a training minibatch, and its activations would then be the peak.
     """
     theta = _leaf(student.theta)
-    with ExitStack() as lean:
-        if is_lean:
-            lean.enter_context(recomputed_blocks())
-            if theta.device.type == "cpu":
-                lean.enter_context(returned_memory())
-        # The validation pass sees batch statistics and must not move the running ones.
-        error = problem.outer_error(theta, clone_buffers(student.buffers), val)
-        (gradient,) = torch.autograd.grad(error, theta)
-    return error.detach(), gradient
+    # The validation pass sees batch statistics and must not move the running ones.
+    buffers = clone_buffers(student.buffers)
+    if not is_lean:
+        error = problem.outer_error(theta, buffers, val)
+        return error.detach(), *torch.autograd.grad(error, theta)
+    with returned_memory() as give_back, recomputed_blocks():
+        error = problem.outer_error(theta, buffers, val)
+        give_back()
+        return error.detach(), *torch.autograd.grad(error, theta)
 
 
 def naive_hypergradient(
