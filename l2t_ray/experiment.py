@@ -390,11 +390,12 @@ def build_adam(adam: AdamConfig, num_weights: int) -> AdamRule:
     return AdamRule(num_weights, step_size=adam.step_size, clip=adam.clip)
 
 
-def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
+def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:
     """Relative errors of the engine in use on the first real round, against naive autograd in float64.
 
     Returns:
-        `float64`: the engine in double precision (should be rounding, 1e-10 or less); `float32`: as it is used.
+        `float64`: the engine in double precision; `float32`: as it is used. And whether the engine is an exact one,
+        which is not to differ in double precision by more than rounding.
 
     Raises:
         UserError: if the method has no hypergradient.
@@ -430,10 +431,12 @@ def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
 
     problem = replace(problem, reweigh=None)  # sample weights are constants for both sides
     reference = at(problem, is_double=True, is_naive=True)
-    return {
+    is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
+    errors = {
         name: ((at(problem, is_double=name == "float64", is_naive=False) - reference).norm() / reference.norm()).item()
         for name in ("float64", "float32")
     }
+    return errors, is_exact
 
 
 def resolve_device(config: ExperimentConfig) -> torch.device:

@@ -171,7 +171,7 @@ class Experiment:
             tracker.finish(status)
         return result
 
-    def check_hypergradient(self) -> dict[str, float]:
+    def check_hypergradient(self) -> tuple[dict[str, float], bool]:
         """See `experiment.check_hypergradient`."""
         return check_hypergradient(self.config)
 

@@ -209,3 +209,18 @@ def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
     )  # fmt: skip
     assert re.match(r"diverged: l2t_dln diverged in round \d+: .*; try a smaller training.learning_rate", output)
     assert output.count("\n") == 1
+
+
+def test_an_exact_engine_that_is_not_exact_ends_the_job(capsys):
+    class Inexact:
+        def __init__(self, is_exact):
+            self._is_exact = is_exact
+
+        def check_hypergradient(self):
+            return {"float64": 1e-3, "float32": 1e-3}, self._is_exact
+
+    job = load_job()
+    with pytest.raises(SystemExit, match=r"float64 1.0e-03.*must stay below 1e-09"):
+        job.check_hypergradient(Inexact(True), quiet=True)
+    job.check_hypergradient(Inexact(False), quiet=False)
+    assert "(an approximation)" in capsys.readouterr().out
