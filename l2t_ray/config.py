@@ -102,6 +102,8 @@ class DataConfig(Record):
     """Images validated on. They are never trained on within the same epoch."""
     num_train: Count | None = None
     """Use only this many of the remaining images, evenly over classes; null: all."""
+    image_size: Count | None = None
+    """Reduce the images to this height and width by averaging squares of pixels (CIFAR: 16, 8); null: as they are."""
     noise: NoiseConfig = NoiseConfig()
     validation_labels: Literal["clean", "observed"] = "clean"
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""

@@ -197,7 +197,9 @@ def rounds_of(share: float, num_rounds: int) -> int:
 
 
 def load_dataset(data: DataConfig) -> Dataset:
-    return catalog.load(data.name, root=data.root, verify=data.verify, download=data.download)
+    return catalog.load(
+        data.name, root=data.root, verify=data.verify, download=data.download, image_size=data.image_size
+    )
 
 
 def build_data(method: MethodConfig, parts: Parts) -> Data:

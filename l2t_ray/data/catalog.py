@@ -11,7 +11,8 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ class Dataset:
         return len(self.train.class_names)
 
 
-def load(name: str, *, root: Path, verify: bool = True, download: bool = True) -> Dataset:
+def load(
+    name: str, *, root: Path, verify: bool = True, download: bool = True, image_size: int | None = None
+) -> Dataset:
     """Opens an image set; the first time, converts (and where needed downloads) it.
 
     Args:
@@ -51,18 +54,23 @@ def load(name: str, *, root: Path, verify: bool = True, download: bool = True) -
         verify: refuse files whose md5 is not the published one. Unpacked MNIST files, for which none is published,
             are checked by their size alone.
         download: fetch absent files with torchvision.
+        image_size: height and width to reduce the images to, by averaging squares of pixels; None: as they are. The
+            reduced images have Arrow files of their own. Mean and standard deviation stay those of the full size.
 
     Raises:
-        UserError: if the name is unknown, or files are absent, damaged, or not the published ones.
+        UserError: if the name is unknown, files are absent, damaged, or not the published ones, or the images cannot
+            be cut into `image_size` whole squares.
     """
     if name == "digits":
-        return _digits()
+        digits = _digits()
+        return replace(digits, train=_reduced(digits.train, image_size), test=_reduced(digits.test, image_size))
     if name not in _SETS:
         raise UserError(f"data.name must be one of {', '.join(names())}, got {name!r}.")
     kind = _SETS[name]
     root = Path(root)
-    train = _part(kind, "train", root, verify=verify, download=download)
-    test = _part(kind, "test", root, verify=verify, download=download)
+    part = _part if image_size is None else partial(_reduced_part, image_size=image_size)
+    train = part(kind, "train", root, verify=verify, download=download)
+    test = part(kind, "test", root, verify=verify, download=download)
     return Dataset(name, train, test, kind.mean, kind.std)
 
 
@@ -138,15 +146,52 @@ def _part(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool) -
             "copy there."
         ) from error
     source = {"name": kind.name, "verified": verify, "md5": md5s, "stamp": _stamp(kind, folder, part)}
+    return _kept(ImageSet(images, labels, positions, tuple(class_names), source), paths)
+
+
+def _reduced_part(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool, image_size: int) -> ImageSet:
+    stem = f"{kind.name}-{part}-{image_size}x{image_size}"
+    paths = [directory / f"{stem}.arrow" for directory in _arrow_directories(root)]
+    for path in paths:
+        if path.exists() and _is_current(read_source(path), kind, root / kind.folder, part, verify=verify):
+            return read_images(path)
+    return _kept(_reduced(_part(kind, part, root, verify=verify, download=download), image_size), paths)
+
+
+def _reduced(whole: ImageSet, image_size: int | None) -> ImageSet:
+    """The images at `image_size` x `image_size`, each new pixel the mean of a square of old ones."""
+    if image_size is None:
+        return whole
+    n, channels, height, width = whole.images.shape
+    if image_size > height or height != width or height % image_size:
+        raise UserError(
+            f"data.image_size must divide the image size without rest, got {image_size} for images of {height}x{width}."
+        )
+    factor = height // image_size
+    squares = whole.images.reshape(n, channels, image_size, factor, image_size, factor)
+    means = squares.sum(axis=(3, 5), dtype=np.uint32) / factor**2
+    return replace(whole, images=np.rint(means).astype(np.uint8))
+
+
+def _kept(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
+    """The images, from an Arrow file at the first of the paths that can be written."""
     reasons = []
     for path in paths:
         try:
-            write_images(path, images, labels, class_names=class_names, source=source, positions=positions)
+            write_images(
+                path,
+                images.images,
+                images.labels,
+                class_names=images.class_names,
+                source=images.source,
+                positions=images.positions,
+            )
         except OSError as error:
             reasons.append(f"{path.parent}: {error.strerror or error}")
         else:
             return read_images(path)
-    raise UserError(f"No folder can hold the converted {kind.name} images ({'; '.join(reasons)}); free or unlock one.")
+    name = images.source["name"]
+    raise UserError(f"No folder can hold the converted {name} images ({'; '.join(reasons)}); free or unlock one.")
 
 
 def _arrow_directories(root: Path) -> list[Path]:
