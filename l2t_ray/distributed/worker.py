@@ -11,18 +11,20 @@ from typing import Any
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 from ray.train.collective import broadcast_from_rank_zero
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.experiment import build_run
-from l2t_ray.interfaces import DivergenceError, UserError
+from l2t_ray.interfaces import DivergenceError, StoppedError, UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.loop import Run
 
 POST_EVERY_S = 0.5
 LAST_POST_S = 10
+ANSWER_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,20 @@ class Poster:
     def __init__(self, board: Any):
         self._board, self._sent_at = board, 0.0
         self._rows: list[Mapping[str, Any]] = []
+        self._unheard: ray.ObjectRef | None = None  # the latest answer that nobody has asked for
 
     def post(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)
         if time.monotonic() - self._sent_at >= POST_EVERY_S:
-            self._send()
+            self._unheard = self._send()
+
+    def should_stop(self) -> bool:
+        """What the board answered to the latest rows. No more than one short wait every half second."""
+        answer, self._unheard = self._unheard, None
+        try:
+            return answer is not None and ray.get(answer, timeout=ANSWER_S)
+        except RayError:  # a lost board comes back, and the driver asks again
+            return False
 
     def close(self) -> None:
         """Sends what is left and waits until it is there: this process ends before the driver reads the board."""
@@ -67,11 +78,13 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     poster = Poster(spec.board)
     try:
         run, store, start = _prepared(spec, attempt)
-        run.train(start=start, store=store, on_row=poster.post, on_cut=_report)
+        run.train(start=start, store=store, on_row=poster.post, on_cut=_report, should_stop=poster.should_stop)
     except UserError as error:
         return {"outcome": "user_error", "message": str(error)}
     except DivergenceError as error:
         return {"outcome": "diverged", "message": str(error)}
+    except StoppedError as stopped:
+        return {"outcome": "stopped", "message": str(stopped)}
     finally:
         poster.close()
     return {"outcome": "finished", "message": ""}

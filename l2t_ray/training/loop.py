@@ -18,6 +18,7 @@ from l2t_ray.interfaces import (
     Group,
     Method,
     MethodState,
+    StoppedError,
     StudentState,
     Task,
     Teacher,
@@ -28,6 +29,8 @@ from l2t_ray.training.evaluate import evaluate
 
 OnRow = Callable[[Mapping[str, Any]], None]
 OnCut = Callable[[Cut], None]
+ShouldStop = Callable[[], bool]
+"""Asked after every round; one worker that says yes stops all, after the same round."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,13 @@ class Run:
     checkpoint_every: int
 
     def train(
-        self, *, start: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut = lambda cut: None
+        self,
+        *,
+        start: Cut | None,
+        store: CheckpointStore | None,
+        on_row: OnRow,
+        on_cut: OnCut = lambda cut: None,
+        should_stop: ShouldStop = lambda: False,
     ) -> Cut:
         """Trains every arm to its end, from a cut or from the beginning, and returns the last cut.
 
@@ -66,16 +75,25 @@ class Run:
         Raises:
             DivergenceError: naming arm and round; checkpoints taken before stay.
             UserError: on all workers, if a checkpoint cannot be written.
+            StoppedError: on all workers, once a checkpoint is written, if one was asked to stop before the end.
         """
         names = [arm.name for arm in self.arms]
         first = 0 if start is None else names.index(start.arm)
         cut = start
         for arm in self.arms[first:]:
-            cut = self._train_arm(arm, cut, store, on_row, on_cut)
+            cut = self._train_arm(arm, cut, store, on_row, on_cut, should_stop)
         assert cut is not None
         return cut
 
-    def _train_arm(self, arm: Arm, cut: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut) -> Cut:
+    def _train_arm(
+        self,
+        arm: Arm,
+        cut: Cut | None,
+        store: CheckpointStore | None,
+        on_row: OnRow,
+        on_cut: OnCut,
+        should_stop: ShouldStop,
+    ) -> Cut:
         resumes = cut is not None and cut.arm == arm.name
         if cut is None or not resumes:
             state, begin, teacher_state = arm.method.init(), 0, None
@@ -120,14 +138,24 @@ class Run:
             if is_last:
                 _snapshot(snapshots, arm, done)
                 finished[arm.name] = state.student
-            if is_last or done % self.checkpoint_every == 0:
+            is_end = is_last and arm is self.arms[-1]
+            stops = not is_end and self._any_worker(should_stop(), state)
+            if is_last or stops or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
                 cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished)
                 if store is not None:
                     self._save(store, cut)
                 on_cut(cut)
+            if stops:
+                raise StoppedError(f"stopped after round {done} of {self.num_rounds} of {arm.name}")
         assert cut is not None
         return cut
+
+    def _any_worker(self, is_so: bool, state: MethodState) -> bool:
+        """Whether it is so on any worker: they do the same, or they would wait for each other for ever."""
+        if self.group.size == 1:
+            return is_so
+        return self.group.sum(torch.tensor([float(is_so)], device=state.student.theta.device)).item() > 0
 
     def _save(self, store: CheckpointStore, cut: Cut) -> None:
         """One worker writes, all hear whether it could: one that stops alone would leave the others waiting for it."""
@@ -137,8 +165,7 @@ class Run:
                 store.save(cut)
             except UserError as error:
                 failure = error
-        failures = self.group.sum(torch.tensor([float(failure is not None)], device=cut.state.student.theta.device))
-        if failures.item() > 0:
+        if self._any_worker(failure is not None, cut.state):
             raise failure or UserError("worker 0 could not write the checkpoint.")
 
 
