@@ -4,6 +4,7 @@ runs/<name>/config.yaml         the resolved configuration
             metrics.parquet     one row a round and method
             summary.json        the closing table
             figures/*.png
+            profile/            traces, if asked for
             loss.safetensors    the learned loss, with loss.md beside it
             checkpoints/
 """
@@ -200,7 +201,7 @@ class Experiment:
 
             launch(config, self.directory, on_rows=on_rows, stop=stop)
             return
-        run = build_run(config, group=SingleProcess(), device=device)
+        run = build_run(config, group=SingleProcess(), device=device, run_dir=self.directory)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]), should_stop=stop.is_asked)
 
     def _write(self, cut: Cut) -> Result:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the round in progress ends, its checkpoint is written, and the run says how to go on.
+"""Ctrl-C and SIGTERM as a request: the round in progress ends, it is saved, and the run says how to go on.
 
 Before the first round and after the last one there is nothing to bring to an end: there a signal interrupts at once,
 and so does a second one.

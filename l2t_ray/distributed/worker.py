@@ -1,5 +1,6 @@
 """What every Ray Train worker runs: its replica of the student, its slice of each batch, its line to the teacher."""
 
+import logging
 import secrets
 import time
 import warnings
@@ -16,6 +17,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
+from l2t_ray.distributed.gauges import Gauges
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.experiment import build_run
 from l2t_ray.interfaces import DivergenceError, StoppedError, UserError
@@ -38,15 +40,16 @@ class WorkerSpec:
 
 
 class Poster:
-    """Sends finished rounds to the board every half second, without waiting for it."""
+    """Sends finished rounds to the board every half second, without waiting for it, and shows the latest on gauges."""
 
-    def __init__(self, board: Any):
-        self._board, self._sent_at = board, 0.0
+    def __init__(self, board: Any, gauges: Gauges):
+        self._board, self._gauges, self._sent_at = board, gauges, 0.0
         self._rows: list[Mapping[str, Any]] = []
         self._unheard: ray.ObjectRef | None = None  # the latest answer that nobody has asked for
 
     def post(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)
+        self._gauges.show(row)
         if time.monotonic() - self._sent_at >= POST_EVERY_S:
             self._unheard = self._send()
 
@@ -70,12 +73,13 @@ class Poster:
 
 def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     """Trains to the end from the newest checkpoint. Says how it ended; only faults of machines raise."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would tell of every report
     spec = arguments["spec"]
     rank = ray.train.get_context().get_world_rank()
     attempt = str(broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None))
     if rank == 0:
         warnings.showwarning = lambda message, *_, **__: spec.board.note.remote(str(message))
-    poster = Poster(spec.board)
+    poster = Poster(spec.board, Gauges(spec.run_dir.name))
     try:
         run, store, start = _prepared(spec, attempt)
         run.train(start=start, store=store, on_row=poster.post, on_cut=_report, should_stop=poster.should_stop)
@@ -108,6 +112,7 @@ def _prepared(spec: WorkerSpec, attempt: str) -> tuple[Run, CheckpointStore, Cut
             group=group,
             device=device,
             make_teacher=lambda *_: RemoteTeacher(spec.teacher, attempt, group, timeout_s=config.ray.timeout_s),
+            run_dir=spec.run_dir,
         )
         start = store.latest()
     except UserError as error:

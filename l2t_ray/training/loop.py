@@ -6,12 +6,14 @@ It never asks which method it runs, nor where the teacher lives.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.timing import part, timed
 from l2t_ray.interfaces import (
     Data,
     DivergenceError,
@@ -26,6 +28,7 @@ from l2t_ray.interfaces import (
 )
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
+from l2t_ray.training.profile import traced
 
 OnRow = Callable[[Mapping[str, Any]], None]
 OnCut = Callable[[Cut], None]
@@ -58,6 +61,8 @@ class Run:
     images_per_round: int
     eval_every: int
     checkpoint_every: int
+    trace_dir: Path | None = None
+    """Where a trace of a few rounds goes (`profile`); None: no trace."""
 
     def train(
         self,
@@ -81,7 +86,8 @@ class Run:
         first = 0 if start is None else names.index(start.arm)
         cut = start
         for arm in self.arms[first:]:
-            cut = self._train_arm(arm, cut, store, on_row, on_cut, should_stop)
+            with traced(self.trace_dir if self.group.rank == 0 else None, arm.name) as round_done:
+                cut = self._train_arm(arm, cut, store, on_row, on_cut, should_stop, round_done)
         assert cut is not None
         return cut
 
@@ -93,6 +99,7 @@ class Run:
         on_row: OnRow,
         on_cut: OnCut,
         should_stop: ShouldStop,
+        round_done: Callable[[], None],
     ) -> Cut:
         resumes = cut is not None and cut.arm == arm.name
         if cut is None or not resumes:
@@ -111,7 +118,10 @@ class Run:
                 _snapshot(snapshots, arm, index)
             started = time.perf_counter()
             try:
-                state, metrics = arm.method.round(state, data.round(index), index)
+                with timed() as watch:
+                    with part("data"):
+                        batches = data.round(index)
+                    state, metrics = arm.method.round(state, batches, index)
             except DivergenceError as error:
                 raise DivergenceError(
                     f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
@@ -121,6 +131,7 @@ class Run:
             done = index + 1
             is_last = done == self.num_rounds
             seconds = time.perf_counter() - started
+            round_done()
             if is_last or done % self.eval_every == 0:
                 metrics |= evaluate(self.student, state.student, self.task, self.data.test(), self.group)
             row = {
@@ -130,7 +141,9 @@ class Run:
                 "epoch": self.data.epoch(index),
                 **metrics,
                 "seconds": seconds,
+                **{f"seconds_{name}": spent for name, spent in watch.seconds.items()},
                 "images_per_second": self.images_per_round / seconds,
+                "ended_at": time.time(),
             }
             rows.append(row)
             if self.group.rank == 0:
