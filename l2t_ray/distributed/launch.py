@@ -14,7 +14,7 @@ from typing import Any
 
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig
 from l2t_ray.experiment import build_teacher, load_dataset
-from l2t_ray.interfaces import DivergenceError, StoppedError, UserError
+from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.stopping import StopRequest
 
 OnRows = Callable[[list[Mapping[str, Any]]], None]
@@ -39,7 +39,7 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: St
     Joins the cluster of RAY_ADDRESS (a submitted job has it set), or starts one on this machine.
 
     Raises:
-        UserError, DivergenceError, StoppedError: as a run in this process would.
+        UserError, StoppedError: as a run in this process would.
         RuntimeError: if workers died more often than `ray.max_failures`.
     """
     for key, value in ENVIRONMENT.items():
@@ -51,8 +51,6 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: St
         outcome = _train(config, run_dir.resolve(), on_rows, stop)
     if outcome["outcome"] == "user_error":
         raise UserError(outcome["message"])
-    if outcome["outcome"] == "diverged":
-        raise DivergenceError(outcome["message"])
     if outcome["outcome"] == "stopped":
         raise StoppedError(outcome["message"])
 

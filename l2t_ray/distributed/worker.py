@@ -20,7 +20,7 @@ from l2t_ray.core.group import ProcessGroup
 from l2t_ray.distributed.gauges import Gauges
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.experiment import build_run
-from l2t_ray.interfaces import DivergenceError, StoppedError, UserError
+from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.loop import Run
 
@@ -85,8 +85,6 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
         run.train(start=start, store=store, on_row=poster.post, on_cut=_report, should_stop=poster.should_stop)
     except UserError as error:
         return {"outcome": "user_error", "message": str(error)}
-    except DivergenceError as error:
-        return {"outcome": "diverged", "message": str(error)}
     except StoppedError as stopped:
         return {"outcome": "stopped", "message": str(stopped)}
     finally:
