@@ -187,6 +187,8 @@ class TrackingConfig(Record):
     uri: str | None = None
     """null: MLFLOW_TRACKING_URI, or else a SQLite file beside the runs."""
     experiment: str = "l2t_ray"
+    profile: bool = False
+    """Trace the third and fourth round of each arm into profile/*.json.gz (worker 0), which opens in Perfetto."""
 
 
 class ExperimentConfig(Record):

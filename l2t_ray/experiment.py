@@ -79,7 +79,12 @@ class Parts:
 
 
 def build_run(
-    config: ExperimentConfig, *, group: Group, device: torch.device, make_teacher: MakeTeacher | None = None
+    config: ExperimentConfig,
+    *,
+    group: Group,
+    device: torch.device,
+    make_teacher: MakeTeacher | None = None,
+    run_dir: Path | None = None,
 ) -> Run:
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
     dataset = load_dataset(config.data)
@@ -99,6 +104,7 @@ def build_run(
         images_per_round=training.num_steps * training.batch_size,
         eval_every=training.eval_every,
         checkpoint_every=training.checkpoint_every,
+        trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None,
     )
 
 
