@@ -79,13 +79,22 @@ class Experiment:
         """
         config = configuration.load(Path(path), overrides)
         name = config.name or f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        here = _working_directory()
-        root = (here / default_data_root(os.environ.get("L2T_DATA"), config.data.root).expanduser()).resolve()
-        config = config.model_copy(update={"name": name, "data": config.data.model_copy(update={"root": root})})
-        directory = (here / config.runs.expanduser()).resolve() / name
+        experiment = cls.of(config.model_copy(update={"name": name}))
+        directory = experiment.directory
         if (directory / "config.yaml").exists():
             raise UserError(f"{directory} holds a run already; go on with --resume {directory} or set another name=.")
-        return cls(config, directory)
+        return experiment
+
+    @classmethod
+    def of(cls, config: ExperimentConfig) -> "Experiment":
+        """The experiment of a configuration with a name, which goes on from its newest checkpoint where it has one."""
+        assert config.name is not None
+        root = (
+            working_directory() / default_data_root(os.environ.get("L2T_DATA"), config.data.root).expanduser()
+        ).resolve()
+        runs = (working_directory() / config.runs.expanduser()).resolve()
+        data = config.data.model_copy(update={"root": root})
+        return cls(config.model_copy(update={"data": data}), runs / config.name)
 
     @classmethod
     def resume(cls, directory: str | Path, overrides: Sequence[str] = ()) -> "Experiment":
@@ -108,8 +117,13 @@ class Experiment:
                 )
         return cls(configuration.load(path, overrides), directory)
 
-    def run(self, *, quiet: bool = False) -> Result:
+    def run(self, *, quiet: bool = False, tracker: Tracker | None = None, figures: bool = True) -> Result:
         """Trains every arm, from the newest checkpoint if there is one, and writes the run directory.
+
+        Args:
+            quiet: show nothing.
+            tracker: hears of the run instead of the one that the configuration names.
+            figures: draw them; a study draws its own.
 
         Raises:
             UserError, DivergenceError: see `interfaces`; what was reached until then stays.
@@ -132,7 +146,7 @@ class Experiment:
         except OSError as error:
             raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
         screen = Screen(quiet=quiet)
-        tracker = _tracker(config, directory, screen)
+        tracker = tracker or _tracker(config, directory, screen)
         screen.message(f"run {directory}" + ("" if start is None else f", from round {start.round} of {start.arm}"))
         screen.start([(name, config.training.num_rounds) for name in config.arms()])
 
@@ -150,7 +164,7 @@ class Experiment:
                 self._train(store, start, on_rows, device)
             cut = store.latest()
             assert cut is not None
-            result = self._write(cut)
+            result = self._write(cut, figures)
             tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
             screen.table(summary_table(result.summaries))
@@ -181,7 +195,7 @@ class Experiment:
         run = build_run(config, group=SingleProcess(), device=device)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]))
 
-    def _write(self, cut: Cut) -> Result:
+    def _write(self, cut: Cut, figures: bool) -> Result:
         """Everything but checkpoints and configuration, from the last cut."""
         config, directory = self.config, self.directory
         write_rows(directory / "metrics.parquet", cut.rows)
@@ -198,11 +212,12 @@ class Experiment:
             assert loss_network is not None
             loss_network.save(directory / "loss.safetensors")
             (directory / "loss.md").write_text(loss_card(config, loss_network, summaries))
-        write_figures(directory, cut.rows, surfaces)
+        if figures:
+            write_figures(directory, cut.rows, surfaces)
         return Result(directory, summaries, loss_network)
 
 
-def _working_directory() -> Path:
+def working_directory() -> Path:
     """Where relative paths begin: here; at home in a submitted job, whose own directory is a copy that Ray deletes."""
     here = Path.cwd()
     return Path.home() if any(part.startswith("_ray_pkg_") for part in here.parts) else here
