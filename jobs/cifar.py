@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 from l2t_ray.run import Experiment, exit_codes
 
+EXACT = 1e-9
+"""Largest relative error in float64 that is rounding."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,9 +29,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             experiment = Experiment.from_yaml(arguments.config, arguments.overrides)
         if arguments.check_hypergradient:
-            errors = experiment.check_hypergradient()
-            print("hypergradient, relative error: " + ", ".join(f"{key} {value:.1e}" for key, value in errors.items()))
+            check_hypergradient(experiment, quiet=arguments.quiet)
         experiment.run(quiet=arguments.quiet)
+
+
+def check_hypergradient(experiment: Experiment, *, quiet: bool) -> None:
+    """Prints the engine's errors; ends the job with code 1 if one that claims to be exact is not."""
+    errors, is_exact = experiment.check_hypergradient()
+    report = "hypergradient, relative error: " + ", ".join(f"{key} {value:.1e}" for key, value in errors.items())
+    if is_exact and not errors["float64"] < EXACT:
+        raise SystemExit(f"{report}; an exact engine must stay below {EXACT:g} in float64.")
+    if not quiet:
+        print(report if is_exact else f"{report} (an approximation)")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.gce import generalised_cross_entropy
 from l2t_ray.baselines.glc import GoldLossCorrection, forward_correction
+from l2t_ray.baselines.in_turn import MethodInTurn
 from l2t_ray.baselines.l2r import L2R
 from l2t_ray.baselines.mentornet import MentorNet
 from l2t_ray.baselines.mw_net import MWNet
@@ -47,10 +48,10 @@ from l2t_ray.core.unroll import InnerProblem
 from l2t_ray.data import catalog, noise, splits
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
+from l2t_ray.data.in_turn import DataInTurn
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy
-from l2t_ray.data.stages import InTurn
 from l2t_ray.interfaces import Batch, Data, Group, Method, StudentState, Task, Teacher, UserError
 from l2t_ray.students.initialise import seeded
 from l2t_ray.students.lenet import LeNet
@@ -108,8 +109,23 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
         l2t_dln = build_l2t_dln(
             method, trainee.student, trainee.task, data, teacher, trainee.sgd, parts.group, parts.device
         )
-        return Arm(method.arm, l2t_dln, teacher, data)
-    return Arm(method.arm, build_baseline(method, data, parts), data=data)
+        return Arm(method.arm, fine_tuned(l2t_dln, method, parts), teacher, data)
+    return Arm(method.arm, fine_tuned(build_baseline(method, data, parts), method, parts), data=data)
+
+
+def fine_tuned(trained: Method, method: MethodConfig, parts: Parts) -> Method:
+    """The method, with its last rounds given to plain cross-entropy where its configuration says so.
+
+    The images of those rounds are clean. A loss that was learned to distrust labels would learn too little from them.
+    """
+    if method.clean_images != "fine_tuned":
+        return trained
+    return MethodInTurn(trained, FixedLoss(parts.trainee, cross_entropy), switch=fine_tuning_start(method, parts))
+
+
+def fine_tuning_start(method: MethodConfig, parts: Parts) -> int:
+    num_rounds = parts.config.training.num_rounds
+    return num_rounds - rounds_of(method.fine_tuning_share, num_rounds)
 
 
 def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
@@ -207,12 +223,12 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     plain = build_loader(parts, policy)
     if isinstance(method, GLCConfig):
         both = build_loader(parts, splits.mixed(policy), trains_on_validation=True)
-        return InTurn(plain, both, switch=rounds_of(method.warm_share, num_rounds))
+        return DataInTurn(plain, both, switch=rounds_of(method.warm_share, num_rounds))
     if method.clean_images == "mixed":
         return build_loader(parts, splits.mixed(policy), trains_on_validation=True)
     if method.clean_images == "fine_tuned":
         alone = build_loader(parts, splits.validation_alone(policy), trains_on_validation=True)
-        return InTurn(plain, alone, switch=num_rounds - rounds_of(method.fine_tuning_share, num_rounds))
+        return DataInTurn(plain, alone, switch=fine_tuning_start(method, parts))
     return plain
 
 
@@ -374,11 +390,12 @@ def build_adam(adam: AdamConfig, num_weights: int) -> AdamRule:
     return AdamRule(num_weights, step_size=adam.step_size, clip=adam.clip)
 
 
-def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
+def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:
     """Relative errors of the engine in use on the first real round, against naive autograd in float64.
 
     Returns:
-        `float64`: the engine in double precision (should be rounding, 1e-10 or less); `float32`: as it is used.
+        `float64`: the engine in double precision; `float32`: as it is used. And whether the engine is an exact one,
+        which is not to differ in double precision by more than rounding.
 
     Raises:
         UserError: if the method has no hypergradient.
@@ -414,10 +431,12 @@ def check_hypergradient(config: ExperimentConfig) -> dict[str, float]:
 
     problem = replace(problem, reweigh=None)  # sample weights are constants for both sides
     reference = at(problem, is_double=True, is_naive=True)
-    return {
+    is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
+    errors = {
         name: ((at(problem, is_double=name == "float64", is_naive=False) - reference).norm() / reference.norm()).item()
         for name in ("float64", "float32")
     }
+    return errors, is_exact
 
 
 def resolve_device(config: ExperimentConfig) -> torch.device:

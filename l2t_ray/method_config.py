@@ -20,7 +20,8 @@ class MethodRecord(Record):
     """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
     clean_images: Literal["judge", "mixed", "fine_tuned"] = "judge"
     """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
-    images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone."""
+    images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone,
+    with plain cross-entropy."""
     fine_tuning_share: Share = 0.2
     """Share of the rounds that `fine_tuned` gives to the validation images."""
 

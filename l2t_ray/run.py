@@ -37,6 +37,7 @@ from l2t_ray.experiment import (
 )
 from l2t_ray.interfaces import DivergenceError, Tracker, UserError
 from l2t_ray.reports.figures import write_figures
+from l2t_ray.reports.tables import comparison
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
@@ -126,7 +127,8 @@ class Experiment:
             figures: draw them; a study draws its own.
 
         Raises:
-            UserError, DivergenceError: see `interfaces`; what was reached until then stays.
+            UserError: what was reached until then stays.
+            DivergenceError: if an arm diverged; the others have been trained, and everything is written.
         """
         config, directory = self.config, self.directory
         store = CheckpointStore(
@@ -168,6 +170,11 @@ class Experiment:
             tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
             screen.table(summary_table(result.summaries))
+            screen.message(f"results in {directory}")
+            if isinstance(tracker, MlflowTracker):
+                screen.message(f"look:  {tracker.ui_command()}")
+            if cut.diverged:
+                raise DivergenceError(" ".join(cut.diverged.values()))
             status = "FINISHED"
         except BaseException as error:
             if not isinstance(error, KeyboardInterrupt):
@@ -176,12 +183,9 @@ class Experiment:
         finally:
             screen.stop()
             tracker.finish(status)
-        screen.message(f"results in {directory}")
-        if isinstance(tracker, MlflowTracker):
-            screen.message(f"look:  {tracker.ui_command()}")
         return result
 
-    def check_hypergradient(self) -> dict[str, float]:
+    def check_hypergradient(self) -> tuple[dict[str, float], bool]:
         """See `experiment.check_hypergradient`."""
         return check_hypergradient(self.config)
 
@@ -199,7 +203,7 @@ class Experiment:
         """Everything but checkpoints and configuration, from the last cut."""
         config, directory = self.config, self.directory
         write_rows(directory / "metrics.parquet", cut.rows)
-        summaries = [summarise(name, cut.rows) for name in config.arms()]
+        summaries = [summarise(name, cut.rows, diverged=name in cut.diverged) for name in config.arms()]
         (directory / "summary.json").write_text(json.dumps(summaries, indent=1))
         loss_network, surfaces = None, []
         if isinstance(config.method, L2TDLNConfig):
@@ -225,43 +229,46 @@ def working_directory() -> Path:
 
 @contextmanager
 def _notes_on(screen: Screen) -> Iterator[None]:
-    """Shows what the package notes while it trains in this process, such as the engine that `auto` chose."""
+    """Shows what the package notes and warns of while it trains, such as the engine that `auto` chose."""
     logger, handler = logging.getLogger("l2t_ray"), logging.Handler(logging.INFO)
     handler.emit = lambda record: screen.message(record.getMessage())
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: screen.message(f"warning: {message}")
     try:
         yield
     finally:
+        warnings.showwarning = show
         logger.removeHandler(handler)
         logger.setLevel(level)
 
 
-def summarise(arm: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The closing numbers of an arm. Final means the last round; the best one seen is only for comparison."""
+def summarise(arm: str, rows: Sequence[Mapping[str, Any]], *, diverged: bool = False) -> dict[str, Any]:
+    """The closing numbers of an arm. Final means the last round; the best one seen is only for comparison.
+
+    An arm that diverged has no final ones: its last round was never over.
+    """
     own = [row for row in rows if row["arm"] == arm]
     accuracies = [row["test_accuracy"] for row in own if row.get("test_accuracy") is not None]
-    last = own[-1]
+    last = {} if diverged else own[-1]
     return {
         "arm": arm,
         "rounds": len(own),
-        "steps": last["step"],
-        "test_accuracy": accuracies[-1],
-        "best_test_accuracy": max(accuracies),
-        "test_error": last["test_error"],
+        "steps": own[-1]["step"] if own else 0,
+        "test_accuracy": last.get("test_accuracy"),
+        "best_test_accuracy": max(accuracies, default=None),
+        "test_error": last.get("test_error"),
         "val_error": last.get("val_error"),
         "seconds": sum(row["seconds"] for row in own),
+        "diverged": diverged,
     }
 
 
 def loss_card(config: ExperimentConfig, loss_network: DynamicLossNetwork, summaries: list[dict[str, Any]]) -> str:
     """A page that says what a learned loss is, where it comes from and how it did."""
     spec, last = loss_network.spec, summaries[-1]
-    table = "\n".join(
-        f"| {s['arm']} | {100 * s['test_accuracy']:.2f} | {100 * s['best_test_accuracy']:.2f} | {s['steps']} |"
-        for s in summaries
-    )
     classes = "any number of classes" if spec.label_table is None else f"{spec.label_table} classes"
     return f"""# A learned loss
 
@@ -277,10 +284,7 @@ loss_network = DynamicLossNetwork.load("loss.safetensors").requires_grad_(False)
 loss_network.loss(student(images), labels).backward()
 ```
 
-| trained with | final test accuracy | best seen | student steps |
-|---|---|---|---|
-{table}
-
+{comparison(summaries)}
 The loss was learned with this student, data and learning rate, together with their schedule: on others, measure.
 """
 

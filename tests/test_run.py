@@ -186,6 +186,22 @@ def test_an_override_that_changes_a_resumed_run_is_refused(finished, configs):
     assert "override 'seed=3' would change a resumed run" in output
 
 
+@pytest.mark.filterwarnings("default:l2t_dln diverged")
+def test_an_arm_that_diverges_is_given_up_and_the_others_go_on(configs):
+    cifar(
+        *SMALL, "training.num_rounds=6", "training.learning_rate=0.05", "method=cross_entropy", "name=half",
+        "controls=[{name: l2t_dln, loss_network: {init: linear, hidden: 4}, teacher: {name: adam, step_size: 1e30}}]",
+        "--quiet", cwd=configs, code=3,
+    )  # fmt: skip
+    summaries = json.loads((configs / "runs/half/summary.json").read_text())
+    assert [(s["arm"], s["diverged"]) for s in summaries] == [("l2t_dln", True), ("cross_entropy", False)]
+    assert summaries[0]["test_accuracy"] is None and summaries[0]["rounds"] < 6
+    assert summaries[1]["test_accuracy"] > 0 and summaries[1]["rounds"] == 6
+    output = cifar("--resume", "runs/half", "--quiet", cwd=configs, code=3)  # nothing is left to be done
+    assert "l2t_dln diverged in round" in output
+
+
+@pytest.mark.filterwarnings("default:l2t_dln diverged")
 def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
     output = cifar(
         *SMALL, "training.num_rounds=40", "training.learning_rate=1e6", "controls=[]", "name=diverged", "--quiet",
@@ -193,3 +209,18 @@ def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
     )  # fmt: skip
     assert re.match(r"diverged: l2t_dln diverged in round \d+: .*; try a smaller training.learning_rate", output)
     assert output.count("\n") == 1
+
+
+def test_an_exact_engine_that_is_not_exact_ends_the_job(capsys):
+    class Inexact:
+        def __init__(self, is_exact):
+            self._is_exact = is_exact
+
+        def check_hypergradient(self):
+            return {"float64": 1e-3, "float32": 1e-3}, self._is_exact
+
+    job = load_job()
+    with pytest.raises(SystemExit, match=r"float64 1.0e-03.*must stay below 1e-09"):
+        job.check_hypergradient(Inexact(True), quiet=True)
+    job.check_hypergradient(Inexact(False), quiet=False)
+    assert "(an approximation)" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from typing import Any
 
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig
 from l2t_ray.experiment import build_teacher, load_dataset
-from l2t_ray.interfaces import DivergenceError, UserError
+from l2t_ray.interfaces import UserError
 
 OnRows = Callable[[list[Mapping[str, Any]]], None]
 POLL_S = 0.5
@@ -37,7 +37,7 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows) -> None:
     Joins the cluster of RAY_ADDRESS (a submitted job has it set), or starts one on this machine.
 
     Raises:
-        UserError, DivergenceError: as a run in this process would.
+        UserError: as a run in this process would.
         RuntimeError: if workers died more often than `ray.max_failures`.
     """
     for key, value in ENVIRONMENT.items():
@@ -47,8 +47,6 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows) -> None:
         outcome = _train(config, run_dir.resolve(), on_rows)
     if outcome["outcome"] == "user_error":
         raise UserError(outcome["message"])
-    if outcome["outcome"] == "diverged":
-        raise DivergenceError(outcome["message"])
 
 
 @contextmanager

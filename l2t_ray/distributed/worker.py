@@ -17,7 +17,7 @@ from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.experiment import build_run
-from l2t_ray.interfaces import DivergenceError, UserError
+from l2t_ray.interfaces import UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.loop import Run
 
@@ -70,8 +70,6 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
         run.train(start=start, store=store, on_row=poster.post, on_cut=_report)
     except UserError as error:
         return {"outcome": "user_error", "message": str(error)}
-    except DivergenceError as error:
-        return {"outcome": "diverged", "message": str(error)}
     finally:
         poster.close()
     return {"outcome": "finished", "message": ""}

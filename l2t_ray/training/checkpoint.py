@@ -20,7 +20,7 @@ from torch import Tensor
 
 from l2t_ray.interfaces import MethodState, StudentState, UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Cut:
         rows: metrics of all rounds so far, of all arms.
         snapshots: weights of the loss network by arm and round, for pictures and for the learned loss at the end.
         finished: students of the arms that are done.
+        diverged: arms that were given up, and why. The state is then that before the round that failed.
     """
 
     arm: str
@@ -44,6 +45,7 @@ class Cut:
     rows: list[dict[str, Any]] = field(default_factory=list)
     snapshots: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     finished: dict[str, StudentState] = field(default_factory=dict)
+    diverged: dict[str, str] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -64,7 +66,7 @@ class CheckpointStore:
         Raises:
             UserError: if the directory cannot be written to; what was there stays.
         """
-        name = f"{len(cut.rows):07d}-{cut.arm}-{cut.round:06d}"
+        name = f"{len(cut.rows):07d}-{cut.arm}-{cut.round:06d}" + ("-diverged" if cut.arm in cut.diverged else "")
         final, temporary = self._directory / name, self._directory / f".{name}.{os.getpid()}"
         try:
             for stale in self._directory.glob(".*"):  # of a writer that was killed: there is only one at a time
@@ -117,7 +119,13 @@ class CheckpointStore:
         torch.save({"snapshots": cut.snapshots, "finished": finished}, directory / "arms.pt")
         (directory / "rows.json").write_text(json.dumps(cut.rows))
         (directory / "config.yaml").write_text(self._config)
-        progress = {"format": FORMAT, "arm": cut.arm, "round": cut.round, "torch": torch.__version__}
+        progress = {
+            "format": FORMAT,
+            "arm": cut.arm,
+            "round": cut.round,
+            "diverged": cut.diverged,
+            "torch": torch.__version__,
+        }
         (directory / "progress.json").write_text(json.dumps(progress))
         checksums = {}
         for path in sorted(directory.iterdir()):
@@ -146,6 +154,7 @@ def _read(directory: Path) -> Cut:
         rows=json.loads((directory / "rows.json").read_text()),
         snapshots=arms["snapshots"],
         finished={name: StudentState(**student) for name, student in arms["finished"].items()},
+        diverged=progress["diverged"],
     )
 
 

@@ -4,6 +4,7 @@ It never asks which method it runs, nor where the teacher lives.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,16 +63,15 @@ class Run:
         """Trains every arm to its end, from a cut or from the beginning, and returns the last cut.
 
         Only the worker of rank 0 writes checkpoints and speaks to `on_row`; every worker calls `on_cut` after each.
+        An arm that diverges is given up, with a warning, and the others go on: `Cut.diverged` has what happened.
 
         Raises:
-            DivergenceError: naming arm and round; checkpoints taken before stay.
             UserError: on all workers, if a checkpoint cannot be written.
         """
-        names = [arm.name for arm in self.arms]
-        first = 0 if start is None else names.index(start.arm)
         cut = start
-        for arm in self.arms[first:]:
-            cut = self._train_arm(arm, cut, store, on_row, on_cut)
+        for arm in self.arms:
+            if cut is None or arm.name not in {*cut.finished, *cut.diverged}:
+                cut = self._train_arm(arm, cut, store, on_row, on_cut)
         assert cut is not None
         return cut
 
@@ -86,6 +86,7 @@ class Run:
         rows = [] if cut is None else list(cut.rows)
         snapshots = {} if cut is None else {name: dict(phis) for name, phis in cut.snapshots.items()}
         finished = {} if cut is None else dict(cut.finished)
+        diverged = {} if cut is None else dict(cut.diverged)
         data = arm.data or self.data
 
         for index in range(begin, self.num_rounds):
@@ -95,11 +96,16 @@ class Run:
             try:
                 state, metrics = arm.method.round(state, data.round(index), index)
             except DivergenceError as error:
-                raise DivergenceError(
+                diverged[arm.name] = (
                     f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
                     + ("" if arm.teacher is None else " or method.teacher.step_size")
                     + "."
-                ) from error
+                )
+                if self.group.rank == 0:
+                    warnings.warn(diverged[arm.name], stacklevel=2)
+                cut = Cut(arm.name, index, state, None, rows, snapshots, finished, diverged)
+                self._keep(cut, store, on_cut)
+                return cut
             done = index + 1
             is_last = done == self.num_rounds
             seconds = time.perf_counter() - started
@@ -122,12 +128,15 @@ class Run:
                 finished[arm.name] = state.student
             if is_last or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
-                cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished)
-                if store is not None:
-                    self._save(store, cut)
-                on_cut(cut)
+                cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished, diverged)
+                self._keep(cut, store, on_cut)
         assert cut is not None
         return cut
+
+    def _keep(self, cut: Cut, store: CheckpointStore | None, on_cut: OnCut) -> None:
+        if store is not None:
+            self._save(store, cut)
+        on_cut(cut)
 
     def _save(self, store: CheckpointStore, cut: Cut) -> None:
         """One worker writes, all hear whether it could: one that stops alone would leave the others waiting for it."""

@@ -24,6 +24,7 @@ NUM_ROUNDS = 3
 METHODS = {
     "l2t_dln": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam"},
     "l2t_dln-mixed": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam", "clean_images": "mixed"},
+    "l2t_dln-fine_tuned": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "clean_images": "fine_tuned"},
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
