@@ -86,8 +86,8 @@ class Size(Record):
 
     base: Path | None = None
     seeds: Seeds | None = None
-    settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = {}
-    grid: dict[str, Axis] = {}
+    settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
+    grid: dict[str, Axis] = Field(default_factory=dict)
     """Axes that take the place of the study's own of the same key."""
 
 
@@ -108,22 +108,22 @@ class Study(Record):
     metric: Literal["test_accuracy", "best_test_accuracy", "test_error", "val_error"] = "test_accuracy"
     """Column of a run's closing table that the study's table shows."""
     seeds: Seeds = (0, 1, 2)
-    settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = {}
+    settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
     """Set in every trial."""
-    cases: dict[str, Annotated[dict[str, Any], BeforeValidator(_flat_settings)]] = {}
+    cases: dict[str, Annotated[dict[str, Any], BeforeValidator(_flat_settings)]] = Field(default_factory=dict)
     """Named settings, each a row of the table."""
-    grid: dict[str, Axis] = {}
+    grid: dict[str, Axis] = Field(default_factory=dict)
     """Values of a key, all combined: a list, or labels and values. The last key makes the columns of the table."""
-    distributions: dict[str, Distribution] = {}
+    distributions: dict[str, Distribution] = Field(default_factory=dict)
     samples: Count = 10
     """Draws from the distributions, for each case and combination of the grid."""
     search: Literal["random", "optuna"] = "random"
     """Who draws: `optuna` looks where earlier trials did well (needs the extra `tune`)."""
     asha: Asha | None = None
     """null: every trial runs to its end."""
-    paper: dict[str, float | dict[str, float]] = {}
-    """The paper's numbers for a row, or for a row and column, in the table's unit; shown beside, never computed with."""
-    sizes: dict[SizeName, Size] = {}
+    paper: dict[str, float | dict[str, float]] = Field(default_factory=dict)
+    """The paper's numbers for a row, or for a row and column, in the unit of the table; shown beside it."""
+    sizes: dict[SizeName, Size] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _varies_something_sensible(self) -> "Study":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ FILE = "outcome.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """`finished`, with the closing numbers of the run; `diverged`, which is a result too; or `stopped` early by a
-    scheduler, with the last numbers it had."""
+    """How a trial ended.
+
+    Attributes:
+        kind: `finished`; `diverged`, which is a result too; or `stopped` early by a scheduler.
+        numbers: closing numbers of the run, as in its `summary.json`, as far as there are any.
+        message: why, unless finished.
+    """
 
     kind: str
-    numbers: dict[str, Any]
+    numbers: Mapping[str, Any]
     message: str = ""
 
 
@@ -49,7 +55,8 @@ def run_trial(trial: Trial, tracker: Tracker) -> Outcome:
         result = Experiment(trial.config, trial.directory).run(quiet=True, tracker=tracker, figures=False)
         outcome = Outcome("finished", result.summaries[-1])
     except DivergenceError as error:
-        outcome = Outcome("diverged", {}, str(error))
+        summaries = json.loads((trial.directory / "summary.json").read_text())
+        outcome = Outcome("diverged", summaries[-1], str(error))
     write_outcome(trial.directory, outcome)
     shutil.rmtree(trial.directory / "checkpoints", ignore_errors=True)  # nothing goes on from here
     return outcome

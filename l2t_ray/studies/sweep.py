@@ -72,7 +72,9 @@ class Sweep:
         """
         directory = directory.resolve()
         if not (directory / DECLARATION).exists():
-            raise UserError(f"{directory} holds no study (no {DECLARATION}); give the directory of a study to --resume.")
+            raise UserError(
+                f"{directory} holds no study (no {DECLARATION}); give the directory of a study to --resume."
+            )
         return cls(load_study(directory / DECLARATION), directory)
 
     @cached_property

@@ -93,7 +93,13 @@ def _draw(distribution: Distribution, key: str, index: int) -> Any:
 
 
 def _trial(
-    study: Study, directory: Path, index: int, cell: tuple[str, ...], settings: Mapping[str, Any], seed: int, source: str
+    study: Study,
+    directory: Path,
+    index: int,
+    cell: tuple[str, ...],
+    settings: Mapping[str, Any],
+    seed: int,
+    source: str,
 ) -> Trial:
     name = re.sub(r"[^\w.+=-]+", "_", f"{index:04d}-{'-'.join(cell)}-seed{seed}")[:120]
     config = experiment_of(
