@@ -63,9 +63,8 @@ class Distribution(Record):
     def _is_one(self) -> "Distribution":
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"a distribution is exactly one of {', '.join(type(self).model_fields)}, got {', '.join(given) or 'none'}"
-            )
+            names = ", ".join(type(self).model_fields)
+            raise ValueError(f"a distribution is exactly one of {names}; got {', '.join(given) or 'none'}")
         bounds = self.uniform or self.log_uniform or self.integers
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(f"{given[0]} goes from low to high, got {list(bounds)}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.distributed.launch import ENVIRONMENT, ray_session
@@ -116,7 +117,7 @@ def trials_at_once(config: ExperimentConfig, available: Mapping[str, float]) -> 
 def _scheduler(study: Study, asha: Asha | None, num_rounds: int) -> Any:
     if asha is None:
         return None
-    return tune.schedulers.AsyncHyperBandScheduler(
+    return AsyncHyperBandScheduler(
         time_attr="round",
         metric="value",
         mode="max" if study.metric.endswith("accuracy") else "min",
@@ -171,20 +172,14 @@ class TrialActor(tune.Trainable):
     def cleanup(self) -> None:
         self._end()
 
-    def on_rows(self, trial: Trial, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _hear(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Hears the trial in training, in its thread."""
-        del trial
         for row in rows:
             if self._is_stopped.is_set():
                 raise _Stopped
             self._news.put(dict(row))
-            if row.get("test_accuracy") is not None and self._in_step:
-                self._go_on.acquire()
-
-    def on_end(self, trial: Trial, outcome: Outcome) -> None:
-        raise NotImplementedError  # `step` hears of it
-
-    on_failure = on_end
+            if self._in_step and row.get("test_accuracy") is not None:
+                self._go_on.acquire()  # the scheduler is to decide before training goes on
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._index, self._in_step, self._metric = config["index"], config["in_step"], config["metric"]
@@ -206,7 +201,7 @@ class TrialActor(tune.Trainable):
         if not trial.config.ray.enabled:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         try:
-            self._news.put(run_trial(trial, Forwarder(trial, self)))
+            self._news.put(run_trial(trial, Forwarder(self._hear)))
         except _Stopped:
             pass
         except UserError as error:  # trying again would not help

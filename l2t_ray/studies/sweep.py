@@ -8,11 +8,11 @@ The directory is all there is to know: a study that was killed goes on from it, 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import working_directory
@@ -23,6 +23,7 @@ from l2t_ray.studies.trials import Trial, trials
 DECLARATION = "study.yaml"
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Hears of the trials while they run, in the process of the study."""
 
@@ -94,14 +95,14 @@ class Sweep:
 class Forwarder:
     """The `Tracker` of a trial: passes its rows on."""
 
-    def __init__(self, trial: Trial, listener: Listener):
-        self._trial, self._listener = trial, listener
+    def __init__(self, hear: Callable[[Sequence[Mapping[str, Any]]], None]):
+        self._hear = hear
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         del params
 
     def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._listener.on_rows(self._trial, rows)
+        self._hear(rows)
 
     def log_artifacts(self, *paths: str) -> None:
         del paths
@@ -117,7 +118,7 @@ def run_in_turn(pending: Sequence[Trial], listener: Listener) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     for trial in pending:
         try:
-            outcome = run_trial(trial, Forwarder(trial, listener))
+            outcome = run_trial(trial, Forwarder(partial(listener.on_rows, trial)))
         except (UserError, RuntimeError, OSError) as error:
             listener.on_failure(trial, f"{type(error).__name__}: {error}")
         else:

@@ -60,17 +60,19 @@ def trials(study: Study, directory: Path, *, source: str) -> list[Trial]:
 
 
 def _cells(study: Study) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    cases = list(study.cases.items()) or [(None, {})]
-    grid = [[(key, label, value) for label, value in axis.items()] for key, axis in study.grid.items()]
-    samples = draws(study.distributions, study.samples) if study.distributions else [None]
-    for (name, case), *values, sample in product(cases, *grid, samples):
-        labels = [] if name is None else [name]
-        labels += [label for _, label, _ in values]
-        settings = {**study.settings, **case, **{key: value for key, _, value in values}}
-        if sample is not None:
-            labels.append(", ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in sample.items()))
-            settings |= sample
-        yield tuple(labels), settings
+    """Labels and settings of each cell of the table."""
+    places: list[list[tuple[str, Mapping[str, Any]]]] = []
+    if study.cases:
+        places.append(list(study.cases.items()))
+    for key, axis in study.grid.items():
+        places.append([(label, {key: value}) for label, value in axis.items()])
+    if study.distributions:
+        places.append([(_listed(sample), sample) for sample in draws(study.distributions, study.samples)])
+    for chosen in product(*places):
+        settings = dict(study.settings)
+        for _, part in chosen:
+            settings |= part
+        yield tuple(label for label, _ in chosen), settings
 
 
 def draws(distributions: Mapping[str, Distribution], number: int) -> list[dict[str, Any]]:
@@ -116,8 +118,11 @@ def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> Ex
     return Experiment.of(configuration.load(base, overrides, source=source)).config
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else label_of(value)
+def _listed(sample: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key.split('.')[-1]}={f'{value:.3g}' if isinstance(value, float) else label_of(value)}"
+        for key, value in sample.items()
+    )
 
 
 def by_cell(all_trials: Sequence[Trial]) -> dict[tuple[str, ...], list[Trial]]:
