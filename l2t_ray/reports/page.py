@@ -18,7 +18,8 @@ from l2t_ray.reports.tables import markdown
 ALT = {
     "final": "Final results with one standard deviation over the seeds",
     "accuracy": "Test accuracy over the rounds, mean and band of one standard deviation",
-    "gradients": "Gradients at the logits and at the weights over the rounds, mean and band of one standard deviation",
+    "logit_gradients": "Sum of the gradients at the logits (Figure 1, first reading), mean and one standard deviation",
+    "weight_gradients": "Norm of the gradient at the weights (Figure 1, second reading), mean and one standard deviation",
 }
 _STYLE_SHEET = """
 :root { color-scheme: light; }
@@ -37,6 +38,7 @@ th, td { padding: .35rem .75rem; text-align: right; white-space: nowrap; border-
 th { border-bottom: 2px solid #aab2bb; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.paper td { color: #57606a; font-style: italic; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 1.5rem; }
 figure { margin: 1rem 0; }
 figure img { display: block; width: auto; max-width: 100%; height: auto; }
 figcaption, .notes { color: #57606a; font-size: .88rem; }
@@ -134,7 +136,7 @@ def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}'
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<div class="notes">{"".join(f"<p>{html.escape(note)}</p>" for note in notes(study))}</div>'
-        f"<pre>{html.escape(study['command'])}</pre>{pictures}</section>"
+        f"<pre>{html.escape(study['command'])}</pre><div class="figures">{pictures}</div></section>"
     )
 
 

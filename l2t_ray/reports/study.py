@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from l2t_ray.reports.figures import COLOURS, DASHES, STYLE, blank_figure
 from l2t_ray.reports.spread import MISSING, spread
@@ -15,7 +15,7 @@ from l2t_ray.reports.tables import markdown
 
 Results = Mapping[str, Any]
 MOST_LINES = 6
-_UNITS = {"accuracy": ("accuracy [%]", 100.0, 2), "error": ("error [nats]", 1.0, 4)}
+_UNITS = {"accuracy": ("%", 100.0, 2), "error": ("nats", 1.0, 4)}
 _PANELS = {
     "test_accuracy": ("Test accuracy", "accuracy [%]", 100.0, "linear"),
     "logit_gradient_sum": ("Gradient at the logits", r"$\sum |\partial L / \partial z|$", 1.0, "log"),
@@ -38,8 +38,8 @@ def notes(results: Results) -> list[str]:
     ended = [o for cell in results["cells"] for o in cell["outcomes"] if o is not None]
     total = sum(len(cell["outcomes"]) for cell in results["cells"])
     found = [
-        f"{results['metric'].replace('_', ' ').capitalize()} ({unit}) after the last round: mean ± sample standard "
-        f"deviation over seeds {_listed(results['seeds'])}. Setting: {results['setting']}."
+        f"{results['metric'].replace('_', ' ').capitalize()} [{unit}] after the last round: mean ± sample standard "
+        f"deviation over the seeds {_listed(results['seeds'])}. Setting: {results['setting']}."
     ]
     if "diverged" in ended:
         counted = "counted as chance" if results["chance"] is not None else "left out"
@@ -77,15 +77,20 @@ def figures(results: Results) -> dict[str, Figure]:
     curves = results["curves"]
     few = {name: curve for name, curve in curves.items() if 0 < len(curve) <= MOST_LINES}
     if "test_accuracy" in few:
-        found["accuracy"] = _over_rounds(few, ["test_accuracy"])
-    if "logit_gradient_sum" in few:
-        found["gradients"] = _over_rounds(few, ["logit_gradient_sum", "gradient_norm"])
+        found["accuracy"] = _over_rounds(few["test_accuracy"], "test_accuracy")
+    for name, column in (("logit_gradients", "logit_gradient_sum"), ("weight_gradients", "gradient_norm")):
+        if column in few:
+            found[name] = _over_rounds(few[column], column)
     return found
 
 
 def unit_of(results: Results) -> tuple[str, float, int]:
     """Unit, factor and digits of the study's metric."""
     return _UNITS["accuracy" if results["metric"].endswith("accuracy") else "error"]
+
+
+def _label(results: Results) -> str:
+    return f"{results['metric'].replace('_', ' ')} [{unit_of(results)[0]}]"
 
 
 def _matrix(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -98,14 +103,19 @@ def _matrix(results: Results) -> tuple[list[str], list[list[str]]]:
         paper = results["paper"].get(", ".join(name))
         if isinstance(paper, Mapping):
             rows.append([f"{', '.join(name)} (paper)", *(f"{paper[c]:g}" if c in paper else MISSING for c in columns)])
-    return [" / ".join(results["axes"]), *columns], rows
+    return [" / ".join(axis.split(".")[-1] for axis in results["axes"]), *columns], rows
 
 
 def _list(results: Results) -> tuple[list[str], list[list[str]]]:
-    unit, factor, digits = unit_of(results)
+    _, factor, digits = unit_of(results)
     first = results["cells"][0]
     has_paper = bool(results["paper"])
-    headings = [results["axes"][0], unit, f"difference to {first['cell'][0]}", *(["paper"] if has_paper else [])]
+    headings = [
+        results["axes"][0],
+        _label(results),
+        f"difference to {first['cell'][0]}",
+        *(["paper"] if has_paper else []),
+    ]
     rows = []
     for cell in results["cells"]:
         pairs = zip(cell["values"], first["values"], strict=True)
@@ -140,7 +150,7 @@ def _known(cell: Mapping[str, Any]) -> np.ndarray:
 
 def _final_over_axis(results: Results) -> Figure:
     """The metric over the values of the last axis: a line for each row, a band of one standard deviation."""
-    unit, factor, _ = unit_of(results)
+    _, factor, _ = unit_of(results)
     columns = list(dict.fromkeys(cell["cell"][-1] for cell in results["cells"]))
     places = _places(columns)
     names = list(dict.fromkeys(tuple(cell["cell"][:-1]) for cell in results["cells"]))
@@ -156,7 +166,7 @@ def _final_over_axis(results: Results) -> Figure:
             ax.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
             ax.plot(x, mean, color=colour, linestyle=dash, marker="o", markersize=3, label=", ".join(name))
         ax.set_xticks(places, columns)
-        ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=unit)
+        ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=_label(results))
         ax.legend(frameon=False)
     return figure
 
@@ -171,7 +181,7 @@ def _places(labels: Sequence[str]) -> list[float]:
 
 def _final_of_rows(results: Results) -> Figure:
     """A dot for each seed, and the mean with one standard deviation, a line for each row of the table."""
-    unit, factor, _ = unit_of(results)
+    _, factor, _ = unit_of(results)
     cells = [cell for cell in results["cells"] if len(_known(cell))]
     with rc_context(STYLE):
         figure = blank_figure(5.6, 0.9 + 0.32 * len(cells))
@@ -183,30 +193,29 @@ def _final_of_rows(results: Results) -> Figure:
             ax.errorbar(values.mean(), i, xerr=std, fmt="D", color="#000000", markersize=4, capsize=3, linewidth=1)
         ax.set_yticks(range(len(cells)), [cell["cell"][0] for cell in cells])
         ax.invert_yaxis()
-        ax.set(title=results["title"], xlabel=unit)
+        ax.set(title=results["title"], xlabel=_label(results))
         ax.grid(False, axis="y")
     return figure
 
 
-def _over_rounds(curves: Mapping[str, Sequence[Mapping[str, Any]]], columns: Sequence[str]) -> Figure:
-    """Mean over the seeds with a band of one standard deviation, a line for each cell, a panel for each column."""
+def _over_rounds(curves: Sequence[Mapping[str, Any]], column: str) -> Figure:
+    """Mean over the seeds with a band of one standard deviation, a line for each cell."""
+    title, label, factor, scale = _PANELS[column]
     with rc_context(STYLE):
-        figure = blank_figure(4.2 * len(columns) + 1.4, 3.0)
-        axes = figure.subplots(1, len(columns), squeeze=False)[0]
-        for ax, column in zip(axes, columns, strict=True):
-            title, label, factor, scale = _PANELS[column]
-            for i, curve in enumerate(curves[column]):
-                rounds, mean, std = (np.array(curve[key], dtype=float) for key in ("rounds", "mean", "std"))
-                mean, std = factor * mean, factor * std
-                low = np.maximum(mean - std, 0.05 * mean) if scale == "log" else mean - std
-                colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
-                ax.fill_between(rounds, low, mean + std, color=colour, alpha=0.15, linewidth=0)
-                ax.plot(rounds, mean, color=colour, linestyle=dash, label=", ".join(curve["cell"]))
-            ax.set(title=title, xlabel="round", ylabel=label, yscale=scale)
-            if scale == "log" and np.divide(*ax.get_ylim()[::-1]) > 10:
-                ax.yaxis.set_minor_formatter(NullFormatter())
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False)
+        figure = blank_figure(5.6, 3.3)
+        ax = figure.subplots()
+        for i, curve in enumerate(curves):
+            rounds, mean, std = (np.array(curve[key], dtype=float) for key in ("rounds", "mean", "std"))
+            mean, std = factor * mean, factor * std
+            low = np.maximum(mean - std, 0.05 * mean) if scale == "log" else mean - std
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            ax.fill_between(rounds, low, mean + std, color=colour, alpha=0.15, linewidth=0)
+            ax.plot(rounds, mean, color=colour, linestyle=dash, label=", ".join(curve["cell"]))
+        ax.set(title=title, xlabel="round", ylabel=label, yscale=scale)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if scale == "log" and np.divide(*ax.get_ylim()[::-1]) > 10:
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.legend(frameon=False)
     return figure
 
 
