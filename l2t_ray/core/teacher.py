@@ -16,6 +16,7 @@ from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
+from l2t_ray.core.timing import part
 from l2t_ray.interfaces import DivergenceError, LossParams
 
 
@@ -195,6 +196,7 @@ class LocalTeacher:
     def read(self) -> LossParams:
         return LossParams(self._version, self._phi)
 
+    @part("teacher")
     def propose(self, version: int, hypergradient: Float[Tensor, " m"], error: float) -> LossParams:
         """Moves phi by one step of the rule.
 
@@ -209,6 +211,7 @@ class LocalTeacher:
         self._version, self._last_gradient = version + 1, gradient
         return self.read()
 
+    @part("teacher")
     def learn(self, version: int, hypergradient: Float[Tensor, " m"] | None = None) -> None:
         """Tells the rule how its latest proposal turned out (see `interfaces.Teacher`).
 

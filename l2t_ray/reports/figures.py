@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from l2t_ray.tracking.metrics import arms, column
+from l2t_ray.tracking.metrics import PARTS, arms, column
 
 Surface = Callable[[np.ndarray], np.ndarray]
 """A loss of pairs: [m, 2] (p_true, p_other) -> [m]."""
@@ -82,6 +82,26 @@ def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )
 
 
+def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Where the time of a round goes: for each arm one bar, cut into the means of its parts."""
+    names = arms(rows)
+    left = np.zeros(len(names))
+    whole = np.array([_mean(rows, arm, "seconds") for arm in names])
+    with rc_context(_STYLE):
+        figure = _figure(7.8, 1.3 + 0.45 * len(names))
+        ax = figure.subplots()
+        for i, part in enumerate(PARTS):
+            widths = 1e3 * np.array([_mean(rows, arm, f"seconds_{part}") for arm in names])
+            ax.barh(names, widths, left=left, color=_COLOURS[i], height=0.6, label=part)
+            left = left + widths
+        ax.barh(names, 1e3 * whole - left, left=left, color="#BBBBBB", height=0.6, label="other")
+        ax.invert_yaxis()
+        ax.grid(False, axis="y")
+        ax.set(title="Time of a round", xlabel="milliseconds, mean")
+        figure.legend(loc="outside lower center", ncols=len(PARTS) + 1, frameon=False)
+    return figure
+
+
 def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
     """The learned loss over (p_true, p_other) at several moments, beside cross-entropy.
 
@@ -139,6 +159,8 @@ def write_figures(
         figures["gradient_sums"] = gradient_sums(rows)
     if _has(rows, "hypergradient_norm", "phi_step_norm", "phi_step_max"):
         figures["teacher_steps"] = teacher_steps(rows)
+    if _has(rows, *(f"seconds_{part}" for part in PARTS)):
+        figures["round_time"] = round_time(rows)
     if snapshots:
         figures["loss_surfaces"] = loss_surfaces(snapshots)
     paths = []
@@ -232,6 +254,11 @@ def _height(loss: Surface, p: np.ndarray) -> np.ndarray:
     p_true, p_other = np.meshgrid(p, p)
     z = np.asarray(loss(np.stack([p_true.ravel(), p_other.ravel()], axis=1)), dtype=float).reshape(p_true.shape)
     return z - z.mean()
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], arm: str, name: str) -> float:
+    _, values = column(rows, arm, name)
+    return float(np.mean(values)) if values else 0.0
 
 
 def _has(rows: Sequence[Mapping[str, Any]], *names: str) -> bool:

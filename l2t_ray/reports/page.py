@@ -18,8 +18,8 @@ from l2t_ray.reports.tables import markdown
 ALT = {
     "final": "Final results with one standard deviation over the seeds",
     "accuracy": "Test accuracy over the rounds, mean and band of one standard deviation",
-    "logit_gradients": "Sum of the gradients at the logits (Figure 1, first reading), mean and one standard deviation",
-    "weight_gradients": "Norm of the gradient at the weights (Figure 1, second reading), mean and one standard deviation",
+    "logit_gradients": "Sum of the gradients at the logits (Figure 1, first), mean and one standard deviation",
+    "weight_gradients": "Norm of the gradient at the weights (Figure 1, second), mean and one standard deviation",
 }
 _STYLE_SHEET = """
 :root { color-scheme: light; }
@@ -136,7 +136,8 @@ def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}'
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<div class="notes">{"".join(f"<p>{html.escape(note)}</p>" for note in notes(study))}</div>'
-        f"<pre>{html.escape(study['command'])}</pre><div class="figures">{pictures}</div></section>"
+        f"<pre>{html.escape(study['command'])}</pre>"
+        f'<div class="figures">{pictures}</div></section>'
     )
 
 

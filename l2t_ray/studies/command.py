@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from l2t_ray.interfaces import UserError
+from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.reports.spread import spread
 from l2t_ray.reports.study import notes, table
 from l2t_ray.reports.tables import markdown
@@ -107,6 +107,8 @@ def run(sweep: Sweep, *, command: str, in_turn: bool, at_once: int | None, quiet
 
             run_on_tune(sweep.study, pending, log, state=sweep.directory / "tune", at_once=at_once)
         status = "FAILED" if log.failures else "FINISHED"
+    except (KeyboardInterrupt, StoppedError):
+        raise StoppedError(f"stopped; go on with --resume {sweep.directory}") from None
     finally:
         paths = write_results(sweep, command=command)
         results = collect(sweep, command=command)

@@ -90,7 +90,7 @@ def resources_of_driver(config: ExperimentConfig) -> dict[str, float]:
     keep them from it."""
     if config.ray.enabled:
         return {"CPU": 0.01}
-    return {"CPU": 1, "GPU": 1} if config.device == "cuda" else {"CPU": 1}
+    return {"CPU": 1.0, "GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
 
 
 def trials_at_once(config: ExperimentConfig, available: Mapping[str, float]) -> int:

@@ -15,7 +15,6 @@ from l2t_ray.studies.results import collect
 from l2t_ray.studies.sweep import run_in_turn
 from l2t_ray.tracking.metrics import read_rows
 
-MEASURED = ("seconds", "images_per_second")
 DIVERGES = pytest.mark.filterwarnings("ignore:.* diverged:UserWarning")
 MAIN = Path(__file__).parents[2] / "jobs/study.py"
 
@@ -25,7 +24,7 @@ def trajectories(sweep):
     found = {}
     for trial in sweep.trials:
         rows = read_rows(trial.directory / "metrics.parquet")
-        found[trial.name] = [{key: v for key, v in row.items() if key not in MEASURED} for row in rows]
+        found[trial.name] = [{key: value for key, value in row.items() if "second" not in key} for row in rows]
     return found
 
 
