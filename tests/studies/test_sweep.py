@@ -13,7 +13,7 @@ from l2t_ray.reports.study import table
 from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.results import collect
 from l2t_ray.studies.sweep import run_in_turn
-from l2t_ray.tracking.metrics import read_rows
+from l2t_ray.tracking.metrics import TIMES, read_rows
 
 DIVERGES = pytest.mark.filterwarnings("ignore:.* diverged:UserWarning")
 MAIN = Path(__file__).parents[2] / "jobs/study.py"
@@ -24,7 +24,7 @@ def trajectories(sweep):
     found = {}
     for trial in sweep.trials:
         rows = read_rows(trial.directory / "metrics.parquet")
-        found[trial.name] = [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+        found[trial.name] = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
     return found
 
 
@@ -39,7 +39,7 @@ def test_a_study_in_turn_ends_in_a_table(start, heard):
     assert len(heard.rows) == 4 * 4
     results = collect(sweep, command="python jobs/study.py")
     headings, rows = table(results)
-    assert headings == ["case / training.learning_rate", "0.05", "0.1"]
+    assert headings == ["case / learning_rate", "0.05", "0.1"]
     for row, case in zip(rows, ("cross-entropy", "learned"), strict=True):
         expected = [heard.ended[t.name].numbers["test_accuracy"] for t in sweep.trials if t.cell[0] == case]
         assert row == [case, *(f"{100 * value:.2f}" for value in expected)]
