@@ -3,8 +3,8 @@
     python benchmarks/orchestration.py                 about ten minutes on two free cores
     python benchmarks/orchestration.py --teacher       the teacher alone: about a minute
 
-The student is a narrow ResNet-8 on random images of CIFAR's shape, K = 15. Runs of the plain process stand between those
-on Ray, so that what else the machine does falls on both; medians over rounds count. Every process has one thread.
+The student is a narrow ResNet-8 on random images of CIFAR's shape, K = 15. Runs of the plain process stand between
+those on Ray, so that what else the machine does falls on both; medians count. Every process has one thread.
 """
 
 import argparse

@@ -31,6 +31,7 @@ from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment import (
     bare_loss_network,
     build_run,
+    build_store,
     check_hypergradient,
     default_data_root,
     load_dataset,
@@ -46,7 +47,7 @@ from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 
-MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs")
+MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs", "storage")
 """Sections that leave the trajectory alone."""
 
 
@@ -132,9 +133,7 @@ class Experiment:
 
     def _run(self, screen: Screen, stop: StopRequest) -> Result:
         config, directory = self.config, self.directory
-        store = CheckpointStore(
-            directory / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
-        )
+        store = build_store(config, directory)
         # Everything that can be wrong with data and configuration is found here, before anything is started.
         device = resolve_device(config)
         # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.

@@ -19,7 +19,7 @@ from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
 from l2t_ray.distributed.gauges import Gauges
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
-from l2t_ray.experiment import build_run
+from l2t_ray.experiment import build_run, build_store
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.loop import Run
@@ -99,9 +99,7 @@ def _prepared(spec: WorkerSpec, attempt: str) -> tuple[Run, CheckpointStore, Cut
         UserError: on all workers, if one of them cannot start, or if they do not see the same checkpoint.
     """
     config, group = spec.config, ProcessGroup()
-    store = CheckpointStore(
-        spec.run_dir / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
-    )
+    store = build_store(config, spec.run_dir)
     device = torch.device("cuda", torch.cuda.current_device()) if config.ray.use_gpu else torch.device("cpu")
     run = start = problem = None
     try:
@@ -123,7 +121,7 @@ def _prepared(spec: WorkerSpec, attempt: str) -> tuple[Run, CheckpointStore, Cut
     if len({cut for _, cut in seen}) > 1:
         raise UserError(
             f"the workers do not see the same checkpoints in {spec.run_dir}; "
-            "set runs=DIR to a directory that all machines share."
+            "set runs=DIR to a directory that all machines share, or storage=URI."
         )
     assert run is not None
     return run, store, start
