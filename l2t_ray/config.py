@@ -78,30 +78,50 @@ def _as_list(value: Any) -> Any:
 class NoiseConfig(Record):
     """Corruption of the training labels (protocol: Shu et al. 2019). Validation and test stay clean."""
 
-    kind: Literal["none", "flip_to_two", "flip_to_one", "uniform"] = "none"
+    kind: Literal["none", "flip_to_two", "flip_to_one", "uniform", "flip_to_similar", "matrix", "labels"] = "none"
+    """`flip_to_two`, `flip_to_one`, `uniform`: the published protocol; `flip_to_similar`: to the two classes that look
+    most alike (CIFAR alone, data/similar.py); `matrix`: by the transition matrix in `file`; `labels`: as in `file`."""
     rate: Fraction = 0.0
     """Probability that a label is redrawn (paper: 0.2 and 0.4)."""
+    file: Path | None = None
+    """Of `matrix` and `labels`: .npy, .npz, .csv, .parquet or .pt; one label a training image, in the set's order."""
+    column: str | None = None
+    """Which array or column of the file, where it has several (CIFAR-10N: worse_label, aggre_label, ...)."""
 
     @model_validator(mode="after")
-    def _rate_belongs_to_a_kind(self) -> "NoiseConfig":
+    def _settings_belong_to_the_kind(self) -> "NoiseConfig":
+        is_file = self.kind in ("matrix", "labels")
         if self.kind == "none" and self.rate > 0:
             raise ValueError(f"noise.rate is {self.rate} but noise.kind is 'none'; set noise.kind=flip_to_two")
+        if is_file and self.rate > 0:
+            raise ValueError(f"noise.rate is {self.rate}, but with noise.kind={self.kind} the file decides; remove it")
+        if is_file and self.file is None:
+            raise ValueError(f"noise.kind is {self.kind!r}; set noise.file to the file that has the {self.kind}")
+        if not is_file and (self.file or self.column):
+            raise ValueError(
+                f"noise.file and noise.column are not read with noise.kind={self.kind}; set noise.kind=labels or matrix"
+            )
         return self
 
 
 class DataConfig(Record):
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100"] = "digits"
-    root: Path = Path("data")
-    """Directory of torchvision's standard layout; the environment variable L2T_DATA, when set, is the default."""
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "cifar100_coarse", "folder"] = "digits"
+    """`folder`: your own images, below `root` (data/own.py says how)."""
+    root: Path | None = None
+    """Directory of torchvision's standard layout; null: the environment variable L2T_DATA, or else `data`."""
     verify: bool = True
     """Refuse files whose checksums are not the published ones."""
     download: bool = True
     split: Literal["fixed", "redivide"] = "fixed"
     """`fixed`: one division into training and validation part; `redivide`: a fresh one each epoch (paper)."""
     num_validation: Count = 1000
-    """Images validated on. They are never trained on within the same epoch."""
+    """Images validated on. They are never trained on within the same epoch. Own images that are set apart for
+    validation are all used."""
     num_train: Count | None = None
     """Use only this many of the remaining images, evenly over classes; null: all."""
+    image_size: Count | None = None
+    """Reduce the images to this height and width by averaging squares of pixels (CIFAR: 16, 8); null: as they are.
+    Own images are scaled to any size."""
     noise: NoiseConfig = NoiseConfig()
     validation_labels: Literal["clean", "observed"] = "clean"
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
@@ -219,6 +239,15 @@ class ExperimentConfig(Record):
                 raise ValueError(
                     f"{method.arm} trains on validation images, and data.split is 'redivide': every image would be "
                     "trained on with its clean label; set data.split=fixed"
+                )
+        for method in self._methods():
+            if self.data.validation_labels == "observed" and (
+                isinstance(method, GLCConfig)
+                or (isinstance(method, MentorNetConfig) and method.curriculum == "data_driven")
+            ):
+                raise ValueError(
+                    f"{method.arm} learns from clean validation labels which of the others are wrong, and "
+                    "data.validation_labels is 'observed'; set data.validation_labels=clean or leave it out"
                 )
         for method in self._methods():
             if self.student.sync_batchnorm and getattr(method, "engine", "store") == "forward_over_reverse":
@@ -348,6 +377,11 @@ def _sentence(error: ValidationError, source: str) -> str:
         return f"{context['error']} ({source})."
     if first["type"] == "union_tag_invalid":
         return f"{key}.name in {source} must be one of {context['expected_tags']}, got {context['tag']!r}."
+    if first["type"] in ("model_type", "model_attributes_type"):
+        section = _fields_at(ExperimentConfig, [str(part) for part in first["loc"]])
+        if section:
+            example = f"{key}.{section[0]}={first['input']}"
+            return f"{key} in {source} is a section with the keys {', '.join(section)}; set for instance {example}."
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key} in {source}: {message}, got {first['input']!r}."
 

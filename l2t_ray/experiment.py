@@ -45,12 +45,13 @@ from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN, RateSchedule, Reweighting, StudentSgd
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.core.unroll import InnerProblem
-from l2t_ray.data import catalog, noise, splits
+from l2t_ray.data import catalog, label_files, noise, splits
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.data.in_turn import DataInTurn
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
+from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
 from l2t_ray.interfaces import Batch, Data, Group, Method, StudentState, Task, Teacher, UserError
 from l2t_ray.students.initialise import seeded
@@ -62,6 +63,7 @@ from l2t_ray.training.checkpoint import CheckpointStore
 from l2t_ray.training.loop import Arm, Run
 from l2t_ray.training.mirror import Mirror
 
+DEFAULT_ROOT = Path("data")
 MakeTeacher = Callable[[L2TDLNConfig, int], Teacher]
 """`(method, number of classes) -> its teacher`: local, or a line to the teacher actor."""
 
@@ -112,6 +114,8 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
     """A method ready to be trained, on its data."""
     data = build_data(method, parts)
     if isinstance(method, L2TDLNConfig):
+        if method.reweight is not None:
+            check_centers(parts)
         teacher = parts.make_teacher(method, parts.dataset.num_classes)
         trainee = parts.trainee
         l2t_dln = build_l2t_dln(
@@ -134,6 +138,23 @@ def fine_tuned(trained: Method, method: MethodConfig, parts: Parts) -> Method:
 def fine_tuning_start(method: MethodConfig, parts: Parts) -> int:
     num_rounds = parts.config.training.num_rounds
     return num_rounds - rounds_of(method.fine_tuning_share, num_rounds)
+
+
+def check_centers(parts: Parts) -> None:
+    """Refuses data reweighting where the first class centres would lack a class: random divisions are not balanced.
+
+    Raises:
+        UserError: naming the class.
+    """
+    dataset, data = parts.dataset, parts.config.data
+    labels = dataset.train.labels if data.validation_labels == "clean" else observed_labels(parts.config, dataset)[0]
+    present = labels[build_policy(parts.config, dataset).at(0).validation]
+    absent = np.setdiff1d(np.arange(dataset.num_classes), present)
+    if len(absent):
+        raise UserError(
+            f"method.reweight needs each class among the validation images, and class {absent[0]} "
+            f"({dataset.train.class_names[absent[0]]}) is not; enlarge data.num_validation or set data.split=fixed."
+        )
 
 
 def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
@@ -233,7 +254,13 @@ def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:
 
 
 def load_dataset(data: DataConfig) -> Dataset:
-    return catalog.load(data.name, root=data.root, verify=data.verify, download=data.download)
+    return catalog.load(
+        data.name,
+        root=data.root or DEFAULT_ROOT,
+        verify=data.verify,
+        download=data.download,
+        image_size=data.image_size,
+    )
 
 
 def build_data(method: MethodConfig, parts: Parts) -> Data:
@@ -254,6 +281,18 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
 
 def build_policy(config: ExperimentConfig, dataset: Dataset) -> Policy:
     data = config.data
+    if dataset.validation is not None:
+        if data.split == "redivide":
+            raise UserError(
+                "data.split is 'redivide', but validation images were set apart below data.root; set data.split=fixed."
+            )
+        return splits.given(
+            dataset.train.labels,
+            dataset.validation,
+            config.seed,
+            num_train=data.num_train,
+            class_names=dataset.train.class_names,
+        )
     divide = splits.fixed if data.split == "fixed" else splits.redivided
     return divide(
         dataset.train.labels,
@@ -297,13 +336,41 @@ def build_loader(parts: Parts, policy: Policy, *, trains_on_validation: bool = F
 
 
 def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The training labels as the student sees them, and the matrix of the noise: row the class, column the label."""
+    """The training labels as the student sees them, and the matrix of the noise: row the class, column the label.
+
+    Labels that were brought as a file have the matrix that they show.
+
+    Raises:
+        UserError: if a file does not fit the data set, or the data set has no such noise.
+    """
     labels, num_classes = dataset.train.labels, dataset.num_classes
-    kind, rate = config.data.noise.kind, config.data.noise.rate
-    if kind == "none":
-        return labels, np.eye(num_classes)
-    corrupt = {"flip_to_two": noise.flip_to_two, "flip_to_one": noise.flip_to_one, "uniform": noise.uniform}[kind]
-    return corrupt(labels, rate, num_classes, config.seed)
+    setting, seed = config.data.noise, config.seed
+    match setting.kind:
+        case "none":
+            return labels, np.eye(num_classes)
+        case "flip_to_two":
+            return noise.flip_to_two(labels, setting.rate, num_classes, seed)
+        case "flip_to_one":
+            return noise.flip_to_one(labels, setting.rate, num_classes, seed)
+        case "uniform":
+            return noise.uniform(labels, setting.rate, num_classes, seed)
+        case "flip_to_similar":
+            similar = similar_classes(dataset.name)
+            if similar is None:
+                raise UserError(
+                    f"data.noise.kind=flip_to_similar knows cifar10 and cifar100 alone, not {dataset.name}; "
+                    "give a transition matrix of your own with data.noise.kind=matrix."
+                )
+            return noise.flip_to_similar(labels, setting.rate, similar, seed)
+        case "matrix":
+            assert setting.file is not None
+            matrix = label_files.read_matrix(setting.file, num_classes, column=setting.column)
+            return noise.apply_transition(labels, matrix, seed), matrix
+        case "labels":
+            assert setting.file is not None
+            num_own = None if dataset.validation is None else len(labels) - len(dataset.validation)
+            observed = label_files.read_labels(setting.file, dataset.train, column=setting.column, num_own=num_own)
+            return observed, noise.realised(labels, observed, num_classes)
 
 
 def build_student(student: StudentConfig, dataset: Dataset, *, group: Group, seed: int) -> torch.nn.Module:
@@ -471,6 +538,6 @@ def resolve_device(config: ExperimentConfig) -> torch.device:
     return torch.device("cuda" if is_cuda else "cpu")
 
 
-def default_data_root(environment: str | None, configured: Path) -> Path:
-    """L2T_DATA stands in for the default root; a root that is named in the configuration wins."""
-    return Path(environment) if environment and configured == DataConfig().root else configured
+def data_root(environment: str | None, configured: Path | None) -> Path:
+    """Where the image files are: as configured, or else as the environment (L2T_DATA) says."""
+    return configured or (Path(environment) if environment else DEFAULT_ROOT)

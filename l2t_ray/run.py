@@ -33,7 +33,7 @@ from l2t_ray.experiment import (
     build_run,
     build_store,
     check_hypergradient,
-    default_data_root,
+    data_root,
     load_dataset,
     resolve_device,
 )
@@ -83,13 +83,18 @@ class Experiment:
         """
         config = configuration.load(Path(path), overrides)
         name = config.name or f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        here = _working_directory()
-        root = (here / default_data_root(os.environ.get("L2T_DATA"), config.data.root).expanduser()).resolve()
-        config = config.model_copy(update={"name": name, "data": config.data.model_copy(update={"root": root})})
-        directory = (here / config.runs.expanduser()).resolve() / name
+        experiment = cls.of(config.model_copy(update={"name": name}))
+        directory = experiment.directory
         if (directory / "config.yaml").exists():
             raise UserError(f"{directory} holds a run already; go on with --resume {directory} or set another name=.")
-        return cls(config, directory)
+        return experiment
+
+    @classmethod
+    def of(cls, config: ExperimentConfig) -> "Experiment":
+        """The experiment of a configuration with a name, which goes on from its newest checkpoint where it has one."""
+        assert config.name is not None
+        config, name = with_absolute_paths(config), config.name
+        return cls(config, config.runs / name)
 
     @classmethod
     def resume(cls, directory: str | Path, overrides: Sequence[str] = ()) -> "Experiment":
@@ -112,8 +117,13 @@ class Experiment:
                 )
         return cls(configuration.load(path, overrides), directory)
 
-    def run(self, *, quiet: bool = False) -> Result:
+    def run(self, *, quiet: bool = False, tracker: Tracker | None = None, figures: bool = True) -> Result:
         """Trains every arm, from the newest checkpoint if there is one, and writes the run directory.
+
+        Args:
+            quiet: show nothing.
+            tracker: hears of the run instead of the one that the configuration names.
+            figures: draw them; a study draws its own.
 
         Raises:
             UserError: what was reached until then stays.
@@ -123,7 +133,7 @@ class Experiment:
         screen = Screen(quiet=quiet)
         with listening(screen.message) as stop:
             try:
-                return self._run(screen, stop)
+                return self._run(screen, stop, tracker, figures=figures)
             except KeyboardInterrupt:
                 if not (self.directory / "config.yaml").exists():
                     raise  # there is nothing yet to go on with
@@ -131,7 +141,7 @@ class Experiment:
             except StoppedError as stopped:
                 raise StoppedError(f"{stopped}; go on with --resume {self.directory}") from None
 
-    def _run(self, screen: Screen, stop: StopRequest) -> Result:
+    def _run(self, screen: Screen, stop: StopRequest, tracker: Tracker | None, *, figures: bool) -> Result:
         config, directory = self.config, self.directory
         store = build_store(config, directory)
         # Everything that can be wrong with data and configuration is found here, before anything is started.
@@ -147,7 +157,7 @@ class Experiment:
             temporary.replace(directory / "config.yaml")
         except OSError as error:
             raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
-        tracker = _tracker(config, directory, screen)
+        tracker = tracker or _tracker(config, directory, screen)
         screen.message(f"run {directory}" + ("" if start is None else f", from round {start.round} of {start.arm}"))
         screen.start([(name, config.training.num_rounds) for name in config.arms()])
 
@@ -171,7 +181,7 @@ class Experiment:
             stop.rounds_ended()
             cut = store.latest()
             assert cut is not None
-            result = self._write(cut)
+            result = self._write(cut, figures=figures)
             tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
             screen.table(summary_table(result.summaries))
@@ -207,7 +217,7 @@ class Experiment:
         run = build_run(config, group=SingleProcess(), device=device, run_dir=self.directory)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]), should_stop=stop.is_asked)
 
-    def _write(self, cut: Cut) -> Result:
+    def _write(self, cut: Cut, *, figures: bool) -> Result:
         """Everything but checkpoints and configuration, from the last cut."""
         config, directory = self.config, self.directory
         write_rows(directory / "metrics.parquet", cut.rows)
@@ -224,11 +234,23 @@ class Experiment:
             assert loss_network is not None
             loss_network.save(directory / "loss.safetensors")
             (directory / "loss.md").write_text(loss_card(config, loss_network, summaries))
-        write_figures(directory, cut.rows, surfaces)
+        if figures:
+            write_figures(directory, cut.rows, surfaces)
         return Result(directory, summaries, loss_network)
 
 
-def _working_directory() -> Path:
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with every path absolute: workers, resumed runs and later commands run in other directories."""
+    here, data = working_directory(), config.data
+    root = here / data_root(os.environ.get("L2T_DATA"), data.root).expanduser()
+    noise = data.noise
+    if noise.file is not None:
+        noise = noise.model_copy(update={"file": (here / noise.file.expanduser()).resolve()})
+    data = data.model_copy(update={"root": root.resolve(), "noise": noise})
+    return config.model_copy(update={"data": data, "runs": (here / config.runs.expanduser()).resolve()})
+
+
+def working_directory() -> Path:
     """Where relative paths begin: here; at home in a submitted job, whose own directory is a copy that Ray deletes."""
     here = Path.cwd()
     return Path.home() if any(part.startswith("_ray_pkg_") for part in here.parts) else here
