@@ -38,7 +38,6 @@ from l2t_ray.experiment import (
     resolve_device,
 )
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
-from l2t_ray.reports.figures import write_figures
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening
 from l2t_ray.tracking.metrics import write_rows
@@ -219,6 +218,8 @@ class Experiment:
 
     def _write(self, cut: Cut, *, figures: bool) -> Result:
         """Everything but checkpoints and configuration, from the last cut."""
+        from l2t_ray.reports.figures import write_figures  # matplotlib takes a second to import, at the start
+
         config, directory = self.config, self.directory
         write_rows(directory / "metrics.parquet", cut.rows)
         summaries = [summarise(name, cut.rows, diverged=name in cut.diverged) for name in config.arms()]

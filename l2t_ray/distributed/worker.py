@@ -73,7 +73,9 @@ class Poster:
 
 def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     """Trains to the end from the newest checkpoint. Says how it ended; only faults of machines raise."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would tell of every report
+    # Ray Train tells of every report, by a logger that is named after a file and can only be met at the root.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("l2t_ray").setLevel(logging.INFO)
     spec = arguments["spec"]
     rank = ray.train.get_context().get_world_rank()
     attempt = str(broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None))

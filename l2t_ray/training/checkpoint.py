@@ -21,7 +21,7 @@ from torch import Tensor
 from l2t_ray.interfaces import MethodState, StudentState, UserError
 from l2t_ray.training.mirror import MANIFEST, Mirror
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
