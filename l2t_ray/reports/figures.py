@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib import cm, colors, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,6 +82,74 @@ def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )
 
 
+def wrong_labels(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What the students memorise, and which samples the methods listen to: wrong labels against right ones."""
+    panels = [("Wrong labels given back", "reproduced", "share [%]", 100.0, "linear")]
+    if _has(rows, "weight_auc"):
+        panels.append(("Weight as a detector of wrong labels", "weight_auc", "area under ROC", 1.0, "linear"))
+    return _panels(rows, panels)
+
+
+def sample_weights(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean weight of samples with right labels (solid) and with wrong ones (dashed), a panel for each method."""
+    names = [arm for arm in arms(rows) if column(rows, arm, "weight_right")[0]]
+    with rc_context(_STYLE):
+        figure = _figure(2.6 * len(names) + 0.6, 2.6)
+        axes = figure.subplots(1, len(names), squeeze=False)[0]
+        for ax, arm in zip(axes, names, strict=True):
+            for name, colour, dash in (
+                ("weight_right", _COLOURS[0], "-"),
+                ("weight_wrong", _COLOURS[1], (0, (5, 1.5))),
+            ):
+                x, y = column(rows, arm, name)
+                ax.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=2.5, label=name[7:])
+            ax.set(title=arm, xlabel="round")
+            ax.set_ylim(bottom=0)
+        axes[0].set_ylabel("mean weight")
+        axes[0].legend(frameon=False, fontsize=8, title="label", title_fontsize=8)
+    return figure
+
+
+def confusion(matrices: Mapping[str, Int[np.ndarray, "c c"]], class_names: Sequence[str]) -> Figure:
+    """Test images by class (row) and answer (column), as percentages of the class; a panel for each method."""
+    shares = {arm: matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1) for arm, matrix in matrices.items()}
+    return _matrices([(arm, share) for arm, share in shares.items()], class_names, "class", "answer")
+
+
+def label_noise(matrices: Sequence[tuple[str, Float[np.ndarray, "c c"]]], class_names: Sequence[str]) -> Figure:
+    """Transition matrices of label noise by title: class (row), and the label it is given (column), in percent."""
+    return _matrices(matrices, class_names, "class", "label")
+
+
+def _matrices(
+    matrices: Sequence[tuple[str, Float[np.ndarray, "c c"]]], class_names: Sequence[str], row: str, col: str
+) -> Figure:
+    """Matrices of shares side by side on one scale, with their entries where there is room for them."""
+    num_classes = len(class_names)
+    is_small = num_classes <= 12
+    per_line = min(len(matrices), 4)
+    lines = -(-len(matrices) // per_line)
+    with rc_context({**_STYLE, "axes.grid": False}):
+        figure = _figure(3.0 * per_line + 0.8, 3.0 * lines + 0.3)
+        axes = figure.subplots(lines, per_line, squeeze=False).ravel()
+        for ax in axes[len(matrices) :]:
+            ax.set_axis_off()
+        for ax, (title, shares) in zip(axes, matrices, strict=False):
+            ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            ax.set(title=title, xlabel=col, ylabel=row)
+            if is_small:
+                ax.set_xticks(range(num_classes), class_names, rotation=90, fontsize=6)
+                ax.set_yticks(range(num_classes), class_names, fontsize=6)
+                for (i, j), share in np.ndenumerate(shares):
+                    if share >= 0.005:
+                        colour = "white" if share > 0.5 else "#333333"
+                        ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=5.5, color=colour)
+        bar = figure.colorbar(cm.ScalarMappable(colors.Normalize(0, 100), "Blues"), ax=list(axes), shrink=0.8, pad=0.02)
+        bar.set_label("% of the class")
+        bar.outline.set_visible(False)
+    return figure
+
+
 def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
     """The learned loss over (p_true, p_other) at several moments, beside cross-entropy.
 
@@ -123,9 +191,21 @@ def cross_entropy(pairs: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, " m"]:
 
 
 def write_figures(
-    run_dir: Path | str, rows: Sequence[Mapping[str, Any]], snapshots: Sequence[tuple[str, Surface]] = ()
+    run_dir: Path | str,
+    rows: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[tuple[str, Surface]] = (),
+    *,
+    confusions: Mapping[str, Int[np.ndarray, "c c"]] | None = None,
+    noise: Sequence[tuple[str, Float[np.ndarray, "c c"]]] = (),
+    class_names: Sequence[str] = (),
 ) -> list[Path]:
-    """Saves the figures that the rows and snapshots have numbers for, as PNG under `run_dir/figures`.
+    """Saves the figures that there are numbers for, as PNG under `run_dir/figures`.
+
+    Args:
+        snapshots: the learned loss at several moments, as for `loss_surfaces`.
+        confusions: as for `confusion`.
+        noise: transition matrices by title, as for `label_noise`.
+        class_names: of both kinds of matrices.
 
     Returns:
         The files written.
@@ -139,6 +219,14 @@ def write_figures(
         figures["gradient_sums"] = gradient_sums(rows)
     if _has(rows, "hypergradient_norm", "phi_step_norm", "phi_step_max"):
         figures["teacher_steps"] = teacher_steps(rows)
+    if _has(rows, "reproduced"):
+        figures["wrong_labels"] = wrong_labels(rows)
+    if _has(rows, "weight_right"):
+        figures["sample_weights"] = sample_weights(rows)
+    if confusions:
+        figures["confusion"] = confusion(confusions, class_names)
+    if noise:
+        figures["label_noise"] = label_noise(noise, class_names)
     if snapshots:
         figures["loss_surfaces"] = loss_surfaces(snapshots)
     paths = []
