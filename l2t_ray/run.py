@@ -54,14 +54,8 @@ MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs")
 
 
 ARTIFACTS = (
-    "config.yaml",
-    "confusion.npz",
-    "figures",
-    "loss.md",
-    "loss.safetensors",
-    "metrics.parquet",
-    "noise.json",
-    "summary.json",
+    *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
+    *("metrics.parquet", "noise.json", "summary.json"),
 )
 """What tracking gets of a run directory: everything but checkpoints."""
 
@@ -234,7 +228,7 @@ class Experiment:
         if figures:
             class_names = load_dataset(config.data).train.class_names
             confusions = {arm: look.confusion for arm, look in looks.items()}
-            np.savez(directory / "confusion.npz", **confusions)
+            np.savez(directory / "confusion.npz", allow_pickle=False, **confusions)
             noise = _write_noise(config, directory)
             matrices = [] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)]
             write_figures(

@@ -97,10 +97,7 @@ def sample_weights(rows: Sequence[Mapping[str, Any]]) -> Figure:
         figure = _figure(2.6 * len(names) + 0.6, 2.6)
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         for ax, arm in zip(axes, names, strict=True):
-            for name, colour, dash in (
-                ("weight_right", _COLOURS[0], "-"),
-                ("weight_wrong", _COLOURS[1], (0, (5, 1.5))),
-            ):
+            for name, colour, dash in zip(("weight_right", "weight_wrong"), _COLOURS, _DASHES, strict=False):
                 x, y = column(rows, arm, name)
                 ax.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=2.5, label=name[7:])
             ax.set(title=arm, xlabel="round")
