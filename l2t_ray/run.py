@@ -284,7 +284,7 @@ def protocol(config: ExperimentConfig) -> str:
 
 def _closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The closing numbers as a row for tracking: `final/<arm>/<name>`."""
-    numbers = {name: value for name, value in summary.items() if isinstance(value, float) or name == "rounds"}
+    numbers = {name: float(value) for name, value in summary.items() if isinstance(value, float | int | bool)}
     return {"arm": f"final/{summary['arm']}", "round": summary["rounds"], **numbers}
 
 

@@ -23,9 +23,9 @@ from l2t_ray.tracking.metrics import arms, column
 Surface = Callable[[np.ndarray], np.ndarray]
 """A loss of pairs: [m, 2] (p_true, p_other) -> [m]."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -93,11 +93,11 @@ def wrong_labels(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def sample_weights(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean weight of samples with right labels (solid) and with wrong ones (dashed), a panel for each method."""
     names = [arm for arm in arms(rows) if column(rows, arm, "weight_right")[0]]
-    with rc_context(_STYLE):
-        figure = _figure(2.6 * len(names) + 0.6, 2.6)
+    with rc_context(STYLE):
+        figure = blank(2.6 * len(names) + 0.6, 2.6)
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         for ax, arm in zip(axes, names, strict=True):
-            for name, colour, dash in zip(("weight_right", "weight_wrong"), _COLOURS, _DASHES, strict=False):
+            for name, colour, dash in zip(("weight_right", "weight_wrong"), COLOURS, _DASHES, strict=False):
                 x, y = column(rows, arm, name)
                 ax.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=2.5, label=name[7:])
             ax.set(title=arm, xlabel="round")
@@ -126,8 +126,8 @@ def _matrices(
     is_small = num_classes <= 12
     per_line = min(len(matrices), 4)
     lines = -(-len(matrices) // per_line)
-    with rc_context({**_STYLE, "axes.grid": False}):
-        figure = _figure(3.0 * per_line + 0.8, 3.0 * lines + 0.3)
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = blank(3.0 * per_line + 0.8, 3.0 * lines + 0.3)
         axes = figure.subplots(lines, per_line, squeeze=False).ravel()
         for ax in axes[len(matrices) :]:
             ax.set_axis_off()
@@ -162,8 +162,8 @@ def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
     limit = max(float(np.quantile(np.abs(z), 0.95)) for z in heights) or 1.0
     norm = colors.Normalize(-limit, limit)
     levels = MaxNLocator(nbins=10, steps=(1, 2, 2.5, 5, 10)).tick_values(-limit, limit)
-    with rc_context(_STYLE):
-        figure = _figure(2.15 * len(shown) + 0.9, 2.6)
+    with rc_context(STYLE):
+        figure = blank(2.15 * len(shown) + 0.9, 2.6)
         axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
         for ax, (title, _), z in zip(axes, shown, heights, strict=True):
             ax.grid(False)
@@ -207,8 +207,6 @@ def write_figures(
     Returns:
         The files written.
     """
-    folder = Path(run_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {}
     if _has(rows, "test_accuracy", "val_error"):
         figures["accuracy_and_error"] = accuracy_and_error(rows)
@@ -226,15 +224,23 @@ def write_figures(
         figures["label_noise"] = label_noise(noise, class_names)
     if snapshots:
         figures["loss_surfaces"] = loss_surfaces(snapshots)
+    return save_figures(run_dir, figures)
+
+
+def save_figures(run_dir: Path | str, figures: Mapping[str, Figure]) -> list[Path]:
+    """Saves figures by name under `run_dir/figures`; returns the files written."""
+    folder = Path(run_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         for name, figure in figures.items():
             paths.append(folder / f"{name}.png")
             figure.savefig(paths[-1])
     return paths
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float | int, height: float | int) -> Figure:
+    """A white figure of that size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -243,8 +249,8 @@ def _figure(width: float, height: float) -> Figure:
 def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, str, float, str]]) -> Figure:
     """A row of panels, each a column of the table over the rounds: (title, column, label, factor, scale)."""
     names = arms(rows)
-    with rc_context(_STYLE):
-        figure = _figure(3.9 * len(panels), 2.9)
+    with rc_context(STYLE):
+        figure = blank(3.9 * len(panels), 2.9)
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, name, label, factor, scale) in zip(axes, panels, strict=True):
             ends = []
@@ -268,7 +274,7 @@ def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, 
 
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, *, is_log: bool) -> tuple[float, float]:
     """Draws one arm and returns where its line ends."""
-    colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+    colour, dash = COLOURS[index % len(COLOURS)], _DASHES[(index + index // len(COLOURS)) % len(_DASHES)]
     if len(x) >= _MANY:
         ax.plot(x, y, color=colour, alpha=0.18, linewidth=0.6, label="_raw")
         y = np.exp(_smooth(np.log(y))) if is_log else _smooth(y)
@@ -306,7 +312,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[str, int, float, float]]) -> None
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            color=_COLOURS[index % len(_COLOURS)],
+            color=COLOURS[index % len(COLOURS)],
             fontsize=8,
             annotation_clip=False,
         )
