@@ -147,18 +147,13 @@ def comparison_figure(lines: Sequence[Entry], published: Mapping[str, Published]
         figure = figures.blank(6.4, 0.34 * len(lines) + 1.2)
         ax = figure.subplots()
         for place, line in enumerate(lines):
-            final, best, theirs = (
-                line.spreads["test_accuracy"],
-                line.spreads["best_test_accuracy"],
-                published.get(line.arm),
-            )
+            final, best = line.spreads["test_accuracy"], line.spreads["best_test_accuracy"]
+            theirs, colour = published.get(line.arm), figures.COLOURS[0]
             if best is not None:
-                ax.plot(100 * best.mean, place, "o", mfc="white", mec=figures.COLOURS[0], zorder=2)
+                ax.plot(100 * best.mean, place, "o", mfc="white", mec=colour, zorder=2)
             if final is not None:
                 deviation = 100 * (final.std or 0)
-                ax.errorbar(
-                    100 * final.mean, place, xerr=deviation, fmt="o", color=figures.COLOURS[0], capsize=3, zorder=3
-                )
+                ax.errorbar(100 * final.mean, place, xerr=deviation, fmt="o", color=colour, capsize=3, zorder=3)
             if theirs is not None:
                 ax.plot(theirs.accuracy, place, "D", color="#999999", markersize=4, zorder=1)
         ax.set_yticks(range(len(lines)), [line.arm for line in lines])
@@ -181,8 +176,8 @@ def mean_rows(directory: Path, results: Sequence[TrialResult]) -> list[dict[str,
         if len(rows) == seeds[arm]:
             row: dict[str, Any] = {"arm": arm, "round": index}
             for name in rows[0]:
-                values = [other.get(name) for other in rows]
-                if name not in row and all(value is not None for value in values):
+                values = [value for other in rows if (value := other.get(name)) is not None]
+                if name not in row and len(values) == len(rows):
                     row[name] = float(np.mean(values))
             means.append(row)
     return means

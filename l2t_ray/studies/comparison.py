@@ -115,7 +115,7 @@ class Comparison:
         return methods if self.budget == "parity" else {SHORT: CrossEntropyConfig(label=SHORT), **methods}
 
     def trials(self) -> list[Trial]:
-        """All that are asked for; seeds vary slowest, so that what is stopped half way has all methods of fewer seeds."""
+        """All that are asked for; seeds vary slowest, so that half of them are all methods with fewer seeds."""
         arms = [arm for arm in self.methods() if not self.only or arm in self.only]
         return [self._trial(arm, seed) for seed in self.seeds for arm in arms]
 
@@ -157,7 +157,7 @@ class Comparison:
         screen.message(f"{self.directory}: {len(trials)} trials, {len(trials) - len(pending)} of them done")
         status, failures = "KILLED", {}
         try:
-            tracker.log_params(self.config.flat() | {"seeds": str(list(self.seeds)), "budget": self.budget})
+            tracker.log_params(self.config.flat() | {"budget": self.budget})
             spec = _spec(self.config, tracker)
             screen.start([(trial.name, trial.config.training.num_rounds) for trial in pending])
 
@@ -165,7 +165,11 @@ class Comparison:
                 screen.message(f"{trial.name}: {message}")
                 self.write_table(table.from_directories(self.directory))
 
-            failures = self._train(pending, spec, lambda rows: [screen.update(row) for row in rows], on_end)
+            def on_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+                for row in rows:
+                    screen.update(row)
+
+            failures = self._train(pending, spec, on_rows, on_end)
             results = table.from_directories(self.directory)
             if spec.uri is not None and spec.parent_run_id is not None:
                 tracked = table.from_mlflow(spec.uri, spec.experiment, spec.parent_run_id)
@@ -249,8 +253,8 @@ class Comparison:
         lines = [
             f"{data.name}{size}, {images} training images, noise {what}; {self.config.student.name} "
             f"({self.config.student.widths}). Validation: {protocol(self.config)}. Budget `{self.budget}`: {budget}.",
-            "Mean ± standard deviation (number of seeds). Final: after the last step. Best seen: picked on the test set, "
-            "for information. Time: training steps alone.",
+            "Mean ± standard deviation (number of seeds). Final: after the last step. Best seen: picked on the test "
+            "set, for information. Time: training steps alone.",
         ]
         if self._published():
             lines.append("The paper's figures: ResNet-32 on the whole set, in its authors' hands; no part of ours.")
@@ -330,7 +334,7 @@ def run_trial(trial: Trial, spec: TrackingSpec, on_rows: OnRows) -> str:
 
 
 class TrialTracker:
-    """The `Tracker` of a trial: its rows go on under the trial's name, and to a child of the comparison's MLflow run."""
+    """The `Tracker` of a trial: its rows go on under its name, and to a child of the comparison's MLflow run."""
 
     def __init__(self, trial: Trial, spec: TrackingSpec, on_rows: OnRows):
         self._trial, self._on_rows, self._memory = trial, on_rows, PeakMemory()

@@ -29,6 +29,7 @@ def train_side_by_side(
         UserError: a trial's; the others are stopped.
     """
     import ray
+    from ray.exceptions import RayError
 
     with ray_session(pending[0].config.model_copy(update={"ray": settings})):
         board = ray.remote(Board).options(num_cpus=0).remote()
@@ -49,7 +50,7 @@ def train_side_by_side(
                 trial = running.pop(reference)
                 try:
                     outcome = ray.get(reference)
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     failures[trial.name] = str(error).strip().splitlines()[-1]
                     continue
                 if outcome["is_user_error"]:
