@@ -90,6 +90,25 @@ def test_on_tune_as_in_turn(start, heard):
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_asha_stops_the_worse_trials(start, heard):
+    """Three learning rates, of which one learns nothing: it does not get all of its rounds."""
+    from l2t_ray.studies.on_tune import run_on_tune
+
+    sweep = start(
+        cases={},
+        grid={"training.learning_rate": [0.1, 0.05, 1.0e-7]},
+        settings={"training.num_rounds": 60, "training.num_steps": 10},
+        asha={"grace_rounds": 4, "reduction": 3},
+    )
+    run_on_tune(sweep.study, sweep.pending(), heard, state=sweep.directory / "tune", at_once=1)
+    ended = [heard.ended[trial.name] for trial in sweep.trials]
+    assert [outcome.kind for outcome in ended] == ["finished", ended[1].kind, "stopped"]
+    assert ended[2].numbers["rounds"] < 60 and ended[2].numbers["test_accuracy"] < 0.5
+    assert sweep.pending() == [] and values(sweep)[2][2] == ["stopped"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "driver late", "trial"])
 def test_a_killed_study_comes_to_the_same_table(start, heard, victim, tmp_path):
     changes = {"settings": {"training.num_rounds": 40, "training.num_steps": 10}}
