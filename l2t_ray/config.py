@@ -202,6 +202,9 @@ class ExperimentConfig(Record):
     """Name of the run directory; null: from the configuration file and the time."""
     seed: Annotated[int, Field(ge=0)] = 0
     runs: Path = Path("runs")
+    storage: str | None = None
+    """Where checkpoints are copied to as well, and begun from: a URI that pyarrow knows (s3://bucket/folder, gs://,
+    hdfs://, file://). Machines need no common file system then. null: all machines see `runs`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
     student: StudentConfig = StudentConfig()

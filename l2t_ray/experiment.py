@@ -59,7 +59,9 @@ from l2t_ray.students.lenet import LeNet
 from l2t_ray.students.resnet import ResNet
 from l2t_ray.students.wide_resnet import WideResNet
 from l2t_ray.tasks.classification import Classification
+from l2t_ray.training.checkpoint import CheckpointStore
 from l2t_ray.training.loop import Arm, Run
+from l2t_ray.training.mirror import Mirror
 
 DEFAULT_ROOT = Path("data")
 MakeTeacher = Callable[[L2TDLNConfig, int], Teacher]
@@ -237,6 +239,18 @@ def num_features(trainee: Trainee, dataset: Dataset) -> int:
 def rounds_of(share: float, num_rounds: int) -> int:
     """That share of the rounds, but neither none nor all of them where there are two or more."""
     return max(1, min(num_rounds - 1, round(share * num_rounds)))
+
+
+def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:
+    """Where the run's checkpoints are kept.
+
+    Raises:
+        UserError: if `storage` is not a place.
+    """
+    mirror = Mirror.at(config.storage, run_dir.name, "checkpoints") if config.storage else None
+    return CheckpointStore(
+        run_dir / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml(), mirror=mirror
+    )
 
 
 def load_dataset(data: DataConfig) -> Dataset:

@@ -31,13 +31,13 @@ from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment import (
     bare_loss_network,
     build_run,
+    build_store,
     check_hypergradient,
     data_root,
     load_dataset,
     resolve_device,
 )
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
-from l2t_ray.reports.figures import write_figures
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening
 from l2t_ray.tracking.metrics import write_rows
@@ -46,7 +46,7 @@ from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 
-MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs")
+MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs", "storage")
 """Sections that leave the trajectory alone."""
 
 
@@ -142,9 +142,7 @@ class Experiment:
 
     def _run(self, screen: Screen, stop: StopRequest, tracker: Tracker | None, *, figures: bool) -> Result:
         config, directory = self.config, self.directory
-        store = CheckpointStore(
-            directory / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
-        )
+        store = build_store(config, directory)
         # Everything that can be wrong with data and configuration is found here, before anything is started.
         device = resolve_device(config)
         # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
@@ -220,6 +218,8 @@ class Experiment:
 
     def _write(self, cut: Cut, *, figures: bool) -> Result:
         """Everything but checkpoints and configuration, from the last cut."""
+        from l2t_ray.reports.figures import write_figures  # matplotlib takes a second to import, at the start
+
         config, directory = self.config, self.directory
         write_rows(directory / "metrics.parquet", cut.rows)
         summaries = [summarise(name, cut.rows, diverged=name in cut.diverged) for name in config.arms()]

@@ -19,7 +19,7 @@ from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
 from l2t_ray.distributed.gauges import Gauges
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
-from l2t_ray.experiment import build_run
+from l2t_ray.experiment import build_run, build_store
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.loop import Run
@@ -73,7 +73,9 @@ class Poster:
 
 def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     """Trains to the end from the newest checkpoint. Says how it ended; only faults of machines raise."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would tell of every report
+    # Ray Train tells of every report, by a logger that is named after a file and can only be met at the root.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("l2t_ray").setLevel(logging.INFO)
     spec = arguments["spec"]
     rank = ray.train.get_context().get_world_rank()
     attempt = str(broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None))
@@ -99,9 +101,7 @@ def _prepared(spec: WorkerSpec, attempt: str) -> tuple[Run, CheckpointStore, Cut
         UserError: on all workers, if one of them cannot start, or if they do not see the same checkpoint.
     """
     config, group = spec.config, ProcessGroup()
-    store = CheckpointStore(
-        spec.run_dir / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
-    )
+    store = build_store(config, spec.run_dir)
     device = torch.device("cuda", torch.cuda.current_device()) if config.ray.use_gpu else torch.device("cpu")
     run = start = problem = None
     try:
@@ -123,7 +123,7 @@ def _prepared(spec: WorkerSpec, attempt: str) -> tuple[Run, CheckpointStore, Cut
     if len({cut for _, cut in seen}) > 1:
         raise UserError(
             f"the workers do not see the same checkpoints in {spec.run_dir}; "
-            "set runs=DIR to a directory that all machines share."
+            "set runs=DIR to a directory that all machines share, or storage=URI."
         )
     assert run is not None
     return run, store, start

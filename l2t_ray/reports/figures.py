@@ -87,12 +87,12 @@ def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = arms(rows)
     left = np.zeros(len(names))
     whole = np.array([_mean(rows, arm, "seconds") for arm in names])
-    with rc_context(_STYLE):
-        figure = _figure(7.8, 1.3 + 0.45 * len(names))
+    with rc_context(STYLE):
+        figure = blank_figure(7.8, 1.3 + 0.45 * len(names))
         ax = figure.subplots()
         for i, part in enumerate(PARTS):
             widths = 1e3 * np.array([_mean(rows, arm, f"seconds_{part}") for arm in names])
-            ax.barh(names, widths, left=left, color=_COLOURS[i], height=0.6, label=part)
+            ax.barh(names, widths, left=left, color=COLOURS[i], height=0.6, label=part)
             left = left + widths
         ax.barh(names, 1e3 * whole - left, left=left, color="#BBBBBB", height=0.6, label="other")
         ax.invert_yaxis()

@@ -213,7 +213,8 @@ def _over_rounds(curves: Sequence[Mapping[str, Any]], column: str) -> Figure:
             ax.plot(rounds, mean, color=colour, linestyle=dash, label=", ".join(curve["cell"]))
         ax.set(title=title, xlabel="round", ylabel=label, yscale=scale)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if scale == "log" and np.divide(*ax.get_ylim()[::-1]) > 10:
+        bottom, top = ax.get_ylim()
+        if scale == "log" and top / bottom > 10:
             ax.yaxis.set_minor_formatter(NullFormatter())
         ax.legend(frameon=False)
     return figure
