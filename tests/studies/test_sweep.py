@@ -12,7 +12,7 @@ import pytest
 from l2t_ray.reports.study import table
 from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.results import collect
-from l2t_ray.studies.sweep import run_in_turn
+from l2t_ray.studies.sweep import Forwarder, run_in_turn
 from l2t_ray.tracking.metrics import TIMES, read_rows
 
 DIVERGES = pytest.mark.filterwarnings("ignore:.* diverged:UserWarning")
@@ -37,6 +37,8 @@ def test_a_study_in_turn_ends_in_a_table(start, heard):
     run_in_turn(sweep.pending(), heard)
     assert sweep.pending() == [] and len(heard.ended) == 4 and not heard.failed
     assert len(heard.rows) == 4 * 4
+    again = run_trial(sweep.trials[0], Forwarder(lambda rows: pytest.fail("trained again")))
+    assert again == heard.ended[sweep.trials[0].name]
     results = collect(sweep, command="python jobs/study.py")
     headings, rows = table(results)
     assert headings == ["case / learning_rate", "0.05", "0.1"]
