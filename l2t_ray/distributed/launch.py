@@ -74,6 +74,7 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, -int(-wanted // 1)),
+            include_dashboard=None if config.ray.enabled else False,  # Ray Train asks it; studies without it need none
             logging_level=logging.WARNING,
         )
     try:
