@@ -22,7 +22,7 @@ class Stopwatch:
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._within = 0.0  # time of the inner parts of the one that is running
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -52,7 +52,7 @@ def timed() -> Iterator[Stopwatch]:
 @contextmanager
 def part(name: str) -> Iterator[None]:
     """Marks a block, or as a decorator a function, as a part. Costs microseconds where nobody times or profiles."""
-    if torch.autograd._profiler_enabled():
+    if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
         with torch.profiler.record_function(name), _on_watch(name):
             yield
     else:

@@ -23,9 +23,9 @@ from l2t_ray.tracking.metrics import PARTS, arms, column
 Surface = Callable[[np.ndarray], np.ndarray]
 """A loss of pairs: [m, 2] (p_true, p_other) -> [m]."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
-_STYLE: dict[Any, Any] = {
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -87,12 +87,12 @@ def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = arms(rows)
     left = np.zeros(len(names))
     whole = np.array([_mean(rows, arm, "seconds") for arm in names])
-    with rc_context(_STYLE):
-        figure = _figure(7.8, 1.3 + 0.45 * len(names))
+    with rc_context(STYLE):
+        figure = blank_figure(7.8, 1.3 + 0.45 * len(names))
         ax = figure.subplots()
         for i, part in enumerate(PARTS):
             widths = 1e3 * np.array([_mean(rows, arm, f"seconds_{part}") for arm in names])
-            ax.barh(names, widths, left=left, color=_COLOURS[i], height=0.6, label=part)
+            ax.barh(names, widths, left=left, color=COLOURS[i], height=0.6, label=part)
             left = left + widths
         ax.barh(names, 1e3 * whole - left, left=left, color="#BBBBBB", height=0.6, label="other")
         ax.invert_yaxis()
@@ -117,8 +117,8 @@ def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
     limit = max(float(np.quantile(np.abs(z), 0.95)) for z in heights) or 1.0
     norm = colors.Normalize(-limit, limit)
     levels = MaxNLocator(nbins=10, steps=(1, 2, 2.5, 5, 10)).tick_values(-limit, limit)
-    with rc_context(_STYLE):
-        figure = _figure(2.15 * len(shown) + 0.9, 2.6)
+    with rc_context(STYLE):
+        figure = blank_figure(2.15 * len(shown) + 0.9, 2.6)
         axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
         for ax, (title, _), z in zip(axes, shown, heights, strict=True):
             ax.grid(False)
@@ -164,14 +164,14 @@ def write_figures(
     if snapshots:
         figures["loss_surfaces"] = loss_surfaces(snapshots)
     paths = []
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         for name, figure in figures.items():
             paths.append(folder / f"{name}.png")
             figure.savefig(paths[-1])
     return paths
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -180,8 +180,8 @@ def _figure(width: float, height: float) -> Figure:
 def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, str, float, str]]) -> Figure:
     """A row of panels, each a column of the table over the rounds: (title, column, label, factor, scale)."""
     names = arms(rows)
-    with rc_context(_STYLE):
-        figure = _figure(3.9 * len(panels), 2.9)
+    with rc_context(STYLE):
+        figure = blank_figure(3.9 * len(panels), 2.9)
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, name, label, factor, scale) in zip(axes, panels, strict=True):
             ends = []
@@ -205,7 +205,7 @@ def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, 
 
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, *, is_log: bool) -> tuple[float, float]:
     """Draws one arm and returns where its line ends."""
-    colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
     if len(x) >= _MANY:
         ax.plot(x, y, color=colour, alpha=0.18, linewidth=0.6, label="_raw")
         y = np.exp(_smooth(np.log(y))) if is_log else _smooth(y)
@@ -243,7 +243,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[str, int, float, float]]) -> None
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            color=_COLOURS[index % len(_COLOURS)],
+            color=COLOURS[index % len(COLOURS)],
             fontsize=8,
             annotation_clip=False,
         )
