@@ -18,16 +18,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="configs/digits.yaml", help="experiment to run (default: %(default)s)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on with an interrupted run instead")
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    parser.add_argument("--profile", action="store_true", help="trace two rounds of each arm, to look at in Perfetto")
     parser.add_argument(
         "--check-hypergradient", action="store_true", help="first compare the engine with naive autograd in float64"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args(argv)  # options may stand among the overrides
+    overrides = [*arguments.overrides, *(["tracking.profile=true"] if arguments.profile else [])]
     with exit_codes():
         if arguments.resume is not None:
-            experiment = Experiment.resume(arguments.resume, arguments.overrides)
+            experiment = Experiment.resume(arguments.resume, overrides)
         else:
-            experiment = Experiment.from_yaml(arguments.config, arguments.overrides)
+            experiment = Experiment.from_yaml(arguments.config, overrides)
         if arguments.check_hypergradient:
             check_hypergradient(experiment, quiet=arguments.quiet)
         experiment.run(quiet=arguments.quiet)

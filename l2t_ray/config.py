@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -61,8 +61,12 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "load",
+    "read_tree",
     "validate",
+    "validated",
 ]
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 VARIANTS = {"method": "l2t_dln", "teacher": DEFAULT_TEACHER}
 """Sections that hold one of several variants, told apart by their `name`; and the variant meant without one."""
@@ -198,6 +202,8 @@ class TrackingConfig(Record):
     uri: str | None = None
     """null: MLFLOW_TRACKING_URI, or else a SQLite file beside the runs."""
     experiment: str = "l2t_ray"
+    profile: bool = False
+    """Trace the third and fourth round of each arm into profile/*.json.gz (worker 0), which opens in Perfetto."""
 
 
 class ExperimentConfig(Record):
@@ -207,6 +213,9 @@ class ExperimentConfig(Record):
     """Name of the run directory; null: from the configuration file and the time."""
     seed: Annotated[int, Field(ge=0)] = 0
     runs: Path = Path("runs")
+    storage: str | None = None
+    """Where checkpoints are copied to as well, and begun from: a URI that pyarrow knows (s3://bucket/folder, gs://,
+    hdfs://, file://). Machines need no common file system then. null: all machines see `runs`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
     student: StudentConfig = StudentConfig()
@@ -286,24 +295,41 @@ class ExperimentConfig(Record):
         return _flatten(self.model_dump(mode="json"))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load(path: Path, overrides: Sequence[str] = (), *, source: str | None = None) -> ExperimentConfig:
     """The experiment of a YAML file, with `key.sub=value` overrides on top.
+
+    Args:
+        source: where the user wrote what may be wrong, for messages; None: in the file.
 
     Raises:
         UserError: if a file, a key or a value is wrong; the message names it and says what to do.
     """
-    tree = _read(path, seen=())
+    tree = read_tree(path)
     for override in overrides:
         _apply(tree, override)
-    return validate(tree, source=str(path))
+    return validate(tree, source=source or str(path))
 
 
 def validate(tree: Mapping[str, Any], *, source: str) -> ExperimentConfig:
     """As `load`, from nested mappings."""
+    return validated(ExperimentConfig, tree, source=source)
+
+
+def validated(record: type[AnyRecord], tree: Mapping[str, Any], *, source: str) -> AnyRecord:
+    """Any record from nested mappings; what is wrong is said in one sentence, as a `UserError`."""
     try:
-        return ExperimentConfig.model_validate(tree)
+        return record.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_sentence(error, source)) from None
+        raise UserError(_sentence(error, record, source)) from None
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The nested mappings of a YAML file, on top of what it extends.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    return _read(path, seen=())
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -367,13 +393,13 @@ def _number(text: str) -> Any:
         return text
 
 
-def _sentence(error: ValidationError, source: str) -> str:
+def _sentence(error: ValidationError, record: type[BaseModel], source: str) -> str:
     """The first problem of a configuration in one sentence, with the nearest valid key for a misspelt one."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if str(part) not in _TAGS]
     key = ".".join(location) or "the configuration"
     if first["type"] == "extra_forbidden":
-        fields = _fields_at(ExperimentConfig, [str(part) for part in first["loc"][:-1]])
+        fields = _fields_at(record, [str(part) for part in first["loc"][:-1]])
         near = difflib.get_close_matches(location[-1], fields, n=1, cutoff=0.5)
         prefix = ".".join(location[:-1])
         hint = f"did you mean {'.'.join(filter(None, [prefix, near[0]]))}?" if near else f"valid: {', '.join(fields)}."
@@ -397,6 +423,8 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
     if not location:
         return list(model.model_fields)
     head, *rest = location
+    if head not in model.model_fields:  # a key of a mapping of records
+        return _fields_at(model, rest)
     rest = rest[1:] if rest and rest[0].isdigit() else rest
     for candidate in _records(model.model_fields[head].annotation):
         is_tagged = bool(rest) and rest[0] in _TAGS

@@ -61,7 +61,9 @@ from l2t_ray.students.lenet import LeNet
 from l2t_ray.students.resnet import ResNet
 from l2t_ray.students.wide_resnet import WideResNet
 from l2t_ray.tasks.classification import Classification
+from l2t_ray.training.checkpoint import CheckpointStore
 from l2t_ray.training.loop import Arm, Run
+from l2t_ray.training.mirror import Mirror
 from l2t_ray.training.probe import Probe
 
 DEFAULT_ROOT = Path("data")
@@ -84,7 +86,12 @@ class Parts:
 
 
 def build_run(
-    config: ExperimentConfig, *, group: Group, device: torch.device, make_teacher: MakeTeacher | None = None
+    config: ExperimentConfig,
+    *,
+    group: Group,
+    device: torch.device,
+    make_teacher: MakeTeacher | None = None,
+    run_dir: Path | None = None,
 ) -> Run:
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
     dataset = load_dataset(config.data)
@@ -105,6 +112,7 @@ def build_run(
         images_per_round=training.num_steps * training.batch_size,
         eval_every=training.eval_every,
         checkpoint_every=training.checkpoint_every,
+        trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None,
     )
 
 
@@ -237,6 +245,18 @@ def num_features(trainee: Trainee, dataset: Dataset) -> int:
 def rounds_of(share: float, num_rounds: int) -> int:
     """That share of the rounds, but neither none nor all of them where there are two or more."""
     return max(1, min(num_rounds - 1, round(share * num_rounds)))
+
+
+def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:
+    """Where the run's checkpoints are kept.
+
+    Raises:
+        UserError: if `storage` is not a place.
+    """
+    mirror = Mirror.at(config.storage, run_dir.name, "checkpoints") if config.storage else None
+    return CheckpointStore(
+        run_dir / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml(), mirror=mirror
+    )
 
 
 def load_dataset(data: DataConfig) -> Dataset:

@@ -6,6 +6,7 @@ runs/<name>/config.yaml         the resolved configuration
             noise.json          where labels are wrong: matrix, realised rate, seed
             confusion.npz       test images by class and answer, an array for each method
             figures/*.png
+            profile/            traces, if asked for
             loss.safetensors    the learned loss, with loss.md beside it
             checkpoints/
 """
@@ -33,6 +34,7 @@ from l2t_ray.experiment import (
     CorruptedLabels,
     bare_loss_network,
     build_run,
+    build_store,
     check_hypergradient,
     closing_look,
     corrupted_labels,
@@ -40,16 +42,16 @@ from l2t_ray.experiment import (
     load_dataset,
     resolve_device,
 )
-from l2t_ray.interfaces import DivergenceError, Tracker, UserError
-from l2t_ray.reports.figures import write_figures
+from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.reports.tables import comparison
+from l2t_ray.stopping import StopRequest, listening
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 
-MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs")
+MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs", "storage")
 """Sections that leave the trajectory alone."""
 
 
@@ -132,12 +134,23 @@ class Experiment:
 
         Raises:
             UserError: what was reached until then stays.
+            StoppedError: on Ctrl-C or SIGTERM (see `stopping`), if this is called in the main thread.
             DivergenceError: if an arm diverged; the others have been trained, and everything is written.
         """
+        screen = Screen(quiet=quiet)
+        with listening(screen.message) as stop:
+            try:
+                return self._run(screen, stop, tracker, figures=figures)
+            except KeyboardInterrupt:
+                if not (self.directory / "config.yaml").exists():
+                    raise  # there is nothing yet to go on with
+                raise StoppedError(f"stopped at once; go on with --resume {self.directory}") from None
+            except StoppedError as stopped:
+                raise StoppedError(f"{stopped}; go on with --resume {self.directory}") from None
+
+    def _run(self, screen: Screen, stop: StopRequest, tracker: Tracker | None, *, figures: bool) -> Result:
         config, directory = self.config, self.directory
-        store = CheckpointStore(
-            directory / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml()
-        )
+        store = build_store(config, directory)
         # Everything that can be wrong with data and configuration is found here, before anything is started.
         device = resolve_device(config)
         # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
@@ -151,23 +164,28 @@ class Experiment:
             temporary.replace(directory / "config.yaml")
         except OSError as error:
             raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
-        screen = Screen(quiet=quiet)
         tracker = tracker or _tracker(config, directory, screen)
         screen.message(f"run {directory}" + ("" if start is None else f", from round {start.round} of {start.arm}"))
         screen.start([(name, config.training.num_rounds) for name in config.arms()])
 
-        def on_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+        def show(rows: Sequence[Mapping[str, Any]]) -> None:
             for row in rows:
                 screen.update(row)
             tracker.log_rows(rows)
+
+        def on_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+            if rows:
+                stop.rounds_began()
+            show(rows)
 
         status = "KILLED"
         try:
             tracker.log_params(config.flat() | _noise_facts(config))
             if start is not None:
-                on_rows(start.rows)
+                show(start.rows)
             with _notes_on(screen):
-                self._train(store, start, on_rows, device)
+                self._train(store, start, on_rows, device, stop)
+            stop.rounds_ended()
             cut = store.latest()
             assert cut is not None
             result = self._write(cut, figures=figures)
@@ -182,7 +200,8 @@ class Experiment:
                 raise DivergenceError(" ".join(cut.diverged.values()))
             status = "FINISHED"
         except BaseException as error:
-            if not isinstance(error, KeyboardInterrupt):
+            stop.rounds_ended()
+            if not isinstance(error, KeyboardInterrupt | StoppedError):
                 status = "FAILED"
             raise
         finally:
@@ -194,18 +213,22 @@ class Experiment:
         """See `experiment.check_hypergradient`."""
         return check_hypergradient(self.config)
 
-    def _train(self, store: CheckpointStore, start: Cut | None, on_rows: Any, device: torch.device) -> None:
+    def _train(
+        self, store: CheckpointStore, start: Cut | None, on_rows: Any, device: torch.device, stop: StopRequest
+    ) -> None:
         config = self.config
         if config.ray.enabled:
             from l2t_ray.distributed.launch import launch  # Ray takes seconds to import, and a plain run needs none
 
-            launch(config, self.directory, on_rows=on_rows)
+            launch(config, self.directory, on_rows=on_rows, stop=stop)
             return
-        run = build_run(config, group=SingleProcess(), device=device)
-        run.train(start=start, store=store, on_row=lambda row: on_rows([row]))
+        run = build_run(config, group=SingleProcess(), device=device, run_dir=self.directory)
+        run.train(start=start, store=store, on_row=lambda row: on_rows([row]), should_stop=stop.is_asked)
 
     def _write(self, cut: Cut, *, figures: bool) -> Result:
         """Everything but checkpoints and configuration, from the last cut."""
+        from l2t_ray.reports.figures import write_figures  # matplotlib takes a second to import, at the start
+
         config, directory = self.config, self.directory
         write_rows(directory / "metrics.parquet", cut.rows)
         summaries = [summarise(name, cut.rows, diverged=name in cut.diverged) for name in config.arms()]
@@ -400,7 +423,7 @@ def _tracker(config: ExperimentConfig, directory: Path, screen: Screen) -> Track
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turns what stops a run into one sentence and an exit code: 2 a user's mistake, 3 divergence, 130 Ctrl-C."""
+    """Turns what stops a run into one sentence and an exit code: 2 a user's mistake, 3 divergence, 130 a signal."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", flush=True)
     try:
         yield
@@ -408,8 +431,10 @@ def exit_codes() -> Iterator[None]:
         raise SystemExit(_said(f"error: {error}", 2)) from None
     except DivergenceError as error:
         raise SystemExit(_said(f"diverged: {error}", 3)) from None
+    except StoppedError as stopped:
+        raise SystemExit(_said(f"{stopped}", 130)) from None
     except KeyboardInterrupt:
-        raise SystemExit(_said("stopped; go on with --resume and the run's directory.", 130)) from None
+        raise SystemExit(_said("stopped before the run began.", 130)) from None
 
 
 def _said(text: str, code: int) -> int:

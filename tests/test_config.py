@@ -9,7 +9,7 @@ from l2t_ray import config as configuration
 from l2t_ray.config import AdamConfig, CrossEntropyConfig, ExperimentConfig, GCEConfig, L2TDLNConfig, LstmConfig
 from l2t_ray.interfaces import UserError
 
-CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name != "studies")
 
 
 @pytest.fixture

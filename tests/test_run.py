@@ -1,6 +1,7 @@
 """The main job as a user meets it: what it writes, how it resumes, what it says when something is wrong."""
 
 import contextlib
+import gzip
 import importlib.util
 import io
 import json
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from l2t_ray.core.loss_network import DynamicLossNetwork
-from l2t_ray.tracking.metrics import read_rows
+from l2t_ray.tracking.metrics import PARTS, TIMES, read_rows
 
 JOB = Path(__file__).parents[1] / "jobs" / "cifar.py"
 SMALL = [
@@ -73,7 +74,7 @@ def configs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(configs):
     """The main job, run whole, with its self-check on."""
-    output = cifar("--check-hypergradient", *SMALL, "name=whole", cwd=configs)
+    output = cifar("--check-hypergradient", "--profile", *SMALL, "name=whole", cwd=configs)
     return configs / "runs" / "whole", output
 
 
@@ -85,6 +86,7 @@ def test_the_run_directory_holds_everything(finished):
     }  # fmt: skip
     assert {path.name for path in (directory / "figures").iterdir()} == {
         "accuracy_and_error.png", "loss_surfaces.png", "gradient_sums.png", "teacher_steps.png",
+        "round_time.png",
     }  # fmt: skip
     rows = read_rows(directory / "metrics.parquet")
     assert [(row["arm"], row["round"]) for row in rows] == [
@@ -93,6 +95,25 @@ def test_the_run_directory_holds_everything(finished):
     assert all(row["hypergradient_norm"] > 0 for row in rows if row["arm"] == "l2t_dln")
     summaries = json.loads((directory / "summary.json").read_text())
     assert [s["steps"] for s in summaries] == [12, 12]
+
+
+def test_the_parts_of_a_round_add_up_to_its_time(finished):
+    directory, _ = finished
+    for row in read_rows(directory / "metrics.parquet"):
+        parts = {part: row[f"seconds_{part}"] for part in PARTS}
+        assert 0.5 * row["seconds"] < sum(parts.values()) <= row["seconds"]
+        assert parts["data"] > 0 and parts["unroll"] > 0 and parts["collectives"] == 0
+        assert (parts["hypergradient"] > 0) == (parts["teacher"] > 0) == (row["arm"] == "l2t_dln")
+
+
+def test_a_profile_is_a_trace_with_the_parts_by_name(finished):
+    directory, _ = finished
+    for arm, names in (("cross_entropy", {"data", "unroll"}), ("l2t_dln", {"data", "unroll", "hypergradient"})):
+        trace = json.loads(gzip.decompress((directory / "profile" / f"{arm}.json.gz").read_bytes()))
+        spans = [event for event in trace["traceEvents"] if event.get("ph") == "X"]  # with a start and a duration
+        assert all(event["dur"] >= 0 and "ts" in event for event in spans)
+        assert names <= {event["name"] for event in spans}
+        assert sum(event["name"] == "data" for event in spans) == 2  # rounds
 
 
 def test_the_self_check_compares_with_naive_autograd(finished):
@@ -126,9 +147,7 @@ def deterministic_part(directory):
     rows = read_rows(directory / "metrics.parquet")
     last = sorted((directory / "checkpoints").iterdir())[-1]
     tensors = {path.name: torch.load(path, weights_only=True) for path in last.glob("*.pt")}
-    return [
-        {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows
-    ], repr_exact(tensors)
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows], repr_exact(tensors)
 
 
 def repr_exact(value):

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.baselines.adam import Adam, Learned
 from l2t_ray.baselines.trainee import Trainee, cross_entropy
+from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import GlobalSum
 from l2t_ray.core.hypergrad import EngineName, hypergradient

@@ -4,13 +4,13 @@ Momentum, weight decay, the co-states of the hypergradient, sums over workers an
 operation on one tensor, whatever the network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 class FlatModule:
@@ -18,11 +18,14 @@ class FlatModule:
 
     The module's own parameters are only a template and are never changed. Frozen ones (`requires_grad=False`) are no
     part of the vector; they travel with the buffers. Not for two threads at once: a call puts the vector's pieces in
-    the module's place while it lasts.
+    the module's place while it lasts, as `torch.func.functional_call` does, but without looking the places up again
+    each time: for a small student that search costs as much as its convolutions. The module's structure must
+    therefore stay as it is here.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module
+        self._places = _places(module)
         trained = self._trained()
         self._names = list(trained)
         self._shapes = [p.shape for p in trained.values()]
@@ -51,7 +54,8 @@ class FlatModule:
         """The module's output at `theta`. In training, batch-norm statistics in `buffers` are updated in place."""
         if self.module.training != training:
             self.module.train(training)
-        return functional_call(self.module, {**self.views(theta), **buffers}, args, kwargs)
+        with _in_place(self._places, {**self.views(theta), **buffers}):
+            return self.module(*args, **kwargs)
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:
         """The module itself, given these weights: for handing a trained student out."""
@@ -69,6 +73,35 @@ class FlatModule:
     def _constants(self) -> dict[str, Tensor]:
         frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
         return {**dict(self.module.named_buffers()), **frozen}
+
+
+_Places = dict[str, list[tuple[dict[str, Any], str]]]
+"""By a tensor's name, the dictionaries and keys in which modules look it up: more than one where weights are tied."""
+
+
+def _places(module: nn.Module) -> _Places:
+    names = {id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    places: _Places = {name: [] for name in names.values()}
+    for child in module.modules():
+        for tensors in (child._parameters, child._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    places[names[id(tensor)]].append((tensors, key))
+    return places
+
+
+@contextmanager
+def _in_place(places: _Places, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, modules find these tensors where their own were."""
+    originals = [(holder, key, holder[key]) for name in tensors for holder, key in places[name]]
+    try:
+        for name, tensor in tensors.items():
+            for holder, key in places[name]:
+                holder[key] = tensor
+        yield
+    finally:
+        for holder, key, original in originals:
+            holder[key] = original
 
 
 def clone_buffers(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

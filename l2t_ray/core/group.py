@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from l2t_ray.core.timing import part
+
 
 class SingleProcess:
     """A group of one: sums are what they were."""
@@ -22,6 +24,7 @@ class ProcessGroup:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
 
+    @part("collectives")
     def sum(self, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
         dist.all_reduce(tensor)

@@ -32,6 +32,7 @@ from l2t_ray.core.hypergrad import (
 )
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
+from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import InnerProblem, StepStatistics
 from l2t_ray.interfaces import (
     Batch,
@@ -135,7 +136,9 @@ class L2TDLN:
         current = self._teacher.read()
         result = self._unroll(problem, state.student, current.phi, batches, rates)
         gradient = result.gradient
-        proposed = self._teacher.propose(current.version, gradient, result.error.item())
+        with part("hypergradient"):
+            error = result.error.item()  # on a GPU this waits until the way back is done
+        proposed = self._teacher.propose(current.version, gradient, error)
         if self._schedule == "lookahead":
             result = self._unroll(problem, state.student, proposed.phi, batches, rates)
             self._teacher.learn(proposed.version, result.gradient)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from ray.exceptions import GetTimeoutError, RayTaskError
 from torch import Tensor
 
+from l2t_ray.core.timing import part
 from l2t_ray.interfaces import Group, LossParams
 
 
@@ -36,6 +37,7 @@ class RemoteTeacher:
         assert self._params is not None, "begin() comes first"
         return self._params
 
+    @part("teacher")
     def propose(self, version: int, hypergradient: Float[Tensor, " m"], error: float) -> LossParams:
         self._await_learning()
         share = hypergradient.detach().cpu().numpy()
@@ -43,6 +45,7 @@ class RemoteTeacher:
         self._params = self._received(self._get(answer))
         return self._params
 
+    @part("teacher")
     def learn(self, version: int, hypergradient: Float[Tensor, " m"] | None = None) -> None:
         if hypergradient is None and self._group.rank != 0:
             return

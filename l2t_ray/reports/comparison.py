@@ -144,7 +144,7 @@ def write_table(path: Path, lines: Sequence[Entry], published: Mapping[str, Publ
 def comparison_figure(lines: Sequence[Entry], published: Mapping[str, Published]) -> Figure:
     """Final accuracy with its deviation, the best one seen on the way, and the paper's in grey."""
     with rc_context(figures.STYLE):
-        figure = figures.blank(6.4, 0.34 * len(lines) + 1.2)
+        figure = figures.blank_figure(6.4, 0.34 * len(lines) + 1.2)
         ax = figure.subplots()
         for place, line in enumerate(lines):
             final, best = line.spreads["test_accuracy"], line.spreads["best_test_accuracy"]

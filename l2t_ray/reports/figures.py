@@ -18,13 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from l2t_ray.tracking.metrics import arms, column
+from l2t_ray.tracking.metrics import PARTS, arms, column
 
 Surface = Callable[[np.ndarray], np.ndarray]
 """A loss of pairs: [m, 2] (p_true, p_other) -> [m]."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -82,6 +82,26 @@ def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )
 
 
+def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Where the time of a round goes: for each arm one bar, cut into the means of its parts."""
+    names = arms(rows)
+    left = np.zeros(len(names))
+    whole = np.array([_mean(rows, arm, "seconds") for arm in names])
+    with rc_context(STYLE):
+        figure = blank_figure(7.8, 1.3 + 0.45 * len(names))
+        ax = figure.subplots()
+        for i, part in enumerate(PARTS):
+            widths = 1e3 * np.array([_mean(rows, arm, f"seconds_{part}") for arm in names])
+            ax.barh(names, widths, left=left, color=COLOURS[i], height=0.6, label=part)
+            left = left + widths
+        ax.barh(names, 1e3 * whole - left, left=left, color="#BBBBBB", height=0.6, label="other")
+        ax.invert_yaxis()
+        ax.grid(False, axis="y")
+        ax.set(title="Time of a round", xlabel="milliseconds, mean")
+        figure.legend(loc="outside lower center", ncols=len(PARTS) + 1, frameon=False)
+    return figure
+
+
 def wrong_labels(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What the students memorise, and which samples the methods listen to: wrong labels against right ones."""
     panels = [("Wrong labels given back", "reproduced", "share [%]", 100.0, "linear")]
@@ -94,10 +114,10 @@ def sample_weights(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean weight of samples with right labels (solid) and with wrong ones (dashed), a panel for each method."""
     names = [arm for arm in arms(rows) if column(rows, arm, "weight_right")[0]]
     with rc_context(STYLE):
-        figure = blank(2.6 * len(names) + 0.6, 2.6)
+        figure = blank_figure(2.6 * len(names) + 0.6, 2.6)
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         for ax, arm in zip(axes, names, strict=True):
-            for name, colour, dash in zip(("weight_right", "weight_wrong"), COLOURS, _DASHES, strict=False):
+            for name, colour, dash in zip(("weight_right", "weight_wrong"), COLOURS, DASHES, strict=False):
                 x, y = column(rows, arm, name)
                 ax.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=2.5, label=name[7:])
             ax.set(title=arm, xlabel="round")
@@ -127,7 +147,7 @@ def _matrices(
     per_line = min(len(matrices), 4)
     lines = -(-len(matrices) // per_line)
     with rc_context({**STYLE, "axes.grid": False}):
-        figure = blank(3.0 * per_line + 0.8, 3.0 * lines + 0.3)
+        figure = blank_figure(3.0 * per_line + 0.8, 3.0 * lines + 0.3)
         axes = figure.subplots(lines, per_line, squeeze=False).ravel()
         for ax in axes[len(matrices) :]:
             ax.set_axis_off()
@@ -163,7 +183,7 @@ def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
     norm = colors.Normalize(-limit, limit)
     levels = MaxNLocator(nbins=10, steps=(1, 2, 2.5, 5, 10)).tick_values(-limit, limit)
     with rc_context(STYLE):
-        figure = blank(2.15 * len(shown) + 0.9, 2.6)
+        figure = blank_figure(2.15 * len(shown) + 0.9, 2.6)
         axes = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
         for ax, (title, _), z in zip(axes, shown, heights, strict=True):
             ax.grid(False)
@@ -214,6 +234,8 @@ def write_figures(
         figures["gradient_sums"] = gradient_sums(rows)
     if _has(rows, "hypergradient_norm", "phi_step_norm", "phi_step_max"):
         figures["teacher_steps"] = teacher_steps(rows)
+    if _has(rows, *(f"seconds_{part}" for part in PARTS)):
+        figures["round_time"] = round_time(rows)
     if _has(rows, "reproduced"):
         figures["wrong_labels"] = wrong_labels(rows)
     if _has(rows, "weight_right"):
@@ -239,7 +261,7 @@ def save_figures(run_dir: Path | str, figures: Mapping[str, Figure]) -> list[Pat
     return paths
 
 
-def blank(width: float | int, height: float | int) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
     """A white figure of that size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -250,7 +272,7 @@ def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, 
     """A row of panels, each a column of the table over the rounds: (title, column, label, factor, scale)."""
     names = arms(rows)
     with rc_context(STYLE):
-        figure = blank(3.9 * len(panels), 2.9)
+        figure = blank_figure(3.9 * len(panels), 2.9)
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, name, label, factor, scale) in zip(axes, panels, strict=True):
             ends = []
@@ -274,7 +296,7 @@ def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, 
 
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, *, is_log: bool) -> tuple[float, float]:
     """Draws one arm and returns where its line ends."""
-    colour, dash = COLOURS[index % len(COLOURS)], _DASHES[(index + index // len(COLOURS)) % len(_DASHES)]
+    colour, dash = COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
     if len(x) >= _MANY:
         ax.plot(x, y, color=colour, alpha=0.18, linewidth=0.6, label="_raw")
         y = np.exp(_smooth(np.log(y))) if is_log else _smooth(y)
@@ -323,6 +345,11 @@ def _height(loss: Surface, p: np.ndarray) -> np.ndarray:
     p_true, p_other = np.meshgrid(p, p)
     z = np.asarray(loss(np.stack([p_true.ravel(), p_other.ravel()], axis=1)), dtype=float).reshape(p_true.shape)
     return z - z.mean()
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], arm: str, name: str) -> float:
+    _, values = column(rows, arm, name)
+    return float(np.mean(values)) if values else 0.0
 
 
 def _has(rows: Sequence[Mapping[str, Any]], *names: str) -> bool:

@@ -50,8 +50,20 @@ COLUMNS = (
     Column("phi_step_norm", pa.float64(), "1", "||phi' - phi||_2, the teacher's step on the loss network"),
     Column("phi_step_max", pa.float64(), "1", "largest |phi' - phi| over the weights of the loss network"),
     Column("seconds", pa.float64(), "s", "wall time of the round, evaluation apart"),
+    Column("seconds_data", pa.float64(), "s", "of `seconds`: making the round's batches"),
+    Column("seconds_unroll", pa.float64(), "s", "of `seconds`: student steps"),
+    Column("seconds_hypergradient", pa.float64(), "s", "of `seconds`: the way back through them (core/timing.py)"),
+    Column("seconds_collectives", pa.float64(), "s", "of `seconds`: sums over workers, and waiting for the slowest"),
+    Column("seconds_teacher", pa.float64(), "s", "of `seconds`: the teacher's answer, and waiting for it"),
     Column("images_per_second", pa.float64(), "images/s", "training images a second of the round"),
+    Column("ended_at", pa.float64(), "s", "when the round ended, seconds since 1970"),
 )
+
+PARTS = tuple(c.name.removeprefix("seconds_") for c in COLUMNS if c.name.startswith("seconds_"))
+"""What a round's time is divided into."""
+
+TIMES = ("seconds", *(f"seconds_{part}" for part in PARTS), "images_per_second", "ended_at")
+"""Columns that differ between two runs that are the same."""
 
 SCHEMA = pa.schema(
     [

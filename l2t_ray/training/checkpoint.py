@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from l2t_ray.interfaces import MethodState, StudentState, UserError
+from l2t_ray.training.mirror import MANIFEST, Mirror
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class CheckpointStore:
         directory: created when first written to.
         keep: how many complete checkpoints to keep.
         config: the resolved configuration, stored beside the state.
+        mirror: where each checkpoint is copied to, and where the newest is looked for; None: here alone.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, config: str = ""):
-        self._directory, self._keep, self._config = directory, keep, config
+    def __init__(self, directory: Path, *, keep: int = 2, config: str = "", mirror: Mirror | None = None):
+        self._directory, self._keep, self._config, self._mirror = directory, keep, config, mirror
 
     def save(self, cut: Cut) -> Path:
         """Writes a cut and forgets the oldest ones.
@@ -77,6 +79,8 @@ class CheckpointStore:
                 shutil.rmtree(final)
             temporary.rename(final)
             _flush(self._directory)
+            if self._mirror is not None:
+                self._mirror.put(final, keep=[path.name for path in self._complete()[-self._keep :]])
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -92,9 +96,15 @@ class CheckpointStore:
         """The newest undamaged cut; None if there is none at all. Says so when it passes over a damaged one.
 
         Raises:
-            UserError: if there are checkpoints and all are damaged.
+            UserError: if there are checkpoints and all are damaged, or if their mirror cannot be read.
         """
-        found = self._complete()
+        try:
+            found = self._complete() if self._mirror is None else self._mirror.fetch(self._directory)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cannot read the checkpoints in storage: {reason}; check storage and its access."
+            ) from None
         for path in reversed(found):
             problem = _damage(path)
             if problem is None:
@@ -131,8 +141,8 @@ class CheckpointStore:
         for path in sorted(directory.iterdir()):
             checksums[path.name] = _checksum(path)
             _flush(path)
-        (directory / "manifest.json").write_text(json.dumps(checksums, indent=1))
-        _flush(directory / "manifest.json")
+        (directory / MANIFEST).write_text(json.dumps(checksums, indent=1))
+        _flush(directory / MANIFEST)
 
 
 def _read(directory: Path) -> Cut:
@@ -165,7 +175,7 @@ def _plain_student(student: StudentState) -> dict[str, Any]:
 def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint; None if all is well."""
     try:
-        checksums = json.loads((directory / "manifest.json").read_text())
+        checksums = json.loads((directory / MANIFEST).read_text())
         if not isinstance(checksums, dict) or "progress.json" not in checksums:
             return "its manifest is incomplete"
         for name, checksum in checksums.items():

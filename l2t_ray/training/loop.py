@@ -7,12 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.timing import part, timed
 from l2t_ray.interfaces import (
     Data,
     DivergenceError,
@@ -20,6 +22,7 @@ from l2t_ray.interfaces import (
     Method,
     MethodState,
     Metrics,
+    StoppedError,
     StudentState,
     Task,
     Teacher,
@@ -28,9 +31,12 @@ from l2t_ray.interfaces import (
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.probe import Probe
+from l2t_ray.training.profile import traced
 
 OnRow = Callable[[Mapping[str, Any]], None]
 OnCut = Callable[[Cut], None]
+ShouldStop = Callable[[], bool]
+"""Asked after every round; one worker that says yes stops all, after the same round."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,17 @@ class Run:
     images_per_round: int
     eval_every: int
     checkpoint_every: int
+    trace_dir: Path | None = None
+    """Where a trace of a few rounds goes (`profile`); None: no trace."""
 
     def train(
-        self, *, start: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut = lambda cut: None
+        self,
+        *,
+        start: Cut | None,
+        store: CheckpointStore | None,
+        on_row: OnRow,
+        on_cut: OnCut = lambda cut: None,
+        should_stop: ShouldStop = lambda: False,
     ) -> Cut:
         """Trains every arm to its end, from a cut or from the beginning, and returns the last cut.
 
@@ -71,15 +85,26 @@ class Run:
 
         Raises:
             UserError: on all workers, if a checkpoint cannot be written.
+            StoppedError: on all workers, once a checkpoint is written, if one was asked to stop before the end.
         """
         cut = start
         for arm in self.arms:
             if cut is None or arm.name not in {*cut.finished, *cut.diverged}:
-                cut = self._train_arm(arm, cut, store, on_row, on_cut)
+                with traced(self.trace_dir if self.group.rank == 0 else None, arm.name) as round_done:
+                    cut = self._train_arm(arm, cut, store, on_row, on_cut, should_stop, round_done)
         assert cut is not None
         return cut
 
-    def _train_arm(self, arm: Arm, cut: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut) -> Cut:
+    def _train_arm(
+        self,
+        arm: Arm,
+        cut: Cut | None,
+        store: CheckpointStore | None,
+        on_row: OnRow,
+        on_cut: OnCut,
+        should_stop: ShouldStop,
+        round_done: Callable[[], None],
+    ) -> Cut:
         resumes = cut is not None and cut.arm == arm.name
         if cut is None or not resumes:
             state, begin, teacher_state = arm.method.init(), 0, None
@@ -98,7 +123,10 @@ class Run:
                 _snapshot(snapshots, arm, index)
             started = time.perf_counter()
             try:
-                state, metrics = arm.method.round(state, data.round(index), index)
+                with timed() as watch:
+                    with part("data"):
+                        batches = data.round(index)
+                    state, metrics = arm.method.round(state, batches, index)
             except DivergenceError as error:
                 diverged[arm.name] = (
                     f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
@@ -113,6 +141,7 @@ class Run:
             done = index + 1
             is_last = done == self.num_rounds
             seconds = time.perf_counter() - started
+            round_done()
             if is_last or done % self.eval_every == 0:
                 metrics |= self._evaluated(arm, state, index)
             row = {
@@ -122,7 +151,9 @@ class Run:
                 "epoch": self.data.epoch(index),
                 **metrics,
                 "seconds": seconds,
+                **{f"seconds_{name}": spent for name, spent in watch.seconds.items()},
                 "images_per_second": self.images_per_round / seconds,
+                "ended_at": time.time(),
             }
             rows.append(row)
             if self.group.rank == 0:
@@ -130,12 +161,22 @@ class Run:
             if is_last:
                 _snapshot(snapshots, arm, done)
                 finished[arm.name] = state.student
-            if is_last or done % self.checkpoint_every == 0:
+            is_end = is_last and arm is self.arms[-1]
+            stops = not is_end and self._any_worker(should_stop(), state)
+            if is_last or stops or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
                 cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished, diverged)
                 self._keep(cut, store, on_cut)
+            if stops:
+                raise StoppedError(f"stopped after round {done} of {self.num_rounds} of {arm.name}")
         assert cut is not None
         return cut
+
+    def _any_worker(self, is_so: bool, state: MethodState) -> bool:
+        """Whether it is so on any worker: they do the same, or they would wait for each other for ever."""
+        if self.group.size == 1:
+            return is_so
+        return self.group.sum(torch.tensor([float(is_so)], device=state.student.theta.device)).item() > 0
 
     def _evaluated(self, arm: Arm, state: MethodState, index: int) -> Metrics:
         """Metrics on the whole test and validation parts, and what the arm's probe sees."""
@@ -160,8 +201,7 @@ class Run:
                 store.save(cut)
             except UserError as error:
                 failure = error
-        failures = self.group.sum(torch.tensor([float(failure is not None)], device=cut.state.student.theta.device))
-        if failures.item() > 0:
+        if self._any_worker(failure is not None, cut.state):
             raise failure or UserError("worker 0 could not write the checkpoint.")
 
 

@@ -11,10 +11,10 @@ import torch
 
 from l2t_ray.distributed.launch import launch
 from l2t_ray.interfaces import DivergenceError, UserError
+from l2t_ray.tracking.metrics import TIMES
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-TIMES = ("seconds", "images_per_second")
 
 
 def last_cut(directory: Path) -> Cut:

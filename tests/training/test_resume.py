@@ -9,6 +9,7 @@ from l2t_ray.config import ExperimentConfig, load
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.experiment import build_run
 from l2t_ray.interfaces import UserError
+from l2t_ray.tracking.metrics import TIMES
 from l2t_ray.training.checkpoint import CheckpointStore
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
@@ -30,7 +31,6 @@ VARIANTS = {
     "adam": ["method.teacher=adam"],
     "reweighted": ["method.reweight={refresh_every: 3}"],
 }
-TIMES = ("seconds", "images_per_second")
 
 
 class Stopped(Exception):
