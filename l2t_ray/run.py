@@ -225,8 +225,8 @@ def _check_same_run(there: ExperimentConfig, wanted: ExperimentConfig, directory
     if differing:
         key = differing[0]
         raise UserError(
-            f"{directory} holds a run already, with {key}={old.get(key)} where this one has {new.get(key)}; set another "
-            f"name=, or go on with it by --resume {directory}."
+            f"{directory} holds a run already, with {key}={old.get(key)} where this one has {new.get(key)}; set "
+            f"another name=, or go on with it by --resume {directory}."
         )
 
 

@@ -84,14 +84,17 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, -int(-wanted // 1)),
+            # Nine more processes, which start together and on a small machine make Ray miss its own 30 s. Whoever wants
+            # to look into Ray starts one that stays (`ray start --head`) and sets RAY_ADDRESS.
+            include_dashboard=False,
             logging_level=logging.WARNING,
         )
     try:
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         if not address and config.ray.use_gpu and num_gpus < (config.ray.min_workers or config.ray.num_workers):
             raise UserError(
-                f"ray.use_gpu=true with ray.num_workers={config.ray.num_workers}, but this machine has {num_gpus} GPUs; "
-                "set ray.use_gpu=false, fewer workers, or RAY_ADDRESS to a cluster that has them."
+                f"ray.use_gpu=true with ray.num_workers={config.ray.num_workers}, but this machine has {num_gpus} "
+                "GPUs; set ray.use_gpu=false, fewer workers, or RAY_ADDRESS to a cluster that has them."
             )
         yield
     finally:

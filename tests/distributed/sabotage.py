@@ -1,0 +1,77 @@
+"""Ways to break a run from inside the process that is to die, each at a chosen point and once only.
+
+Ray starts this code in its own processes; `register` makes it travel there by value, for they cannot import it.
+"""
+
+import os
+from signal import SIGKILL, Signals
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l2t_ray.distributed.teacher_actor import TeacherService
+from l2t_ray.distributed.worker import train_worker
+
+
+def register() -> None:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@dataclass(frozen=True)
+class Blow:
+    """A signal that a process sends itself in one round.
+
+    Attributes:
+        mark: a file that is made first, so that the round when redone goes well.
+    """
+
+    mark: Path
+    round: int
+    signal: Signals = SIGKILL
+
+    def strike(self, round_index: int) -> None:
+        if round_index == self.round and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), self.signal)
+
+
+def teacher_struck(blow: Blow) -> type[TeacherService]:
+    """A teacher that is hit when it has computed new weights, and before anybody is told."""
+
+    class StruckTeacher(TeacherService):
+        def _answer(self, version: int, error: float, gradient: Any) -> Any:
+            answer = super()._answer(version, error, gradient)
+            blow.strike(version)
+            return answer
+
+    return StruckTeacher
+
+
+def worker_struck(blow: Blow, *, rank: int) -> Callable[[Mapping[str, Any]], Any]:
+    """A worker that is hit in the middle of an unroll, at the second of its sums."""
+
+    def train(arguments: Mapping[str, Any]) -> Any:
+        from l2t_ray.core.group import ProcessGroup
+        from l2t_ray.core.meta_step import L2TDLN
+
+        whole_round, whole_sum = L2TDLN.round, ProcessGroup.sum
+        at = {"round": -1, "sum": 0}
+
+        def counted_round(method: L2TDLN, state: Any, batches: Any, index: int) -> Any:
+            at.update(round=index, sum=0)
+            return whole_round(method, state, batches, index)
+
+        def counted_sum(group: ProcessGroup, tensor: Any) -> Any:
+            at["sum"] += 1
+            if group.rank == rank and at["sum"] == 2:
+                blow.strike(at["round"])
+            return whole_sum(group, tensor)
+
+        L2TDLN.round, ProcessGroup.sum = counted_round, counted_sum
+        return train_worker(arguments)
+
+    return train
