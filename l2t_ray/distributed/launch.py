@@ -104,11 +104,12 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
 def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str, str]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from l2t_ray.distributed.board import Board
+    from l2t_ray.distributed.lean_trainer import LeanTrainer
     from l2t_ray.distributed.restarts import NoteRestarts, describe
     from l2t_ray.distributed.teacher_actor import TeacherService
     from l2t_ray.distributed.worker import WorkerSpec, train_worker
@@ -126,7 +127,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
             .options(**_named("teacher", run_dir), **central, max_task_retries=0)
             .remote(partial(build_teacher, method, load_dataset(config.data).num_classes, seed=config.seed))
         )
-    trainer = TorchTrainer(
+    trainer = LeanTrainer(
         train_worker,
         train_loop_config={"spec": WorkerSpec(config, run_dir, teacher, board)},
         torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),

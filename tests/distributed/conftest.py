@@ -33,8 +33,12 @@ SMALL = [
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """The address of a Ray started here, which ends with this process."""
+def ray_cluster(request):
+    """The address of a Ray started here, which ends with this process.
+
+    It has a dashboard only where a test submits jobs to it: that is nine processes which start together, and on a busy
+    machine Ray's own 30 seconds are over before it is up.
+    """
     ray = pytest.importorskip("ray")
     os.environ.update(ENVIRONMENT)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", OMP_NUM_THREADS="1")
@@ -42,7 +46,7 @@ def ray_cluster():
         address="local",
         num_cpus=8,
         object_store_memory=200 * 2**20,
-        include_dashboard=False,  # nine processes that start together: on a busy machine Ray's 30 s are over first
+        include_dashboard=any("test_job.py" in item.nodeid for item in request.session.items),
         log_to_driver=False,
         logging_level="ERROR",
     )
