@@ -88,23 +88,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60, help="how long parts are killed (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="also write the result to this JSON file")
+    parser.add_argument("--keep", type=Path, help="leave both runs and their logs in this new directory")
     parser.add_argument("--drive", nargs=3, metavar=("DIRECTORY", "ROUNDS", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.drive:
         directory, rounds, seed = arguments.drive
         drive(Path(directory), int(rounds), int(seed))
         return
-    result = soak(arguments.seconds, arguments.seed)
+    with folder_for_runs(arguments.keep) as folder:
+        result = soak(arguments.seconds, arguments.seed, folder)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "each"}))
 
 
-def soak(seconds: float, seed: int) -> dict[str, Any]:
+def soak(seconds: float, seed: int, folder: Path) -> dict[str, Any]:
     """The whole procedure; what it measured."""
+    disturbed, undisturbed = folder / "disturbed", folder / "undisturbed"
     say("starting Ray")
-    with ray_of_our_own() as (environment, raylet), tempfile.TemporaryDirectory(prefix="l2t-soak-") as folder:
-        disturbed, undisturbed = Path(folder) / "disturbed", Path(folder) / "undisturbed"
+    with ray_of_our_own() as (environment, raylet):
         kills, progress, begun = kill_until(seconds, random.Random(seed), disturbed, seed, environment, raylet)
         rounds = rounds_in(disturbed)
         say(f"{len(kills)} kills, {rounds} rounds; now the same rounds undisturbed")
@@ -228,6 +230,16 @@ def end(driver: subprocess.Popen) -> None:
     if driver.poll() is None:
         driver.kill()
     driver.wait()
+
+
+@contextmanager
+def folder_for_runs(kept: Path | None) -> Iterator[Path]:
+    if kept is not None:
+        kept.mkdir(parents=True)
+        yield kept.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="l2t-soak-") as name:
+        yield Path(name)
 
 
 @contextmanager

@@ -11,9 +11,6 @@ from pathlib import Path
 from signal import SIGKILL, Signals
 from typing import Any
 
-from l2t_ray.distributed.teacher_actor import TeacherService
-from l2t_ray.distributed.worker import train_worker
-
 
 def register() -> None:
     import ray
@@ -39,16 +36,24 @@ class Blow:
             os.kill(os.getpid(), self.signal)
 
 
-def teacher_struck(blow: Blow) -> type[TeacherService]:
-    """A teacher that is hit when it has computed new weights, and before anybody is told."""
+def teacher_struck(blow: Blow) -> Callable[..., Any]:
+    """Makes a teacher that is hit when it has computed new weights, and before anybody is told."""
 
-    class StruckTeacher(TeacherService):
-        def _answer(self, version: int, error: float, gradient: Any) -> Any:
-            answer = TeacherService._answer(self, version, error, gradient)  # super() would not travel by value
+    def make(*arguments: Any, **options: Any) -> Any:
+        from l2t_ray.experiment import build_teacher
+
+        teacher = build_teacher(*arguments, **options)
+        propose = teacher.propose
+
+        def struck_propose(version: int, *rest: Any) -> Any:
+            answer = propose(version, *rest)
             blow.strike(version)
             return answer
 
-    return StruckTeacher
+        teacher.propose = struck_propose
+        return teacher
+
+    return make
 
 
 def worker_struck(blow: Blow, *, rank: int) -> Callable[[Mapping[str, Any]], Any]:
@@ -57,6 +62,7 @@ def worker_struck(blow: Blow, *, rank: int) -> Callable[[Mapping[str, Any]], Any
     def train(arguments: Mapping[str, Any]) -> Any:
         from l2t_ray.core.group import ProcessGroup
         from l2t_ray.core.meta_step import L2TDLN
+        from l2t_ray.distributed.worker import train_worker
 
         whole_round, whole_sum = L2TDLN.round, ProcessGroup.sum
         at = {"round": -1, "sum": 0}

@@ -11,7 +11,7 @@ import sabotage
 from sabotage import Blow
 from same_end import LONGER, assert_same_end
 
-from l2t_ray.distributed import teacher_actor, worker
+from l2t_ray.distributed import launch, worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -46,7 +46,7 @@ def test_parts_that_fail_change_nothing(failure, ray_cluster, undisturbed, small
     if teacher_signal:
         marks.append(tmp_path / "teacher struck")
         blow = Blow(marks[-1], round=10, signal=teacher_signal)
-        monkeypatch.setattr(teacher_actor, "TeacherService", sabotage.teacher_struck(blow))
+        monkeypatch.setattr(launch, "build_teacher", sabotage.teacher_struck(blow))
     if worker_signal:
         marks.append(tmp_path / "worker struck")
         blow = Blow(marks[-1], round=25, signal=worker_signal)

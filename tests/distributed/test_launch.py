@@ -42,7 +42,7 @@ def test_a_killed_driver_started_again_by_the_same_command_changes_nothing(
     assert_same_end(directory, undisturbed)
 
 
-@pytest.mark.failure("checkpoint directory cannot be written", "2 workers")
+@pytest.mark.failure("checkpoint directory cannot be written", "2 workers", ends="one sentence, exit code 2")
 def test_a_checkpoint_that_rank_0_cannot_write_ends_all_workers(ray_cluster, small_experiment, tmp_path):
     experiment = small_experiment(tmp_path / "full")
     experiment.directory.mkdir()
