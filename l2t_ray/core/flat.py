@@ -4,28 +4,52 @@ Momentum, weight decay, the co-states of the hypergradient, sums over workers an
 operation on one tensor, whatever the network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+_recomputes_blocks: ContextVar[bool] = ContextVar("recomputes_blocks", default=False)
+
+
+@contextmanager
+def recomputed_blocks() -> Iterator[None]:
+    """Inside, a flat module keeps only what its blocks were given, and computes the rest again on the way back.
+
+    The derivative is the same, for another forward pass; memory is that of one block and of the blocks' inputs. Blocks
+    are the members of an `nn.Sequential` or `nn.ModuleList` that have several parts themselves. Running statistics
+    move twice: call with a copy of the buffers.
+    """
+    token = _recomputes_blocks.set(True)
+    try:
+        yield
+    finally:
+        _recomputes_blocks.reset(token)
 
 
 class FlatModule:
     """Calls a module with its parameters taken from a flat vector and its buffers from a mapping.
 
-    The module's own parameters are only a template and are never changed. Not for two threads at once: a call puts
-    the vector's pieces in the module's place while it lasts.
+    The module's own parameters are only a template and are never changed. Frozen ones (`requires_grad=False`) are no
+    part of the vector; they travel with the buffers. Not for two threads at once: a call puts the vector's pieces in
+    the module's place while it lasts, as `torch.func.functional_call` does, but without looking the places up again
+    each time: for a small student that search costs as much as its convolutions. The module's structure must
+    therefore stay as it is here.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module
-        named = dict(module.named_parameters())
-        self._names = list(named)
-        self._shapes = [p.shape for p in named.values()]
-        self._sizes = [p.numel() for p in named.values()]
+        self._places, self._blocks = _places(module), list(_blocks(module))
+        trained = self._trained()
+        self._names = list(trained)
+        self._shapes = [p.shape for p in trained.values()]
+        self._sizes = [p.numel() for p in trained.values()]
 
     @property
     def num_parameters(self) -> int:
@@ -33,10 +57,11 @@ class FlatModule:
 
     def initial(self) -> Float[Tensor, " p"]:
         """A copy of the module's parameters, flattened in the order of `named_parameters`."""
-        return torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+        return torch.cat([p.detach().reshape(-1) for p in self._trained().values()])
 
     def initial_buffers(self) -> dict[str, Tensor]:
-        return clone_buffers(dict(self.module.named_buffers()))
+        """Copies of the module's buffers and frozen parameters."""
+        return clone_buffers(self._constants())
 
     def views(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
         """`theta` cut into the module's parameters by name, without a copy."""
@@ -49,17 +74,85 @@ class FlatModule:
         """The module's output at `theta`. In training, batch-norm statistics in `buffers` are updated in place."""
         if self.module.training != training:
             self.module.train(training)
-        return functional_call(self.module, {**self.views(theta), **buffers}, args, kwargs)
+        recomputed = _recomputed(self._blocks) if _recomputes_blocks.get() else nullcontext()
+        with _in_place(self._places, {**self.views(theta), **buffers}), recomputed:
+            return self.module(*args, **kwargs)
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:
         """The module itself, given these weights: for handing a trained student out."""
         views = self.views(theta)
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in self._trained().items():
                 parameter.copy_(views[name])
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(buffers[name])
+            for name, constant in self._constants().items():
+                constant.copy_(buffers[name])
         return self.module
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def _constants(self) -> dict[str, Tensor]:
+        frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
+        return {**dict(self.module.named_buffers()), **frozen}
+
+
+_Places = dict[str, list[tuple[dict[str, Any], str]]]
+"""By a tensor's name, the dictionaries and keys in which modules look it up: more than one where weights are tied."""
+
+
+def _places(module: nn.Module) -> _Places:
+    names = {id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    places: _Places = {name: [] for name in names.values()}
+    for child in module.modules():
+        for tensors in (child._parameters, child._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    places[names[id(tensor)]].append((tensors, key))
+    return places
+
+
+@contextmanager
+def _in_place(places: _Places, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, modules find these tensors where their own were."""
+    originals = [(holder, key, holder[key]) for name in tensors for holder, key in places[name]]
+    try:
+        for name, tensor in tensors.items():
+            for holder, key in places[name]:
+                holder[key] = tensor
+        yield
+    finally:
+        for holder, key, original in originals:
+            holder[key] = original
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.Sequential | nn.ModuleList) and len(list(child.children())) > 1:
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+@contextmanager
+def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    for block in blocks:
+        block.forward = partial(_forward_again, block)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _forward_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The block's output. Its second forward pass finds the tensors that are in place now, not those of then."""
+    places, tensors = _places(block), {**dict(block.named_parameters()), **dict(block.named_buffers())}
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _in_place(places, tensors):
+            return type(block).forward(block, *args, **kwargs)
+
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def clone_buffers(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from l2t_ray.core.timing import part
+
 
 class SingleProcess:
     """A group of one: sums are what they were."""
@@ -27,6 +29,7 @@ class ProcessGroup:
         self.size = dist.get_world_size()
         self._timeout_s = timeout_s
 
+    @part("collectives")
     def sum(self, tensor: Tensor) -> Tensor:
         """The element-wise sum over all workers.
 

@@ -25,13 +25,12 @@ from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.hypergrad import (
     EngineName,
     Hypergradient,
-    choose_engine,
-    free_bytes,
-    graph_bytes,
+    agreed_engine,
     hypergradient,
 )
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
+from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import InnerProblem, StepStatistics
 from l2t_ray.interfaces import (
     Batch,
@@ -106,7 +105,7 @@ class L2TDLN:
         Args:
             loss_network: architecture of the loss; its weights are the teacher's to say.
             engine: how second-order products are computed (`hypergrad`); `auto`: chosen, and logged, at the first
-                round. Workers may choose differently: exact engines agree and exchange the same sums.
+                round; the workers agree on one.
             horizon: student steps the hypergradient goes back through; None: all of a round's.
             reweighting: None: uniform weights.
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
@@ -135,7 +134,9 @@ class L2TDLN:
         current = self._teacher.read()
         result = self._unroll(problem, state.student, current.phi, batches, rates)
         gradient = result.gradient
-        proposed = self._teacher.propose(current.version, gradient, result.error.item())
+        with part("hypergradient"):
+            error = result.error.item()  # on a GPU this waits until the way back is done
+        proposed = self._teacher.propose(current.version, gradient, error)
         if self._schedule == "lookahead":
             result = self._unroll(problem, state.student, proposed.phi, batches, rates)
             self._teacher.learn(proposed.version, result.gradient)
@@ -152,6 +153,27 @@ class L2TDLN:
         if not self._keeps_buffers:
             student = student._replace(buffers=state.student.buffers)
         return MethodState(student, state.extra), metrics
+
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`Weighing`)."""
+        del index
+        student = state.student
+        with torch.no_grad():
+            outputs = self._student(student.theta, student.buffers, batch.inputs, training=False)
+            rows = self._task.rows(outputs, batch)
+        logits = rows.logits.detach().requires_grad_()
+        phi = self._teacher.read().phi.to(self._device)
+        with torch.enable_grad():
+            learned = self._loss_network.losses_at(phi, logits, rows.labels).sum()
+            (push,) = torch.autograd.grad(learned, logits)
+        label = torch.nn.functional.one_hot(rows.labels, logits.shape[1])
+        reference = torch.linalg.vector_norm(logits.detach().softmax(dim=1) - label, dim=1)
+        ratio = torch.linalg.vector_norm(push, dim=1) / reference.clamp(min=torch.finfo(reference.dtype).eps)
+        if self._reweighting is None or "centers" not in state.extra:
+            return ratio
+        reweigh = self._reweighted(state).reweigh
+        assert reweigh is not None
+        return ratio * reweigh(student.theta, student.buffers, batch).weights
 
     def _unroll(
         self,
@@ -177,8 +199,7 @@ class L2TDLN:
     ) -> EngineName:
         if self._engine == "auto":
             num_steps = min(self._horizon or len(batches.train), len(batches.train))
-            size = graph_bytes(problem, student, phi.to(self._device), batches.train[0])
-            choice = choose_engine(size, num_steps, free_bytes(student.theta.device))
+            choice = agreed_engine(problem, student, phi.to(self._device), batches.train[0], num_steps)
             _LOG.info("engine: %s (%s)", choice.engine, choice.reason)
             self._engine = choice.engine
         return self._engine

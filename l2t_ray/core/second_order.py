@@ -205,7 +205,7 @@ class _BatchNormBackward(torch.autograd.Function):
         eps: float,
         operators: SecondOrderOperators,
     ) -> Any:
-        gradients = _project(gradient, input, weight, mean, scale, eps)
+        gradients = _project(gradient, input, weight, mean, scale, eps, [True, True, True])
         ctx.save_for_backward(gradient, input, weight, mean, scale, gradients[1], gradients[2])
         ctx.eps, ctx.operators = eps, operators
         ctx.set_materialize_grads(False)
@@ -218,42 +218,48 @@ class _BatchNormBackward(torch.autograd.Function):
     ) -> Any:
         """Of `P = <<v, in x>> + u in weight + t in bias`, for v, u, t the three arguments and <<.>> the sum.
 
-        With a = <g xhat>, b = <v xhat>, S = <<v g>> - N <v> <g>:
+        With A = N <g xhat>, B = N <v xhat>, G = N <g>, V = N <v>, S = <<v g>> - V G / N and q = s (u - w s B / N):
 
-            in g:       w s (v - <v> - xhat b) + u xhat + t
-            in weight:  s (S - N a b)
-            in x:       -w s^2 (b (g - <g>) + a (v - <v>) + (S / N - 3 a b) xhat) + u s (g - <g> - a xhat)
+            in g:       w s v + q (x - mean) + t - w s V / N
+            in weight:  s (S - A B / N)
+            in x:       q (g - G / N) - w s^2 A / N (v - V / N) - r (x - mean),
+                        r = s (w s^2 / N (S - 3 A B / N) + u s A / N)
+
+        Each result in g and x is one combination of g, v and x with a coefficient a channel: at most three passes.
         """
-        gradient, input, weight, mean, scale, sum_gx, sum_g = ctx.saved_tensors
+        gradient, input, weight, mean, scale, A, G = ctx.saved_tensors
         channels = (1, -1) + (1,) * (input.ndim - 2)
-        count = input.numel() // input.shape[1]
-        if along_input is None:
-            along_input = torch.zeros_like(input)
+        N = input.numel() // input.shape[1]
+        v = torch.zeros_like(input) if along_input is None else along_input
         u = torch.zeros_like(scale) if along_weight is None else along_weight
         t = torch.zeros_like(scale) if along_bias is None else along_bias
-        in_gradient, sum_vx, sum_v = _project(along_input, input, weight, mean, scale, ctx.eps)
-        in_gradient.add_((t - u * scale * mean).view(channels)).addcmul_(input, (u * scale).view(channels))
+        _, B, V = _project(v, input, weight, mean, scale, ctx.eps, [False, True, True])
+        slope = weight * scale
+        slope_n = slope / N
+        q = torch.addcmul(u, slope_n, B, value=-1).mul_(scale)
+        constant = torch.addcmul(t, slope_n, V, value=-1).addcmul_(mean, q, value=-1)
+        in_gradient = torch.addcmul(constant.view(channels), input, q.view(channels))
+        in_gradient.addcmul_(v, slope.view(channels))
         if ctx.operators.is_mixed_only:
             return in_gradient, None, None, None, None, None, None
 
-        mean_g, a, mean_v, b = sum_g / count, sum_gx / count, sum_v / count, sum_vx / count
-        s_over_n = _channel_sums(along_input, gradient) / count - mean_v * mean_g
-        in_weight = scale * count * (s_over_n - a * b)
-        # The result in x as one combination of g, v and x, with coefficients of a channel each.
-        factor = -weight * scale.square()
-        by_g = factor * b + u * scale
-        by_v = factor * a
-        by_x = (factor * (s_over_n - 3 * a * b) - u * scale * a) * scale
-        constant = -by_g * mean_g - by_v * mean_v - by_x * mean
-        in_input = torch.addcmul(constant.view(channels), input, by_x.view(channels))
-        in_input.addcmul_(gradient, by_g.view(channels)).addcmul_(along_input, by_v.view(channels))
+        S = torch.addcmul(_channel_sums(v, gradient), V, G, value=-1 / N)
+        AB = A * B
+        in_weight = torch.add(S, AB, alpha=-1 / N).mul_(scale)
+        slope_n.mul_(scale)
+        by_v = slope_n * A
+        r = torch.add(S, AB, alpha=-3 / N).mul_(slope_n).addcmul_(u * scale, A, value=1 / N).mul_(scale)
+        constant = (mean * r).addcmul_(by_v, V, value=1 / N).addcmul_(q, G, value=-1 / N)
+        in_input = torch.addcmul(constant.view(channels), input, r.view(channels), value=-1)
+        in_input.addcmul_(gradient, q.view(channels)).addcmul_(v, by_v.view(channels), value=-1)
         return in_gradient, in_input, in_weight, None, None, None, None
 
 
-def _project(gradient: Tensor, input: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Any:
-    return _aten.native_batch_norm_backward(
-        gradient, input, weight, None, None, mean, scale, True, eps, [True, True, True]
-    )
+def _project(
+    gradient: Tensor, input: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, mask: list[bool]
+) -> Any:
+    """The gradients in x, weight and bias, as the mask asks."""
+    return _aten.native_batch_norm_backward(gradient, input, weight, None, None, mean, scale, True, eps, mask)
 
 
 def _channel_sums(first: Tensor, second: Tensor) -> Tensor:

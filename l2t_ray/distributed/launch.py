@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig, RayConfig
 from l2t_ray.experiment import build_teacher, load_dataset
-from l2t_ray.interfaces import DivergenceError, FailureLimitError, UserError
+from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
+from l2t_ray.stopping import StopRequest
 
 OnRows = Callable[[list[Mapping[str, Any]]], None]
 POLL_S = 0.5
@@ -34,27 +36,36 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning
 }
 
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch between a cluster and this machine alone, on Linux too
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+"""For a Ray of our own: by default it listens on every interface. Ray reads the first one when it is imported."""
 
-def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows) -> None:
+
+def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: StopRequest | None = None) -> None:
     """Trains the experiment on Ray, to its end. What it learned is in the last checkpoint of `run_dir`.
 
     Joins the cluster of RAY_ADDRESS (a submitted job has it set), or starts one on this machine.
 
     Raises:
-        UserError, DivergenceError: as a run in this process would.
+        UserError, StoppedError: as a run in this process would.
         FailureLimitError: if workers died more often than `ray.max_failures`.
     """
     if config.ray.min_workers is not None:  # how long it waits for machines that may be gone, before it takes fewer
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    for key, value in ENVIRONMENT.items():
+    environment = ENVIRONMENT if os.environ.get("RAY_ADDRESS") else ENVIRONMENT | LOOPBACK
+    for key, value in environment.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.ray.timeout_s))
+    stop = stop or StopRequest(say=logging.getLogger(__name__).warning)
     with ray_session(config):
-        outcome = _train(config, run_dir.resolve(), on_rows)
+        stop.listen()  # again: ray.init has put its own handler in place
+        outcome = _train(config, run_dir.resolve(), on_rows, stop)
     if outcome["outcome"] == "user_error":
         raise UserError(outcome["message"])
-    if outcome["outcome"] == "diverged":
-        raise DivergenceError(outcome["message"])
+    if outcome["outcome"] == "stopped":
+        raise StoppedError(outcome["message"])
 
 
 @contextmanager
@@ -104,7 +115,7 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str, str]:
+def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopRequest) -> dict[str, str]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -149,9 +160,9 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows) -> dict[str
             callbacks=[NoteRestarts(board, settings.max_failures)],
         ),
     )
-    with _relayed(board, on_rows):
+    with _relayed(board, on_rows, stop):
         try:
-            result = trainer.fit()
+            result = _in_a_thread(trainer.fit)
         except TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {})
             raise FailureLimitError(
@@ -211,17 +222,31 @@ def _named(kind: str, run_dir: Path) -> dict[str, str]:
     }
 
 
+def _in_a_thread(work: Callable[[], Any]) -> Any:
+    """The work's result. In the main thread Ray Train would take Ctrl-C for itself, and abort."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
+
+
 @contextmanager
-def _relayed(board: Any, on_rows: OnRows) -> Iterator[None]:
-    """Brings rows from the board to `on_rows` while the body runs, and the last ones when it ends."""
+def _relayed(board: Any, on_rows: OnRows, stop: StopRequest) -> Iterator[None]:
+    """Brings rows from the board to `on_rows`, and the wish to stop to the board, while the body runs."""
     import ray
     from ray.exceptions import RayError
 
-    stop = threading.Event()
+    is_over = threading.Event()
 
     def take() -> None:
         try:
-            rows, notes = ray.get(board.take.remote())
+            rows, notes = ray.get(board.take.remote(stop.is_asked()))
         except RayError:  # a lost board costs the screen a few lines: the rows are in the checkpoints
             return
         for note in notes:
@@ -229,7 +254,7 @@ def _relayed(board: Any, on_rows: OnRows) -> Iterator[None]:
         on_rows(rows)
 
     def relay() -> None:
-        while not stop.wait(POLL_S):
+        while not is_over.wait(POLL_S):
             take()
 
     thread = threading.Thread(target=relay, daemon=True)
@@ -237,6 +262,6 @@ def _relayed(board: Any, on_rows: OnRows) -> Iterator[None]:
     try:
         yield
     finally:
-        stop.set()
+        is_over.set()
         thread.join()
         take()

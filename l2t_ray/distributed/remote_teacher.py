@@ -10,6 +10,7 @@ from jaxtyping import Float
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
+from l2t_ray.core.timing import part
 from l2t_ray.distributed.teacher_actor import StaleAttemptError
 from l2t_ray.interfaces import Group, LossParams
 
@@ -53,6 +54,7 @@ class RemoteTeacher:
         assert self._params is not None, "begin() comes first"
         return self._params
 
+    @part("teacher")
     def propose(self, version: int, hypergradient: Float[Tensor, " m"], error: float) -> LossParams:
         share = hypergradient.detach().cpu().numpy()
 
@@ -64,6 +66,7 @@ class RemoteTeacher:
         self._params = self._together(ask)
         return self._params
 
+    @part("teacher")
     def learn(self, version: int, hypergradient: Float[Tensor, " m"] | None = None) -> None:
         if hypergradient is None and self._group.rank != 0:
             return

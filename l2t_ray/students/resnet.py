@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -113,6 +114,7 @@ class ResNet(nn.Module):
         self, x: Float[Tensor, "n c h w"], with_embedding: bool = False
     ) -> Float[Tensor, "n k"] | tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
         """Logits, and with them the pooled features that the last layer reads."""
+        x = x.contiguous(memory_format=torch.channels_last)  # convolutions take a quarter less time (docs/log.md)
         maps = self.blocks(F.relu(self.norm(self.conv(x))))
         embedding = pool_to_grid(maps, self.grid).flatten(1)
         logits = self.linear(embedding)

@@ -1,5 +1,6 @@
 """Wide ResNets WRN-depth-k (Zagoruyko & Komodakis, BMVC 2016), without dropout."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class WideResNet(nn.Module):
         self, x: Float[Tensor, "n c h w"], with_embedding: bool = False
     ) -> Float[Tensor, "n k"] | tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
         """Logits, and with them the pooled features that the last layer reads."""
+        x = x.contiguous(memory_format=torch.channels_last)  # as in `ResNet`
         maps = F.relu(self.norm(self.blocks(self.conv(x))))
         embedding = pool_to_grid(maps, 1).flatten(1)
         logits = self.linear(embedding)

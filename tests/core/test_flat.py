@@ -2,10 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from l2t_ray.core.flat import FlatModule, clone_buffers
+from l2t_ray.core.flat import FlatModule, clone_buffers, recomputed_blocks
 
 
 def module():
@@ -89,8 +90,106 @@ def test_load_hands_the_module_out_with_these_weights():
     torch.testing.assert_close(loaded.eval()(inputs(1)), expected)
 
 
+def test_tied_weights_are_all_in_place():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    net[2].weight = net[0].weight
+    flat = FlatModule(net)
+    theta = flat.initial() * 2
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2)
+    expected = net(inputs().float())
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    torch.testing.assert_close(flat(theta, {}, inputs().float(), training=True), expected)
+
+
+def test_the_template_is_back_in_place_after_an_error():
+    flat = FlatModule(module())
+    before = dict(flat.module.named_parameters())
+    with pytest.raises(RuntimeError):
+        flat(flat.initial(), flat.initial_buffers(), torch.zeros(2, 99).double(), training=True)
+    assert all(p is before[name] for name, p in flat.module.named_parameters())
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.norm(self.linear(x)).tanh()
+
+
+def test_recomputed_blocks_give_the_same_derivative_with_less_kept():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = nn.Sequential(*[Residual() for _ in range(4)], nn.Linear(3, 2)).double()
+    flat = FlatModule(net)
+
+    def gradient(theta):
+        kept = []
+
+        def note(tensor):
+            kept.append(tensor.nbytes)
+            return tensor
+
+        theta = theta.requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = flat(theta, flat.initial_buffers(), inputs(), training=True).square().sum()
+        return torch.autograd.grad(output, theta)[0], sum(kept)
+
+    theta = flat.initial() * 1.3  # not the template's: the second forward pass must not see those
+    expected, all_bytes = gradient(theta.clone())
+    with recomputed_blocks():
+        actual, kept_bytes = gradient(theta.clone())
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+    assert kept_bytes < all_bytes / 2
+    assert [block.calls for block in net[:4]] == [3] * 4  # once, and twice
+    assert all("forward" not in vars(block) for block in net)
+
+
 def test_clone_buffers_copies():
     buffers = {"a": torch.ones(2)}
     copied = clone_buffers(buffers)
     copied["a"].zero_()
     assert buffers["a"].tolist() == [1.0, 1.0]
+
+
+def test_frozen_parameters_are_constants_that_travel_with_the_buffers():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for parameter in module[0].parameters():
+        parameter.requires_grad_(False)
+    flat = FlatModule(module)
+    theta, buffers = flat.initial(), flat.initial_buffers()
+    assert flat.num_parameters == theta.numel() == 4 + 4 + 8 + 2
+    assert {"0.weight", "0.bias"} < buffers.keys()
+
+    doubled = {**buffers, "0.weight": 2 * buffers["0.weight"]}
+    inputs = torch.randn(5, 3)
+    assert not torch.equal(flat(theta, buffers, inputs, training=True), flat(theta, doubled, inputs, training=True))
+
+    loaded = flat.load(2 * theta, doubled)
+    torch.testing.assert_close(loaded[0].weight, doubled["0.weight"])
+    torch.testing.assert_close(flat.initial(), 2 * theta)
+
+
+def test_tied_parameters_are_trained_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    flat = FlatModule(Tied())
+    theta, inputs = flat.initial(), torch.randn(4, 3)
+    assert theta.numel() == 9 + 3 + 3
+    weight, first_bias, second_bias = (2 * theta).split((9, 3, 3))
+    expected = (inputs @ weight.view(3, 3).T + first_bias) @ weight.view(3, 3).T + second_bias
+    torch.testing.assert_close(flat(2 * theta, {}, inputs, training=True), expected)

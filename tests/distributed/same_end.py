@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 
-from l2t_ray.tracking.metrics import read_rows
+from l2t_ray.tracking.metrics import TIMES, read_rows
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 
-TIMES = ("seconds", "images_per_second")
 LONGER = "training.num_rounds=40"
 """Of each arm: room for several failures."""
 
@@ -28,7 +27,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def assert_same_cut(a: Cut, b: Cut) -> None:
-    for part in ("arm", "round", "state", "teacher", "rows", "snapshots", "finished"):
+    for part in ("arm", "round", "state", "teacher", "rows", "snapshots", "finished", "diverged"):
         assert same(getattr(a, part), getattr(b, part)), part
 
 

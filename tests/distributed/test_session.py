@@ -26,7 +26,7 @@ def test_gpus_that_are_not_there_are_one_sentence(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda **options: None)
     monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    with pytest.raises(UserError, match="ray.use_gpu=true with ray.num_workers=2, but this machine has 0 GPUs"):
+    with pytest.raises(UserError, match=r"ray\.use_gpu=true with ray.num_workers=2, but this machine has 0 GPUs"):
         launch.ray_session(ExperimentConfig(ray=RayConfig(use_gpu=True))).__enter__()
     assert stopped
 

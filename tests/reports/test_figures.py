@@ -55,6 +55,16 @@ def test_a_labelled_line_for_each_arm(draw, labels, num_lines):
     assert all(sorted(text.get_text() for text in ax.texts) == names for ax in axes)
 
 
+def test_the_bars_of_a_round_reach_its_time():
+    spent = {"data": 0.001, "unroll": 0.02, "hypergradient": 0.03, "collectives": 0.004, "teacher": 0.005}
+    parts = {f"seconds_{part}": seconds for part, seconds in spent.items()}
+    timed = [{**row, "seconds": 0.07, **parts} for row in rows()]
+    (ax,) = figures.round_time(timed).axes
+    ends = [max(bar.get_x() + bar.get_width() for bar in bars) for bars in ax.containers]
+    np.testing.assert_allclose(ends, [1, 21, 51, 55, 60, 70])  # one on top of the other, and what is left
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cross_entropy", "l2t_dln"]
+
+
 def test_lines_show_the_rows():
     accuracy, error = figures.accuracy_and_error(rows()).axes
     np.testing.assert_allclose(accuracy.lines[0].get_xydata(), [(0, 0), (5, 25), (10, 50), (15, 75)])
