@@ -69,15 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     "ray": start_up(root, "ray.num_workers=1"),
                 }
         with ray_session(Experiment.from_yaml(REPOSITORY / "configs/digits.yaml").config):
-            if not options.teacher:
-                result["rounds"] = compare(root, options.rounds, console)
             with console.status("the way to the teacher"):
                 result["teacher"] = teacher_trips()
-    result["hardware"]["load_at_end"] = os.getloadavg()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+            save(result, options.out)
+            if not options.teacher:
+                result["rounds"] = compare(root, options.rounds, console)
+    save(result, options.out)
     show(result, console)
     print(json.dumps(headline(result)))
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    result["hardware"]["load_at_end"] = os.getloadavg()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def write_images(root: Path) -> None:

@@ -28,6 +28,7 @@ import torch
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.data.catalog import Dataset
@@ -223,6 +224,7 @@ class Experiment:
 
             launch(config, self.directory, on_rows=on_rows, stop=stop)
             return
+        keep_freed_memory()
         run = build_run(config, group=SingleProcess(), device=device, run_dir=self.directory)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]), should_stop=stop.is_asked)
 

@@ -29,12 +29,14 @@ SMALL = [
 ]
 """A second of training, and almost no checkpoint on the way but that of a stop."""
 
+SECRET = {"AWS_SECRET_ACCESS_KEY": "not-to-be-told"}
+
 
 def start_job(directory: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, str(REPOSITORY / "jobs/cifar.py"), "--config", str(REPOSITORY / "configs/digits.yaml")]
     return subprocess.Popen(
         [*command, *SMALL, f"name={directory.name}", f"runs={directory.parent}", *overrides],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **SECRET},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,6 +92,9 @@ def test_a_stopped_job_keeps_its_last_round_and_goes_on_bit_for_bit(tmp_path, nu
     assert (cut.round, cut.arm, directory) == (int(sentence[1]), sentence[2], Path(sentence[3]))
     assert cut.round not in (25, 30)
     if is_tracked:
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert database in files
+        assert [path for path in files if SECRET["AWS_SECRET_ACCESS_KEY"].encode() in path.read_bytes()] == []
         with sqlite3.connect(database) as store:  # without MLflow, whose import costs seconds
             assert store.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
             query = "SELECT value FROM latest_metrics WHERE key = ?"

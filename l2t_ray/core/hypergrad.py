@@ -14,14 +14,15 @@ pass against K plain steps in parentheses (measured ones are in benchmarks/):
 
 - `store` keeps each step's graph on the way forward: 9 F a step (3.2 times), fastest while memory lasts, which grows
   with K;
-- `recompute` builds it again on the way back: 12 F (4.1 times), activation memory of one step whatever K;
+- `recompute` builds it again on the way back: 12 F (4.3 times), activation memory of one step whatever K. The
+  validation pass, whose minibatch is larger, keeps only what the student's blocks were given (`recomputed_blocks`);
 - `forward_over_reverse` takes both products as one directional derivative of the gradient: 12 F, as `recompute`, but
   no graph of a graph, and it knows every operator that has a forward-mode derivative.
 
 These are exact. What others use in place of the exact products is here as well, to be compared with:
 
-- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 5 F
-  once (1.4 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
+- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 2 F
+  once (1.3 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
 - `finite_difference`: both products by a central difference of first derivatives (DARTS): 9 F, memory of a plain
   step. Its error falls with the square of the radius until rounding takes over, and with ReLU students kinks do
   before. It costs what `store` costs: memory is all it saves, and `recompute` saves that exactly.
@@ -34,7 +35,10 @@ exact on any number of workers, and needs no collective that can be differentiat
 """
 
 import os
+import socket
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -45,7 +49,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
-from l2t_ray.core.flat import clone_buffers
+from l2t_ray.core.flat import clone_buffers, recomputed_blocks
+from l2t_ray.core.heap import returned_memory
 from l2t_ray.core.second_order import SecondOrderOperators
 from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
@@ -71,7 +76,13 @@ class Hypergradient(NamedTuple):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Records steps on the way forward and gives their second-order products on the way back, last step first."""
+    """Records steps on the way forward and gives their second-order products on the way back, last step first.
+
+    Attributes:
+        is_lean: memory counts for more than time.
+    """
+
+    is_lean: bool
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """As `unroll.GradientStep`; remembers the step."""
@@ -98,7 +109,10 @@ class _Graph(NamedTuple):
 class StoreEngine:
     """Keeps the graph of each step's gradient. The steps are cut apart, so each graph is used once and freed."""
 
-    def __init__(self, problem: InnerProblem, phi: Tensor):
+    is_lean = False
+
+    def __init__(self, problem: InnerProblem, phi: Tensor, num_steps: int):
+        del num_steps  # graphs cannot be placed
         self._problem, self._phi = problem, phi
         self._operators = SecondOrderOperators()
         self._graphs: list[_Graph] = []
@@ -124,17 +138,32 @@ class _Start(NamedTuple):
 
 
 class RecomputeEngine:
-    """Keeps only each step's starting point and minibatch, and builds its graph again when asked."""
+    """Keeps only each step's starting point and minibatch, and builds its graph again when asked.
 
-    def __init__(self, problem: InnerProblem, phi: Tensor):
-        self._problem, self._phi = problem, phi
+    The starting points lie in rows of tensors that are made once. Made at each step, they would be scattered among the
+    activations that come and go, and keep the memory between them from being used for larger ones.
+    """
+
+    is_lean = True
+
+    def __init__(self, problem: InnerProblem, phi: Tensor, num_steps: int):
+        self._problem, self._phi, self._num_steps = problem, phi, num_steps
         self._operators = SecondOrderOperators()
-        self._starts: list[_Start] = []
+        self._rows: dict[str, Tensor] = {}
+        self._batches: list[Batch] = []
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         # The engine's own copy of the buffers: another forward pass must not move the running statistics again.
-        self._starts.append(_Start(theta, clone_buffers(buffers), batch))
-        return loss_gradients(self._problem, _leaf(theta), self._phi, buffers, batch)
+        start = {"": theta, **buffers}
+        if not self._rows:
+            self._rows = {name: tensor.new_empty(self._num_steps, *tensor.shape) for name, tensor in start.items()}
+        for name, tensor in start.items():
+            self._rows[name][len(self._batches)] = tensor
+        self._batches.append(batch)
+        # A graph, though it is dropped: with one, some derivatives are rounded differently, and training amplifies
+        # that. So every engine takes the same steps to the last bit, and a run may change engines.
+        graph, loss, logit_gradient = _graph(self._problem, theta, self._phi, buffers, batch, self._operators)
+        return graph.gradient.detach().clone(), loss, logit_gradient
 
     def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
         return _vector_products(self._graph_again(), nu)
@@ -142,8 +171,13 @@ class RecomputeEngine:
     def mixed_product(self, nu: Tensor) -> Tensor:
         return _mixed_product(self._graph_again(), nu, self._operators)
 
+    def _last_start(self) -> _Start:
+        batch = self._batches.pop()
+        start = {name: rows[len(self._batches)] for name, rows in self._rows.items()}
+        return _Start(start.pop(""), start, batch)
+
     def _graph_again(self) -> _Graph:
-        start = self._starts.pop()
+        start = self._last_start()
         return _graph(self._problem, start.theta, self._phi, start.buffers, start.batch, self._operators)[0]
 
 
@@ -160,7 +194,7 @@ class ForwardOverReverseEngine(RecomputeEngine):
         return self._along(nu, (1,))[0]
 
     def _along(self, nu: Tensor, arguments: tuple[int, ...]) -> Any:
-        start = self._starts.pop()
+        start = self._last_start()
 
         def loss(theta: Tensor, phi: Tensor) -> Tensor:
             return self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)[0]
@@ -180,7 +214,7 @@ class FiniteDifferenceEngine(RecomputeEngine):
     radius = 0.01
 
     def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
-        start = self._starts.pop()
+        start = self._last_start()
         norm = torch.linalg.vector_norm(nu)
         step = torch.where(norm > 0, self.radius / norm, torch.ones_like(norm))  # nu = 0: any step gives zero
         ahead = self._joint_gradient(start, start.theta + step * nu)
@@ -205,7 +239,7 @@ ENGINES: dict[str, type] = {
 """The exact ones."""
 
 APPROXIMATIONS: dict[str, type] = {
-    "one_step": RecomputeEngine,  # with a horizon of one
+    "one_step": StoreEngine,  # with a horizon of one
     "finite_difference": FiniteDifferenceEngine,
 }
 
@@ -246,13 +280,10 @@ def hypergradient(
         raise ValueError(f"horizon must be at least 1, got {horizon}.")
     num_steps = len(batches)
     first = max(0, num_steps - (1 if engine == "one_step" else horizon or num_steps))
-    tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi)
+    tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi, num_steps - first)
     trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
 
-    theta = _leaf(trained.theta)
-    # The validation pass sees batch statistics and must not move the running ones.
-    error = problem.outer_error(theta, clone_buffers(trained.buffers), val)
-    (costate,) = torch.autograd.grad(error, theta)
+    error, costate = _validation_gradient(problem, trained, val, is_lean=tape.is_lean)
     costate = problem.group.sum(costate)
 
     velocity_costate = torch.zeros_like(costate)
@@ -266,7 +297,26 @@ def hypergradient(
         total = total + mixed_product
         costate = costate + problem.group.sum(hessian_product) + problem.weight_decay * velocity_costate
         velocity_costate = problem.momentum * velocity_costate
-    return Hypergradient(error.detach(), total, trained, statistics)
+    return Hypergradient(error, total, trained, statistics)
+
+
+def _validation_gradient(
+    problem: InnerProblem, student: StudentState, val: Batch, *, is_lean: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
+    """This worker's shares of the validation error and of its gradient in theta.
+
+    A validation minibatch is often several times a training minibatch, and its activations would then be the peak.
+    """
+    theta = _leaf(student.theta)
+    with ExitStack() as lean:
+        if is_lean:
+            lean.enter_context(recomputed_blocks())
+            if theta.device.type == "cpu":
+                lean.enter_context(returned_memory())
+        # The validation pass sees batch statistics and must not move the running ones.
+        error = problem.outer_error(theta, clone_buffers(student.buffers), val)
+        (gradient,) = torch.autograd.grad(error, theta)
+    return error.detach(), gradient
 
 
 def naive_hypergradient(
@@ -300,12 +350,33 @@ class Choice(NamedTuple):
     reason: str
 
 
+def agreed_engine(
+    problem: InnerProblem, student: StudentState, phi: Float[Tensor, " m"], batch: Batch, num_steps: int
+) -> Choice:
+    """`choose_engine` for a whole group: `store` if every worker has the memory for it. All of them must call it.
+
+    Free memory differs between hosts, and workers on one host, or on one GPU, share it.
+    """
+    size = graph_bytes(problem, student, phi, batch)
+    device, group = student.theta.device, problem.group
+    place = f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid if device.type == 'cuda' else ''}"
+    places = torch.zeros(group.size, dtype=torch.float64, device=device)
+    places[group.rank] = zlib.crc32(place.encode())
+    places = group.sum(places)
+    num_sharing = int((places == places[group.rank]).sum())
+    choice = choose_engine(size, num_steps, free_bytes(device) // num_sharing)
+    num_without = group.sum(torch.tensor([float(choice.engine != "store")], device=device)).item()
+    if num_without and choice.engine == "store":
+        return Choice("recompute", f"{num_without:.0f} of {group.size} workers lack the memory for stored graphs")
+    return choice
+
+
 def choose_engine(graph_bytes: int, num_steps: int, free_bytes: int) -> Choice:
     """The fastest exact engine whose memory fits: `store` while its graphs fit, else `recompute`.
 
     The rule is that short because the measurements are (benchmarks/): `store` is the faster of the two for every
-    student and K, by the forward and backward pass it saves; `forward_over_reverse` is slower than `recompute`
-    wherever both run.
+    student and K measured, by the forward and backward pass it saves; `forward_over_reverse` is slower than
+    `recompute` and takes more memory. All of them take the same steps to the last bit.
 
     Args:
         graph_bytes: of one step's stored graph (`graph_bytes`).

@@ -32,6 +32,12 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning
 }
 
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch between a cluster and this machine alone, on Linux too
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+"""For a Ray of our own: by default it listens on every interface. Ray reads the first one when it is imported."""
+
 
 def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: StopRequest | None = None) -> None:
     """Trains the experiment on Ray, to its end. What it learned is in the last checkpoint of `run_dir`.
@@ -42,7 +48,8 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: St
         UserError, StoppedError: as a run in this process would.
         RuntimeError: if workers died more often than `ray.max_failures`.
     """
-    for key, value in ENVIRONMENT.items():
+    environment = ENVIRONMENT if os.environ.get("RAY_ADDRESS") else ENVIRONMENT | LOOPBACK
+    for key, value in environment.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.ray.timeout_s))
     stop = stop or StopRequest(say=logging.getLogger(__name__).warning)

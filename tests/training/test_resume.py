@@ -8,7 +8,7 @@ import torch
 from l2t_ray.config import ExperimentConfig, load
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.experiment import build_run
-from l2t_ray.interfaces import UserError
+from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.tracking.metrics import TIMES
 from l2t_ray.training.checkpoint import CheckpointStore
 
@@ -92,3 +92,22 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):
     run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
     with pytest.raises(UserError, match="cannot write the checkpoint"):
         run.train(start=None, store=CheckpointStore(tmp_path / "checkpoints"), on_row=lambda row: None)
+
+
+def test_all_workers_stop_after_the_round_in_which_one_was_asked_to(tmp_path, run_on_two_workers):
+    config = load(DIGITS, [*OVERRIDES, "controls=[]", "method=cross_entropy"])
+
+    def work(group):
+        run = build_run(config, group=group, device=torch.device("cpu"))
+        store = CheckpointStore(tmp_path)
+        rounds_done = iter(range(1, NUM_ROUNDS + 1))
+
+        def should_stop():
+            return next(rounds_done) == 3 and group.rank == 1
+
+        with pytest.raises(StoppedError, match="stopped after round 3 of 7 of cross_entropy"):
+            run.train(start=None, store=store, on_row=lambda row: None, should_stop=should_stop)
+        cut = store.latest()
+        return cut and cut.round
+
+    assert run_on_two_workers(work) == [3, 3]
