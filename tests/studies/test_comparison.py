@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 
-from l2t_ray import run
 from l2t_ray.config import MWNetConfig, SLFConfig, TrainingConfig
 from l2t_ray.reports import comparison as table
+from l2t_ray.reports import figures
 from l2t_ray.run import Experiment
 from l2t_ray.studies.comparison import SHORT, Comparison
 from l2t_ray.studies.protocols import own_schedule
@@ -34,7 +34,7 @@ def work(tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(Path("configs").resolve())
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(run, "write_figures", lambda *a, **k: [])  # a trial's own pictures take most of its time
+    monkeypatch.setattr(figures, "write_figures", lambda *a, **k: [])  # a trial's own pictures take most of its time
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def test_table_figures_and_what_is_done_is_not_done_again(work, monkeypatch):
         "l2t_dln",
     ]
     assert all(" (2) " in line for line in text.splitlines()[2:5])
-    assert "fixed 20 with clean labels" in text and "6 steps of 10 images for every method" in text
+    assert "Validation: fixed 20 with clean labels." in text and "6 steps of 10 images for every method" in text
     assert parquet.read_table(directory / "trials.parquet").num_rows == 6
     names = {path.name for path in (directory / "figures").iterdir()}
     assert names >= {"table.png", "confusion.png", "wrong_labels.png", "sample_weights.png", "accuracy_and_error.png"}
@@ -86,7 +86,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(work, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "_write", stopped)
-        job("--seeds", "0", "--only", "mw_net", "name=cut", code=130)
+        assert "the same command goes on" in job("--seeds", "0", "--only", "mw_net", "name=cut", code=130)
     assert not (cut / "outcome.json").exists() and any((cut / "checkpoints").iterdir())
     job("--seeds", "0", "--only", "mw_net", "name=cut")
     numbers = [json.loads((path / "outcome.json").read_text())["numbers"] for path in (whole, cut)]
