@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -61,8 +61,12 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "load",
+    "read_tree",
     "validate",
+    "validated",
 ]
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 VARIANTS = {"method": "l2t_dln", "teacher": DEFAULT_TEACHER}
 """Sections that hold one of several variants, told apart by their `name`; and the variant meant without one."""
@@ -78,30 +82,50 @@ def _as_list(value: Any) -> Any:
 class NoiseConfig(Record):
     """Corruption of the training labels (protocol: Shu et al. 2019). Validation and test stay clean."""
 
-    kind: Literal["none", "flip_to_two", "flip_to_one", "uniform"] = "none"
+    kind: Literal["none", "flip_to_two", "flip_to_one", "uniform", "flip_to_similar", "matrix", "labels"] = "none"
+    """`flip_to_two`, `flip_to_one`, `uniform`: the published protocol; `flip_to_similar`: to the two classes that look
+    most alike (CIFAR alone, data/similar.py); `matrix`: by the transition matrix in `file`; `labels`: as in `file`."""
     rate: Fraction = 0.0
     """Probability that a label is redrawn (paper: 0.2 and 0.4)."""
+    file: Path | None = None
+    """Of `matrix` and `labels`: .npy, .npz, .csv, .parquet or .pt; one label a training image, in the set's order."""
+    column: str | None = None
+    """Which array or column of the file, where it has several (CIFAR-10N: worse_label, aggre_label, ...)."""
 
     @model_validator(mode="after")
-    def _rate_belongs_to_a_kind(self) -> "NoiseConfig":
+    def _settings_belong_to_the_kind(self) -> "NoiseConfig":
+        is_file = self.kind in ("matrix", "labels")
         if self.kind == "none" and self.rate > 0:
             raise ValueError(f"noise.rate is {self.rate} but noise.kind is 'none'; set noise.kind=flip_to_two")
+        if is_file and self.rate > 0:
+            raise ValueError(f"noise.rate is {self.rate}, but with noise.kind={self.kind} the file decides; remove it")
+        if is_file and self.file is None:
+            raise ValueError(f"noise.kind is {self.kind!r}; set noise.file to the file that has the {self.kind}")
+        if not is_file and (self.file or self.column):
+            raise ValueError(
+                f"noise.file and noise.column are not read with noise.kind={self.kind}; set noise.kind=labels or matrix"
+            )
         return self
 
 
 class DataConfig(Record):
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100"] = "digits"
-    root: Path = Path("data")
-    """Directory of torchvision's standard layout; the environment variable L2T_DATA, when set, is the default."""
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "cifar100_coarse", "folder"] = "digits"
+    """`folder`: your own images, below `root` (data/own.py says how)."""
+    root: Path | None = None
+    """Directory of torchvision's standard layout; null: the environment variable L2T_DATA, or else `data`."""
     verify: bool = True
     """Refuse files whose checksums are not the published ones."""
     download: bool = True
     split: Literal["fixed", "redivide"] = "fixed"
     """`fixed`: one division into training and validation part; `redivide`: a fresh one each epoch (paper)."""
     num_validation: Count = 1000
-    """Images validated on. They are never trained on within the same epoch."""
+    """Images validated on. They are never trained on within the same epoch. Own images that are set apart for
+    validation are all used."""
     num_train: Count | None = None
     """Use only this many of the remaining images, evenly over classes; null: all."""
+    image_size: Count | None = None
+    """Reduce the images to this height and width by averaging squares of pixels (CIFAR: 16, 8); null: as they are.
+    Own images are scaled to any size."""
     noise: NoiseConfig = NoiseConfig()
     validation_labels: Literal["clean", "observed"] = "clean"
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
@@ -141,25 +165,46 @@ class TrainingConfig(Record):
     """Of the student's SGD (paper: 0.1)."""
     momentum: Fraction = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    decay: Literal["constant", "cosine"] = "constant"
-    """Schedule of the learning rate over all steps (paper: constant)."""
+    decay: Literal["constant", "cosine", "drops"] = "constant"
+    """Schedule of the learning rate over all steps (paper: constant). `drops`: a tenth from each of `drops` on."""
+    drops: tuple[Fraction, ...] = ()
+    """Shares of the training after which the learning rate drops (Meta-Weight-Net: 2/3 and 5/6)."""
     eval_every: Count = 25
     """Rounds between passes over the test set; the last round is always followed by one."""
     checkpoint_every: Count = 50
     """Rounds between checkpoints; the last round of each arm always has one."""
     keep_checkpoints: Count = 2
 
+    @model_validator(mode="after")
+    def _drops_belong_to_their_schedule(self) -> "TrainingConfig":
+        if bool(self.drops) != (self.decay == "drops"):
+            raise ValueError(
+                f"training.drops is {list(self.drops)} and training.decay {self.decay!r}; give both, as in "
+                "training.decay=drops and training.drops=[0.5,0.75], or neither"
+            )
+        return self
+
 
 class RayConfig(Record):
     enabled: bool = True
     """false: the same training in this process, without Ray."""
     num_workers: Count = 2
+    min_workers: Count | None = None
+    """Go on with as few as this many where machines are lost, and with more again when they come; null: wait."""
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts of the worker group, each from the last checkpoint."""
     timeout_s: Positive = 300
     """Longest wait for the teacher or for a collective, before the worker gives up."""
+    teacher_on_gpu_node: bool = False
+    """false: the teacher keeps off machines with GPUs as long as there is another one."""
+
+    @model_validator(mode="after")
+    def _at_least_is_not_more_than_at_most(self) -> "RayConfig":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"ray.min_workers is {self.min_workers}, more than ray.num_workers={self.num_workers}")
+        return self
 
 
 class TrackingConfig(Record):
@@ -167,6 +212,8 @@ class TrackingConfig(Record):
     uri: str | None = None
     """null: MLFLOW_TRACKING_URI, or else a SQLite file beside the runs."""
     experiment: str = "l2t_ray"
+    profile: bool = False
+    """Trace the third and fourth round of each arm into profile/*.json.gz (worker 0), which opens in Perfetto."""
 
 
 class ExperimentConfig(Record):
@@ -176,6 +223,9 @@ class ExperimentConfig(Record):
     """Name of the run directory; null: from the configuration file and the time."""
     seed: Annotated[int, Field(ge=0)] = 0
     runs: Path = Path("runs")
+    storage: str | None = None
+    """Where checkpoints are copied to as well, and begun from: a URI that pyarrow knows (s3://bucket/folder, gs://,
+    hdfs://, file://). Machines need no common file system then. null: all machines see `runs`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
     student: StudentConfig = StudentConfig()
@@ -216,6 +266,15 @@ class ExperimentConfig(Record):
                     "trained on with its clean label; set data.split=fixed"
                 )
         for method in self._methods():
+            if self.data.validation_labels == "observed" and (
+                isinstance(method, GLCConfig)
+                or (isinstance(method, MentorNetConfig) and method.curriculum == "data_driven")
+            ):
+                raise ValueError(
+                    f"{method.arm} learns from clean validation labels which of the others are wrong, and "
+                    "data.validation_labels is 'observed'; set data.validation_labels=clean or leave it out"
+                )
+        for method in self._methods():
             if self.student.sync_batchnorm and getattr(method, "engine", "store") == "forward_over_reverse":
                 raise ValueError(
                     "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
@@ -246,24 +305,41 @@ class ExperimentConfig(Record):
         return _flatten(self.model_dump(mode="json"))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load(path: Path, overrides: Sequence[str] = (), *, source: str | None = None) -> ExperimentConfig:
     """The experiment of a YAML file, with `key.sub=value` overrides on top.
+
+    Args:
+        source: where the user wrote what may be wrong, for messages; None: in the file.
 
     Raises:
         UserError: if a file, a key or a value is wrong; the message names it and says what to do.
     """
-    tree = _read(path, seen=())
+    tree = read_tree(path)
     for override in overrides:
         _apply(tree, override)
-    return validate(tree, source=str(path))
+    return validate(tree, source=source or str(path))
 
 
 def validate(tree: Mapping[str, Any], *, source: str) -> ExperimentConfig:
     """As `load`, from nested mappings."""
+    return validated(ExperimentConfig, tree, source=source)
+
+
+def validated(record: type[AnyRecord], tree: Mapping[str, Any], *, source: str) -> AnyRecord:
+    """Any record from nested mappings; what is wrong is said in one sentence, as a `UserError`."""
     try:
-        return ExperimentConfig.model_validate(tree)
+        return record.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_sentence(error, source)) from None
+        raise UserError(_sentence(error, record, source)) from None
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The nested mappings of a YAML file, on top of what it extends.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    return _read(path, seen=())
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -327,13 +403,13 @@ def _number(text: str) -> Any:
         return text
 
 
-def _sentence(error: ValidationError, source: str) -> str:
+def _sentence(error: ValidationError, record: type[BaseModel], source: str) -> str:
     """The first problem of a configuration in one sentence, with the nearest valid key for a misspelt one."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if str(part) not in _TAGS]
     key = ".".join(location) or "the configuration"
     if first["type"] == "extra_forbidden":
-        fields = _fields_at(ExperimentConfig, [str(part) for part in first["loc"][:-1]])
+        fields = _fields_at(record, [str(part) for part in first["loc"][:-1]])
         near = difflib.get_close_matches(location[-1], fields, n=1, cutoff=0.5)
         prefix = ".".join(location[:-1])
         hint = f"did you mean {'.'.join(filter(None, [prefix, near[0]]))}?" if near else f"valid: {', '.join(fields)}."
@@ -343,6 +419,11 @@ def _sentence(error: ValidationError, source: str) -> str:
         return f"{context['error']} ({source})."
     if first["type"] == "union_tag_invalid":
         return f"{key}.name in {source} must be one of {context['expected_tags']}, got {context['tag']!r}."
+    if first["type"] in ("model_type", "model_attributes_type"):
+        section = _fields_at(ExperimentConfig, [str(part) for part in first["loc"]])
+        if section:
+            example = f"{key}.{section[0]}={first['input']}"
+            return f"{key} in {source} is a section with the keys {', '.join(section)}; set for instance {example}."
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key} in {source}: {message}, got {first['input']!r}."
 
@@ -352,6 +433,8 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
     if not location:
         return list(model.model_fields)
     head, *rest = location
+    if head not in model.model_fields:  # a key of a mapping of records
+        return _fields_at(model, rest)
     rest = rest[1:] if rest and rest[0].isdigit() else rest
     for candidate in _records(model.model_fields[head].annotation):
         is_tagged = bool(rest) and rest[0] in _TAGS

@@ -19,6 +19,14 @@ class DivergenceError(Exception):
     """Training produced numbers that are not finite or exploded. Exit code 3; the last checkpoint stays."""
 
 
+class FailureLimitError(Exception):
+    """Machines or processes were lost more often than the run may lose them. Exit code 1; the last checkpoint stays."""
+
+
+class StoppedError(Exception):
+    """Somebody asked the run to stop. It did so between two rounds, and the last checkpoint holds all of them."""
+
+
 class Batch(NamedTuple):
     """One worker's slice of a global minibatch, on the device, augmented and normalised.
 
@@ -147,6 +155,19 @@ class Method(Protocol):
 
     def init(self) -> MethodState: ...
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]: ...
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A method that gives more weight to some samples than to others, and can say how much."""
+
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        """The weight that each sample's cross-entropy would have in round `index`, up to a common factor.
+
+        Taken in evaluation mode, with no part in the training. Where the loss is another one, the weight is the size
+        of its gradient at the logits, relative to that of cross-entropy.
+        """
+        ...
 
 
 @runtime_checkable

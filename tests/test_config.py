@@ -9,7 +9,7 @@ from l2t_ray import config as configuration
 from l2t_ray.config import AdamConfig, CrossEntropyConfig, ExperimentConfig, GCEConfig, L2TDLNConfig, LstmConfig
 from l2t_ray.interfaces import UserError
 
-CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name != "studies")
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def load(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_every_shipped_configuration_is_valid(path):
-    config = configuration.load(path)
+    # The comparisons train two learned losses, one run each; in one run on Ray there is one teacher.
+    config = configuration.load(path, ["ray.enabled=false"] if "noise" in path.stem or "cifar10n" in path.stem else [])
     assert isinstance(config, ExperimentConfig)
     assert configuration.validate(yaml.safe_load(config.to_yaml()), source="round trip") == config
 
@@ -99,6 +100,18 @@ def test_controls_are_a_list_of_methods(load):
         (["seed"], "override 'seed' is not of the form key.sub=value"),
         (["a..b=1"], "override 'a..b=1' is not of the form key.sub=value"),
         (["seed=[1"], "is not valid YAML"),
+        (
+            ["student=resnet8"],
+            r"student in .* is a section with the keys name, .*; set for instance student.name=resnet8",
+        ),
+        (["data.noise.kind=labels"], "noise.kind is 'labels'; set noise.file"),
+        (["data.noise.file=x.npy"], "noise.file and noise.column are not read with noise.kind=none"),
+        (["data.noise.kind=labels", "data.noise.file=x.npy", "data.noise.rate=0.2"], "the file decides; remove it"),
+        (["controls=glc", "data.validation_labels=observed"], "glc learns from clean validation labels"),
+        (
+            ["method=mentornet", "method.curriculum=data_driven", "data.validation_labels=observed"],
+            "mentornet learns from clean validation labels",
+        ),
     ],
 )
 def test_a_mistake_gets_one_sentence(load, overrides, message):

@@ -1,6 +1,7 @@
 """The main job as a user meets it: what it writes, how it resumes, what it says when something is wrong."""
 
 import contextlib
+import gzip
 import importlib.util
 import io
 import json
@@ -15,7 +16,9 @@ import pytest
 import torch
 
 from l2t_ray.core.loss_network import DynamicLossNetwork
-from l2t_ray.tracking.metrics import read_rows
+from l2t_ray.interfaces import FailureLimitError
+from l2t_ray.run import exit_codes
+from l2t_ray.tracking.metrics import PARTS, TIMES, read_rows
 
 JOB = Path(__file__).parents[1] / "jobs" / "cifar.py"
 SMALL = [
@@ -73,7 +76,7 @@ def configs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(configs):
     """The main job, run whole, with its self-check on."""
-    output = cifar("--check-hypergradient", *SMALL, "name=whole", cwd=configs)
+    output = cifar("--check-hypergradient", "--profile", *SMALL, "name=whole", cwd=configs)
     return configs / "runs" / "whole", output
 
 
@@ -85,6 +88,7 @@ def test_the_run_directory_holds_everything(finished):
     }  # fmt: skip
     assert {path.name for path in (directory / "figures").iterdir()} == {
         "accuracy_and_error.png", "loss_surfaces.png", "gradient_sums.png", "teacher_steps.png",
+        "round_time.png", "confusion.png",
     }  # fmt: skip
     rows = read_rows(directory / "metrics.parquet")
     assert [(row["arm"], row["round"]) for row in rows] == [
@@ -93,6 +97,25 @@ def test_the_run_directory_holds_everything(finished):
     assert all(row["hypergradient_norm"] > 0 for row in rows if row["arm"] == "l2t_dln")
     summaries = json.loads((directory / "summary.json").read_text())
     assert [s["steps"] for s in summaries] == [12, 12]
+
+
+def test_the_parts_of_a_round_add_up_to_its_time(finished):
+    directory, _ = finished
+    for row in read_rows(directory / "metrics.parquet"):
+        parts = {part: row[f"seconds_{part}"] for part in PARTS}
+        assert 0.5 * row["seconds"] < sum(parts.values()) <= row["seconds"]
+        assert parts["data"] > 0 and parts["unroll"] > 0 and parts["collectives"] == 0
+        assert (parts["hypergradient"] > 0) == (parts["teacher"] > 0) == (row["arm"] == "l2t_dln")
+
+
+def test_a_profile_is_a_trace_with_the_parts_by_name(finished):
+    directory, _ = finished
+    for arm, names in (("cross_entropy", {"data", "unroll"}), ("l2t_dln", {"data", "unroll", "hypergradient"})):
+        trace = json.loads(gzip.decompress((directory / "profile" / f"{arm}.json.gz").read_bytes()))
+        spans = [event for event in trace["traceEvents"] if event.get("ph") == "X"]  # with a start and a duration
+        assert all(event["dur"] >= 0 and "ts" in event for event in spans)
+        assert names <= {event["name"] for event in spans}
+        assert sum(event["name"] == "data" for event in spans) == 2  # rounds
 
 
 def test_the_self_check_compares_with_naive_autograd(finished):
@@ -126,9 +149,7 @@ def deterministic_part(directory):
     rows = read_rows(directory / "metrics.parquet")
     last = sorted((directory / "checkpoints").iterdir())[-1]
     tensors = {path.name: torch.load(path, weights_only=True) for path in last.glob("*.pt")}
-    return [
-        {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows
-    ], repr_exact(tensors)
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows], repr_exact(tensors)
 
 
 def repr_exact(value):
@@ -154,13 +175,54 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
     assert deterministic_part(cut) == deterministic_part(directory)
 
 
+def interrupted(directory, name):
+    """A copy of a finished run, as it was when only its first checkpoint and its configuration were there."""
+    copy = directory.with_name(name)
+    shutil.copytree(directory, copy)
+    for path in sorted((copy / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    for path in ("metrics.parquet", "summary.json", "loss.safetensors"):
+        (copy / path).unlink()
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("name: whole", f"name: {name}"))
+    return copy
+
+
+def test_the_same_command_goes_on_with_an_interrupted_run(finished, configs):
+    directory, _ = finished
+    copy = interrupted(directory, "again-and-again")
+    output = cifar(*SMALL, "name=again-and-again", cwd=configs)
+    assert "from round" in output
+    assert deterministic_part(copy) == deterministic_part(directory)
+
+
+def test_another_command_does_not_go_on_with_an_interrupted_run(finished, configs):
+    interrupted(finished[0], "other")
+    output = cifar(*SMALL, "name=other", "seed=3", cwd=configs, code=2)
+    assert "holds a run already, with seed=0 where this one has 3" in output
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_sentence(finished, configs):
+    copy = interrupted(finished[0], "full")
+    (copy / "summary.json").mkdir()  # so that it cannot be written
+    output = cifar("--quiet", "--resume", str(copy), cwd=configs, code=2)
+    assert output.startswith("error: cannot write the results to") and output.count("\n") == 1, output
+
+
+def test_too_many_failures_are_one_sentence_and_exit_code_1(capsys):
+    with pytest.raises(SystemExit) as stopped, exit_codes():
+        raise FailureLimitError("training failed more than ray.max_failures=3 times")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "failed: training failed more than ray.max_failures=3 times\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
         (["training.lerning_rate=1"], "did you mean training.learning_rate?"),
         (["--resume", "runs/none"], "holds no run"),
-        (["name=whole"], "holds a run already; go on with --resume"),
+        ([*SMALL, "name=whole"], "holds a finished run already; set another name="),
         (["data.name=cifar10", "data.root=nowhere", "data.download=false"], "cifar-10"),
         (["data.num_validation=5"], "data.num_validation=5"),
         (["data.num_validation=1500"], "data.num_validation"),
@@ -186,6 +248,22 @@ def test_an_override_that_changes_a_resumed_run_is_refused(finished, configs):
     assert "override 'seed=3' would change a resumed run" in output
 
 
+@pytest.mark.filterwarnings("default:l2t_dln diverged")
+def test_an_arm_that_diverges_is_given_up_and_the_others_go_on(configs):
+    cifar(
+        *SMALL, "training.num_rounds=6", "training.learning_rate=0.05", "method=cross_entropy", "name=half",
+        "controls=[{name: l2t_dln, loss_network: {init: linear, hidden: 4}, teacher: {name: adam, step_size: 1e30}}]",
+        "--quiet", cwd=configs, code=3,
+    )  # fmt: skip
+    summaries = json.loads((configs / "runs/half/summary.json").read_text())
+    assert [(s["arm"], s["diverged"]) for s in summaries] == [("l2t_dln", True), ("cross_entropy", False)]
+    assert summaries[0]["test_accuracy"] is None and summaries[0]["rounds"] < 6
+    assert summaries[1]["test_accuracy"] > 0 and summaries[1]["rounds"] == 6
+    output = cifar("--resume", "runs/half", "--quiet", cwd=configs, code=3)  # nothing is left to be done
+    assert "l2t_dln diverged in round" in output
+
+
+@pytest.mark.filterwarnings("default:l2t_dln diverged")
 def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
     output = cifar(
         *SMALL, "training.num_rounds=40", "training.learning_rate=1e6", "controls=[]", "name=diverged", "--quiet",
@@ -193,3 +271,18 @@ def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
     )  # fmt: skip
     assert re.match(r"diverged: l2t_dln diverged in round \d+: .*; try a smaller training.learning_rate", output)
     assert output.count("\n") == 1
+
+
+def test_an_exact_engine_that_is_not_exact_ends_the_job(capsys):
+    class Inexact:
+        def __init__(self, is_exact):
+            self._is_exact = is_exact
+
+        def check_hypergradient(self):
+            return {"float64": 1e-3, "float32": 1e-3}, self._is_exact
+
+    job = load_job()
+    with pytest.raises(SystemExit, match=r"float64 1.0e-03.*must stay below 1e-09"):
+        job.check_hypergradient(Inexact(True), quiet=True)
+    job.check_hypergradient(Inexact(False), quiet=False)
+    assert "(an approximation)" in capsys.readouterr().out

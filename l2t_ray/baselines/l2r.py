@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.baselines.adam import Adam, Learned
 from l2t_ray.baselines.trainee import Trainee, cross_entropy
+from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import GlobalSum
 from l2t_ray.core.hypergrad import EngineName, hypergradient
@@ -105,6 +105,13 @@ class L2R:
         metrics = trainee.report(result.student, batches.val, result.statistics, rates[-1])
         metrics["hypergradient_norm"] = torch.linalg.vector_norm(gradient).item()
         return MethodState(result.student, self._adam.step(teacher, gradient)._asdict()), metrics
+
+    @torch.no_grad()
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        rows, features = self._trainee.seen(state.student, batch)
+        seen = features, rows.labels, cross_entropy(rows.logits, rows.labels), margins(rows.logits, rows.labels)
+        weights = Learned.out_of(state.extra).weights
+        return self._weigher(weights, {}, *seen, index / self._num_rounds, training=False)
 
     def loss(
         self, progress: float, theta: Tensor, weights: Tensor, buffers: Mapping[str, Tensor], batch: Batch

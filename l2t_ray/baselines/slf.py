@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.baselines.adam import Adam, Learned
 from l2t_ray.baselines.gce import generalised_cross_entropy
 from l2t_ray.baselines.trainee import RowLoss, Trainee, cross_entropy
+from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import GlobalSum
 from l2t_ray.core.unroll import StepStatistics

@@ -36,19 +36,20 @@ def recomputed_blocks() -> Iterator[None]:
 class FlatModule:
     """Calls a module with its parameters taken from a flat vector and its buffers from a mapping.
 
-    The module's own parameters are only a template and are never changed. Not for two threads at once: a call puts
-    the vector's pieces in the module's place while it lasts, as `torch.func.functional_call` does, but without looking
-    the places up again each time: for a small student that search costs as much as its convolutions. The module's
-    structure must therefore stay as it is here.
+    The module's own parameters are only a template and are never changed. Frozen ones (`requires_grad=False`) are no
+    part of the vector; they travel with the buffers. Not for two threads at once: a call puts the vector's pieces in
+    the module's place while it lasts, as `torch.func.functional_call` does, but without looking the places up again
+    each time: for a small student that search costs as much as its convolutions. The module's structure must
+    therefore stay as it is here.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module
         self._places, self._blocks = _places(module), list(_blocks(module))
-        named = dict(module.named_parameters())
-        self._names = list(named)
-        self._shapes = [p.shape for p in named.values()]
-        self._sizes = [p.numel() for p in named.values()]
+        trained = self._trained()
+        self._names = list(trained)
+        self._shapes = [p.shape for p in trained.values()]
+        self._sizes = [p.numel() for p in trained.values()]
 
     @property
     def num_parameters(self) -> int:
@@ -56,10 +57,11 @@ class FlatModule:
 
     def initial(self) -> Float[Tensor, " p"]:
         """A copy of the module's parameters, flattened in the order of `named_parameters`."""
-        return torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+        return torch.cat([p.detach().reshape(-1) for p in self._trained().values()])
 
     def initial_buffers(self) -> dict[str, Tensor]:
-        return clone_buffers(dict(self.module.named_buffers()))
+        """Copies of the module's buffers and frozen parameters."""
+        return clone_buffers(self._constants())
 
     def views(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
         """`theta` cut into the module's parameters by name, without a copy."""
@@ -80,11 +82,18 @@ class FlatModule:
         """The module itself, given these weights: for handing a trained student out."""
         views = self.views(theta)
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in self._trained().items():
                 parameter.copy_(views[name])
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(buffers[name])
+            for name, constant in self._constants().items():
+                constant.copy_(buffers[name])
         return self.module
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def _constants(self) -> dict[str, Tensor]:
+        frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
+        return {**dict(self.module.named_buffers()), **frozen}
 
 
 _Places = dict[str, list[tuple[dict[str, Any], str]]]

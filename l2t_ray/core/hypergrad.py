@@ -51,6 +51,7 @@ from torch.func import grad, jvp
 from l2t_ray.core.flat import clone_buffers, recomputed_blocks
 from l2t_ray.core.heap import returned_memory
 from l2t_ray.core.second_order import SecondOrderOperators
+from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
 from l2t_ray.interfaces import Batch, StudentState
 
@@ -242,6 +243,7 @@ APPROXIMATIONS: dict[str, type] = {
 }
 
 
+@part("hypergradient")
 def hypergradient(
     problem: InnerProblem,
     student: StudentState,

@@ -30,6 +30,7 @@ from l2t_ray.core.hypergrad import (
 )
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
+from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import InnerProblem, StepStatistics
 from l2t_ray.interfaces import (
     Batch,
@@ -133,7 +134,9 @@ class L2TDLN:
         current = self._teacher.read()
         result = self._unroll(problem, state.student, current.phi, batches, rates)
         gradient = result.gradient
-        proposed = self._teacher.propose(current.version, gradient, result.error.item())
+        with part("hypergradient"):
+            error = result.error.item()  # on a GPU this waits until the way back is done
+        proposed = self._teacher.propose(current.version, gradient, error)
         if self._schedule == "lookahead":
             result = self._unroll(problem, state.student, proposed.phi, batches, rates)
             self._teacher.learn(proposed.version, result.gradient)
@@ -150,6 +153,27 @@ class L2TDLN:
         if not self._keeps_buffers:
             student = student._replace(buffers=state.student.buffers)
         return MethodState(student, state.extra), metrics
+
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`Weighing`)."""
+        del index
+        student = state.student
+        with torch.no_grad():
+            outputs = self._student(student.theta, student.buffers, batch.inputs, training=False)
+            rows = self._task.rows(outputs, batch)
+        logits = rows.logits.detach().requires_grad_()
+        phi = self._teacher.read().phi.to(self._device)
+        with torch.enable_grad():
+            learned = self._loss_network.losses_at(phi, logits, rows.labels).sum()
+            (push,) = torch.autograd.grad(learned, logits)
+        label = torch.nn.functional.one_hot(rows.labels, logits.shape[1])
+        reference = torch.linalg.vector_norm(logits.detach().softmax(dim=1) - label, dim=1)
+        ratio = torch.linalg.vector_norm(push, dim=1) / reference.clamp(min=torch.finfo(reference.dtype).eps)
+        if self._reweighting is None or "centers" not in state.extra:
+            return ratio
+        reweigh = self._reweighted(state).reweigh
+        assert reweigh is not None
+        return ratio * reweigh(student.theta, student.buffers, batch).weights
 
     def _unroll(
         self,

@@ -7,15 +7,16 @@ through phi', and d e / d psi is the chain of d e / d phi' with d phi' / d psi: 
 
 import math
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
+from l2t_ray.core.timing import part
 from l2t_ray.interfaces import DivergenceError, LossParams
 
 
@@ -53,25 +54,22 @@ class AdamRule:
         clip: float | None = None,
         dtype: torch.dtype | None = None,
     ):
-        self._clip = clip
-        self._step = torch.zeros(num_coordinates, dtype=dtype, requires_grad=True)
-        self._adam = torch.optim.Adam([self._step], lr=step_size)
+        self._clip, self._adam = clip, Adam(step_size)
+        self._moved = Learned.begin(torch.zeros(num_coordinates, dtype=dtype))
 
     def propose(self, gradient: Tensor) -> Tensor:
-        with torch.no_grad():
-            self._step.zero_()
-        self._step.grad = clipped(gradient, self._clip)
-        self._adam.step()
-        return self._step.detach().clone()
+        still = self._moved._replace(weights=torch.zeros_like(self._moved.weights))
+        self._moved = self._adam.step(still, clipped(gradient, self._clip))
+        return self._moved.weights
 
     def learn(self, gradient: Tensor) -> None:
         del gradient
 
     def state_dict(self) -> dict[str, Any]:
-        return deepcopy({"adam": self._adam.state_dict()})  # Adam's own holds its live tensors
+        return {"adam": self._moved._asdict()}  # as good as a copy: nothing is changed in place
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._adam.load_state_dict(deepcopy(state["adam"]))
+        self._moved = Learned(**state["adam"])
 
 
 class LstmRule:
@@ -113,17 +111,16 @@ class LstmRule:
     ):
         self._clip, self._base = clip, base
         self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
-        self._trained = self._lstm.initial().requires_grad_()
-        self._psi = self._trained.detach().clone()  # never changed in place: proposals keep a reference to theirs
-        self._adam = torch.optim.Adam([self._trained], lr=learning_rate)
+        self._adam, self._learned = Adam(learning_rate), Learned.begin(self._lstm.initial())
         self._state = self._window_start = lstm.initial_state(num_coordinates)
         self._proposals: list[tuple[Tensor, Tensor]] = []  # (gradient, psi), oldest first, not yet learned from
         self._outcomes: list[Tensor] = []  # gradients of the error after the window's first proposals
 
     def propose(self, gradient: Tensor) -> Tensor:
-        self._proposals.append((gradient, self._psi))
+        psi = self._learned.weights  # never changed in place: proposals keep a reference to theirs
+        self._proposals.append((gradient, psi))
         with torch.no_grad():
-            output, self._state = self._output(self._psi, gradient, self._state)
+            output, self._state = self._output(psi, gradient, self._state)
         step = -self._step_size * output
         return step if self._base is None else step + self._base.propose(gradient)
 
@@ -132,9 +129,8 @@ class LstmRule:
         assert len(self._outcomes) <= len(self._proposals)
         if len(self._outcomes) < self._horizon:
             return
-        self._trained.grad, self._window_start = self._window_gradient()
-        self._adam.step()
-        self._psi = self._trained.detach().clone()
+        gradient, self._window_start = self._window_gradient()
+        self._learned = self._adam.step(self._learned, gradient)
         self._proposals, self._outcomes = self._proposals[self._horizon :], []
 
     def _window_gradient(self) -> tuple[Float[Tensor, " q"], LstmState]:
@@ -154,24 +150,19 @@ class LstmRule:
         return self._lstm(psi, {}, preprocess_gradient(gradient), state, training=True)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {
-            "trained": self._trained.detach(),
-            "psi": self._psi,
-            "adam": self._adam.state_dict(),
+        return {
+            "psi": self._learned.weights,
+            "adam": self._learned._asdict(),
             "state": self._state,
             "window_start": self._window_start,
-            "proposals": self._proposals,
-            "outcomes": self._outcomes,
+            "proposals": list(self._proposals),
+            "outcomes": list(self._outcomes),
             "base": None if self._base is None else self._base.state_dict(),
         }
-        return deepcopy(state)  # Adam works in place; one deepcopy keeps psi the same object in each of its proposals
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        state = deepcopy(dict(state))
-        with torch.no_grad():
-            self._trained.copy_(state["trained"])
-        self._adam.load_state_dict(state["adam"])
-        self._psi, self._state, self._window_start = state["psi"], state["state"], state["window_start"]
+        self._learned = Learned(**state["adam"])
+        self._state, self._window_start = state["state"], state["window_start"]
         self._proposals = [(gradient, psi) for gradient, psi in state["proposals"]]
         self._outcomes = list(state["outcomes"])
         if self._base is not None:
@@ -195,6 +186,7 @@ class LocalTeacher:
     def read(self) -> LossParams:
         return LossParams(self._version, self._phi)
 
+    @part("teacher")
     def propose(self, version: int, hypergradient: Float[Tensor, " m"], error: float) -> LossParams:
         """Moves phi by one step of the rule.
 
@@ -209,6 +201,7 @@ class LocalTeacher:
         self._version, self._last_gradient = version + 1, gradient
         return self.read()
 
+    @part("teacher")
     def learn(self, version: int, hypergradient: Float[Tensor, " m"] | None = None) -> None:
         """Tells the rule how its latest proposal turned out (see `interfaces.Teacher`).
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.core.flat import clone_buffers
+from l2t_ray.core.timing import part
 from l2t_ray.interfaces import Batch, Group, StudentState
 
 InnerLoss = Callable[
@@ -72,6 +73,7 @@ def loss_gradients(
     return gradient, loss.detach(), logit_gradient.detach()
 
 
+@part("unroll")
 def sgd_steps(
     problem: InnerProblem,
     student: StudentState,

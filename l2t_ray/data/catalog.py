@@ -1,23 +1,28 @@
-"""The image sets by name: digits, mnist, fashion_mnist, cifar10, cifar100.
+"""The image sets by name: digits, mnist, fashion_mnist, cifar10, cifar100, cifar100_coarse, and folder, a user's own.
 
 CIFAR and MNIST are read from torchvision's layout below a root folder, converted once into Arrow files, and
-memory-mapped from then on. The digits come with scikit-learn and need no file.
+memory-mapped from then on. The digits come with scikit-learn and need no file. Own images: see `own.py`.
 """
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import importlib.util
 import os
 import pickle
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from l2t_ray.data import own
 from l2t_ray.data.arrow import ImageSet, read_images, read_source, write_images
 from l2t_ray.data.splits import choose_balanced
 from l2t_ray.interfaces import UserError
@@ -35,39 +40,52 @@ class Dataset:
     test: ImageSet
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: Int[np.ndarray, " v"] | None = None
+    """Rows of `train` that the user set apart as clean; None: they are to be chosen."""
 
     @property
     def num_classes(self) -> int:
         return len(self.train.class_names)
 
 
-def load(name: str, *, root: Path, verify: bool = True, download: bool = True) -> Dataset:
+def load(
+    name: str, *, root: Path, verify: bool = True, download: bool = True, image_size: int | None = None
+) -> Dataset:
     """Opens an image set; the first time, converts (and where needed downloads) it.
 
     Args:
         name: one of `names()`.
         root: the folder that holds torchvision's `cifar-10-batches-py`, `cifar-100-python`, `MNIST/raw` or
-            `FashionMNIST/raw`. The Arrow files go to `root/arrow`, or to `~/.cache/l2t_ray` where `root` is read-only.
+            `FashionMNIST/raw`, or the user's own images. The Arrow files go to `root/arrow`, or to `~/.cache/l2t_ray`
+            where `root` is read-only.
         verify: refuse files whose md5 is not the published one. Unpacked MNIST files, for which none is published,
             are checked by their size alone.
         download: fetch absent files with torchvision.
+        image_size: height and width to reduce the images to, by averaging squares of pixels; None: as they are. The
+            reduced images have Arrow files of their own. Mean and standard deviation stay those of the full size.
+            Own images are scaled to any size.
 
     Raises:
-        UserError: if the name is unknown, or files are absent, damaged, or not the published ones.
+        UserError: if the name is unknown, files are absent, damaged, or not the published ones, or the images cannot
+            be cut into `image_size` whole squares.
     """
     if name == "digits":
-        return _digits()
+        digits = _digits()
+        return replace(digits, train=_reduced(digits.train, image_size), test=_reduced(digits.test, image_size))
+    if name == "folder":
+        return _own(Path(root), image_size)
     if name not in _SETS:
         raise UserError(f"data.name must be one of {', '.join(names())}, got {name!r}.")
     kind = _SETS[name]
     root = Path(root)
-    train = _part(kind, "train", root, verify=verify, download=download)
-    test = _part(kind, "test", root, verify=verify, download=download)
+    part = _part if image_size is None else partial(_reduced_part, image_size=image_size)
+    train = part(kind, "train", root, verify=verify, download=download)
+    test = part(kind, "test", root, verify=verify, download=download)
     return Dataset(name, train, test, kind.mean, kind.std)
 
 
 def names() -> tuple[str, ...]:
-    return ("digits", *_SETS)
+    return ("digits", *_SETS, "folder")
 
 
 def _digits() -> Dataset:
@@ -100,6 +118,51 @@ def _digits_table() -> Float[np.ndarray, "n 65"]:
     return np.loadtxt(path, delimiter=",")
 
 
+# --- A user's own images ----------------------------------------------------------------------------------------------
+
+
+def _own(root: Path, image_size: int | None) -> Dataset:
+    parts = own.list_parts(root)
+    names, mode = own.class_names(parts["train"]), own.mode_of(parts["train"])
+    sets = {
+        part: _own_part(root, part, listing, names, mode=mode, image_size=image_size) for part, listing in parts.items()
+    }
+    shapes = {part: images.images.shape[2:] for part, images in sets.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{part} {height}x{width}" for part, (height, width) in shapes.items())
+        raise UserError(f"The images below {root} are of several sizes ({listed}); set data.image_size to one for all.")
+    train = sets["train"]
+    pixels = train.images / np.float32(255)
+    mean, std = pixels.mean(axis=(0, 2, 3), dtype=np.float64), pixels.std(axis=(0, 2, 3), dtype=np.float64)
+    validation = None
+    if "validation" in sets:
+        clean = sets["validation"]
+        validation = np.arange(len(train), len(train) + len(clean))
+        train = ImageSet(
+            np.concatenate([train.images, clean.images]),
+            np.concatenate([train.labels, clean.labels]),
+            np.arange(len(train) + len(clean)),
+            train.class_names,
+            train.source,
+        )
+    std = np.maximum(std, 1 / 255)  # images of one colour have nothing to be scaled by
+    return Dataset("folder", train, sets["test"], tuple(mean.tolist()), tuple(std.tolist()), validation)
+
+
+def _own_part(
+    root: Path, part: str, listing: own.Listing, names: Sequence[str], *, mode: str, image_size: int | None
+) -> ImageSet:
+    where = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]  # the cache is shared by all of a user's roots
+    size = "" if image_size is None else f"-{image_size}x{image_size}"
+    paths = [directory / f"folder-{where}-{part}{size}.arrow" for directory in _arrow_directories(root)]
+    source = {"name": "folder", "fingerprint": listing.fingerprint, "mode": mode, "class_names": list(names)}
+    for path in paths:
+        if path.exists() and read_source(path) == source:
+            return read_images(path)
+    images = own.decode(listing, names, image_size=image_size, mode=mode, what=f"{part} images")
+    return _kept(replace(images, source=source), paths)
+
+
 # --- Sets that are files ----------------------------------------------------------------------------------------------
 
 Rows = tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"], Int[np.ndarray, " n"], list[str]]
@@ -120,6 +183,22 @@ class _Kind:
 
 
 def _part(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool) -> ImageSet:
+    with _one_at_a_time(f"{kind.name}-{part}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"):
+        return _prepared(kind, part, root, verify=verify, download=download)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """Lets one process of this machine prepare a set while the others wait, and then find it prepared."""
+    with contextlib.ExitStack() as stack:
+        # Not beside the images: that may be a file system of several machines, on which locks are not to be trusted.
+        with contextlib.suppress(OSError):  # without a place for it, each prepares its own
+            lock = stack.enter_context((Path(tempfile.gettempdir()) / f"l2t_ray-{os.getuid()}-{name}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, also by a process that dies
+        yield
+
+
+def _prepared(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool) -> ImageSet:
     paths = [directory / f"{kind.name}-{part}.arrow" for directory in _arrow_directories(root)]
     folder = root / kind.folder
     for path in paths:
@@ -138,15 +217,52 @@ def _part(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool) -
             "copy there."
         ) from error
     source = {"name": kind.name, "verified": verify, "md5": md5s, "stamp": _stamp(kind, folder, part)}
+    return _kept(ImageSet(images, labels, positions, tuple(class_names), source), paths)
+
+
+def _reduced_part(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool, image_size: int) -> ImageSet:
+    stem = f"{kind.name}-{part}-{image_size}x{image_size}"
+    paths = [directory / f"{stem}.arrow" for directory in _arrow_directories(root)]
+    for path in paths:
+        if path.exists() and _is_current(read_source(path), kind, root / kind.folder, part, verify=verify):
+            return read_images(path)
+    return _kept(_reduced(_part(kind, part, root, verify=verify, download=download), image_size), paths)
+
+
+def _reduced(whole: ImageSet, image_size: int | None) -> ImageSet:
+    """The images at `image_size` x `image_size`, each new pixel the mean of a square of old ones."""
+    if image_size is None:
+        return whole
+    n, channels, height, width = whole.images.shape
+    if image_size > height or height != width or height % image_size:
+        raise UserError(
+            f"data.image_size must divide the image size without rest, got {image_size} for images of {height}x{width}."
+        )
+    factor = height // image_size
+    squares = whole.images.reshape(n, channels, image_size, factor, image_size, factor)
+    means = squares.sum(axis=(3, 5), dtype=np.uint32) / factor**2
+    return replace(whole, images=np.rint(means).astype(np.uint8))
+
+
+def _kept(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
+    """The images, from an Arrow file at the first of the paths that can be written."""
     reasons = []
     for path in paths:
         try:
-            write_images(path, images, labels, class_names=class_names, source=source, positions=positions)
+            write_images(
+                path,
+                images.images,
+                images.labels,
+                class_names=images.class_names,
+                source=images.source,
+                positions=images.positions,
+            )
         except OSError as error:
             reasons.append(f"{path.parent}: {error.strerror or error}")
         else:
             return read_images(path)
-    raise UserError(f"No folder can hold the converted {kind.name} images ({'; '.join(reasons)}); free or unlock one.")
+    name = images.source["name"]
+    raise UserError(f"No folder can hold the converted {name} images ({'; '.join(reasons)}); free or unlock one.")
 
 
 def _arrow_directories(root: Path) -> list[Path]:
@@ -257,7 +373,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
 
 def _read_cifar(kind: _Kind, folder: Path, part: str) -> Rows:
     *batches, meta = kind.files[part]
-    labels_key, names_key = ("labels", "label_names") if kind.name == "cifar10" else ("fine_labels", "fine_label_names")
+    labels_key, names_key = _CIFAR_KEYS[kind.name]
     images, labels, file_names = [], [], []
     for batch in batches:
         content = _unpickle(folder / batch)
@@ -315,6 +431,11 @@ _CIFAR10_FILES = {
     "train": (*(f"data_batch_{number}" for number in range(1, 6)), "batches.meta"),
     "test": ("test_batch", "batches.meta"),
 }
+_CIFAR_KEYS = {
+    "cifar10": ("labels", "label_names"),
+    "cifar100": ("fine_labels", "fine_label_names"),
+    "cifar100_coarse": ("coarse_labels", "coarse_label_names"),
+}
 _CIFAR100_FILES = {"train": ("train", "meta"), "test": ("test", "meta")}
 
 _SETS = {
@@ -332,14 +453,17 @@ _SETS = {
             _CIFAR10_FILES,
             _read_cifar,
         ),
-        _Kind(
-            "cifar100",
-            "cifar-100-python",
-            "CIFAR100",
-            (0.5071, 0.4865, 0.4409),
-            (0.2673, 0.2564, 0.2762),
-            _CIFAR100_FILES,
-            _read_cifar,
+        *(
+            _Kind(
+                name,
+                "cifar-100-python",
+                "CIFAR100",
+                (0.5071, 0.4865, 0.4409),
+                (0.2673, 0.2564, 0.2762),
+                _CIFAR100_FILES,
+                _read_cifar,
+            )
+            for name in ("cifar100", "cifar100_coarse")
         ),
     )
 }

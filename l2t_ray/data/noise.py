@@ -54,6 +54,31 @@ def uniform(labels: Labels, rate: float, num_classes: int, seed: int) -> Noisy:
     return apply_transition(labels, matrix, seed), matrix
 
 
+def flip_to_similar(labels: Labels, rate: float, similar: Int[np.ndarray, "c k"], seed: int) -> Noisy:
+    """Flips a label with probability `rate` to one of the classes `similar[label]`, with equal chance.
+
+    Raises:
+        UserError: if `rate` is outside [0, 1).
+    """
+    _check_rate(rate)
+    matrix = np.eye(len(similar)) * (1 - rate)
+    np.put_along_axis(matrix, similar, rate / similar.shape[1], axis=1)
+    return apply_transition(labels, matrix, seed), matrix
+
+
+def realised(
+    labels: Int[np.ndarray, " n"], observed: Int[np.ndarray, " n"], num_classes: int
+) -> Float[np.ndarray, "c c"]:
+    """The transition matrix that labels and observed labels show: row the class, column the label, as shares.
+
+    A class without images has the identity's row.
+    """
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (labels, observed), 1)
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.where(totals > 0, counts / np.maximum(totals, 1), np.eye(num_classes))
+
+
 def apply_transition(labels: Labels, matrix: Float[np.ndarray, "c c"], seed: int) -> Int[np.ndarray, " n"]:
     """Draws each label anew from the row of its true class.
 
@@ -72,7 +97,7 @@ def apply_transition(labels: Labels, matrix: Float[np.ndarray, "c c"], seed: int
     is_square = matrix.ndim == 2 and len(set(matrix.shape)) == 1
     if not is_square or matrix.min() < 0 or not np.allclose(matrix.sum(axis=1), 1):
         raise UserError(
-            "data.noise.matrix must be square with non-negative entries and rows that sum to 1, "
+            "the transition matrix (data.noise.file) must be square with non-negative entries and rows that sum to 1, "
             f"got shape {matrix.shape}."
         )
     num_classes = len(matrix)

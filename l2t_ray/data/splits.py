@@ -102,6 +102,34 @@ def redivided(
     return Policy(at, is_redivided=True)
 
 
+def given(
+    labels: Int[np.ndarray, " n"],
+    validation: Int[np.ndarray, " v"],
+    seed: int,
+    *,
+    num_train: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Policy:
+    """The validation part that the user set apart, in every epoch, and the rest (or `num_train` of it) for training.
+
+    Raises:
+        UserError: if the validation part lacks a class, or there are fewer than `num_train` other images.
+    """
+    num_classes = len(class_names) if class_names is not None else int(labels.max()) + 1
+    absent = np.setdiff1d(np.arange(num_classes), labels[validation])
+    if len(absent):
+        raise UserError(
+            f"data: no validation image has the class {_name(int(absent[0]), class_names)}; add at least one of each."
+        )
+    rest = np.setdiff1d(np.arange(len(labels)), validation)
+    if num_train is not None:
+        if num_train > len(rest):
+            raise UserError(f"data.num_train={num_train} is more than the {len(rest)} training images; lower it.")
+        rest = np.sort(rest[choose_balanced(labels[rest], num_train, seed=seed, purpose="train-subset")])
+    split = Split(rest, np.sort(validation))
+    return Policy(lambda epoch: split, is_redivided=False)
+
+
 def mixed(policy: Policy) -> Policy:
     """The validation part is trained on as well: both parts are dealt out as one."""
 

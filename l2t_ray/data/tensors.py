@@ -20,7 +20,8 @@ class TensorData:
         seed: of every draw.
 
     Raises:
-        UserError: if inputs and labels do not match, a set is smaller than its batch, or a class is missing.
+        UserError: if inputs and labels do not match, labels are no class numbers, a set is smaller than its batch, or
+            a class is missing.
     """
 
     def __init__(
@@ -42,7 +43,13 @@ class TensorData:
                 raise UserError(f"{name} has {len(inputs)} inputs but {len(labels)} labels; give one label each.")
             if len(inputs) < size:
                 raise UserError(f"{name} has {len(inputs)} examples, fewer than a minibatch of {size}; lower the size.")
+            _check_labels(name, labels)
         self.num_classes = int(train[1].max()) + 1
+        if int(validation[1].max()) >= self.num_classes:
+            raise UserError(
+                f"validation has the label {int(validation[1].max())}, and train has classes 0 to "
+                f"{self.num_classes - 1}; every class must be trained on."
+            )
         missing = sorted(set(range(self.num_classes)) - set(validation[1].tolist()))
         if self.num_classes < 2 or missing:
             what = f"class {missing[0]} is absent from validation" if missing else "there are fewer than two classes"
@@ -76,3 +83,13 @@ class TensorData:
         inputs, labels = examples[0][indices], examples[1][indices]
         weights = torch.full((len(rows),), 1 / len(rows), device=self._device)
         return Batch(inputs, labels, weights, indices)
+
+
+def _check_labels(name: str, labels: Tensor) -> None:
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise UserError(
+            f"{name}: labels must be one int64 class number an example, got shape {tuple(labels.shape)} of "
+            f"{labels.dtype}; for one-hot labels give labels.argmax(1)."
+        )
+    if int(labels.min()) < 0:
+        raise UserError(f"{name}: labels must be at least 0, got {int(labels.min())}; leave such examples out.")

@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from l2t_ray.reports.spread import MISSING
+
 HEADINGS = (
     "arm",
     "test accuracy [%]",
@@ -14,7 +16,6 @@ HEADINGS = (
     "time [s]",
     "time ratio",
 )
-_MISSING = "–"
 
 
 def comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -44,9 +45,14 @@ def comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
 
 def comparison(summaries: Sequence[Mapping[str, Any]]) -> str:
     """The comparison as a Markdown table."""
-    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in comparison_cells(summaries)]
-    widths = [max(len(cell) for cell in column) for column in zip(HEADINGS, *rows, strict=True)]
-    lines = [_markdown_row(HEADINGS, widths), _rule(widths)]
+    return markdown(HEADINGS, comparison_cells(summaries))
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Any table as Markdown, readable as text too: the first column to the left, the others to the right."""
+    rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+    lines = [_markdown_row(headings, widths), _rule(widths)]
     return "\n".join(lines + [_markdown_row(row, widths) for row in rows]) + "\n"
 
 
@@ -70,13 +76,13 @@ def _rule(widths: Sequence[int]) -> str:
 
 
 def _show(value: float | int | None, factor: int, form: str) -> str:
-    return _MISSING if value is None else form.format(factor * value)
+    return MISSING if value is None else form.format(factor * value)
 
 
 def _difference(summary: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     here, there = summary.get("test_accuracy"), first.get("test_accuracy")
-    return _MISSING if here is None or there is None else f"{100 * (here - there):+.2f}"
+    return MISSING if here is None or there is None else f"{100 * (here - there):+.2f}"
 
 
 def _ratio(seconds: float | int | None, reference: float | int | None) -> str:
-    return _MISSING if seconds is None or not reference else f"{seconds / reference:.2f}"
+    return MISSING if seconds is None or not reference else f"{seconds / reference:.2f}"

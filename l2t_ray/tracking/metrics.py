@@ -32,6 +32,12 @@ COLUMNS = (
     Column("val_error", pa.float64(), "nats", "validation error e after the K steps (cross-entropy by default)"),
     Column("test_accuracy", pa.float64(), "fraction", "test accuracy; null unless evaluated in this round"),
     Column("test_error", pa.float64(), "nats", "error e on the test set; null unless evaluated in this round"),
+    Column("validation_accuracy", pa.float64(), "fraction", "accuracy on the whole validation part, likewise"),
+    Column("validation_error", pa.float64(), "nats", "error e on the whole validation part, likewise"),
+    Column("reproduced", pa.float64(), "fraction", "wrong training labels that the student gives back, likewise"),
+    Column("weight_auc", pa.float64(), "1", "area under the ROC curve of a sample's weight as a sign of a wrong label"),
+    Column("weight_right", pa.float64(), "1", "mean weight of the samples with right labels"),
+    Column("weight_wrong", pa.float64(), "1", "mean weight of the samples with wrong labels"),
     Column("lr", pa.float64(), "1", "learning rate of the student"),
     Column("gradient_norm", pa.float64(), "loss", "||dL/dtheta||_2, mean over the K steps (Figure 1, definition b)"),
     Column(
@@ -44,8 +50,20 @@ COLUMNS = (
     Column("phi_step_norm", pa.float64(), "1", "||phi' - phi||_2, the teacher's step on the loss network"),
     Column("phi_step_max", pa.float64(), "1", "largest |phi' - phi| over the weights of the loss network"),
     Column("seconds", pa.float64(), "s", "wall time of the round, evaluation apart"),
+    Column("seconds_data", pa.float64(), "s", "of `seconds`: making the round's batches"),
+    Column("seconds_unroll", pa.float64(), "s", "of `seconds`: student steps"),
+    Column("seconds_hypergradient", pa.float64(), "s", "of `seconds`: the way back through them (core/timing.py)"),
+    Column("seconds_collectives", pa.float64(), "s", "of `seconds`: sums over workers, and waiting for the slowest"),
+    Column("seconds_teacher", pa.float64(), "s", "of `seconds`: the teacher's answer, and waiting for it"),
     Column("images_per_second", pa.float64(), "images/s", "training images a second of the round"),
+    Column("ended_at", pa.float64(), "s", "when the round ended, seconds since 1970"),
 )
+
+PARTS = tuple(c.name.removeprefix("seconds_") for c in COLUMNS if c.name.startswith("seconds_"))
+"""What a round's time is divided into."""
+
+TIMES = ("seconds", *(f"seconds_{part}" for part in PARTS), "images_per_second", "ended_at")
+"""Columns that differ between two runs that are the same."""
 
 SCHEMA = pa.schema(
     [

@@ -127,9 +127,10 @@ def summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     for heading, _, _ in _SUMMARY_COLUMNS:
         table.add_column(heading, justify="right")
     for summary in summaries:
+        missing = "diverged" if summary.get("diverged") else "–"
         table.add_row(
             str(summary["arm"]),
-            *("–" if (v := summary.get(key)) is None else show(v) for _, key, show in _SUMMARY_COLUMNS),
+            *(missing if (v := summary.get(key)) is None else show(v) for _, key, show in _SUMMARY_COLUMNS),
         )
     return table
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from l2t_ray.interfaces import MethodState, StudentState, UserError
+from l2t_ray.training.mirror import MANIFEST, Mirror
 
-FORMAT = 1
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Cut:
         rows: metrics of all rounds so far, of all arms.
         snapshots: weights of the loss network by arm and round, for pictures and for the learned loss at the end.
         finished: students of the arms that are done.
+        diverged: arms that were given up, and why. The state is then that before the round that failed.
     """
 
     arm: str
@@ -44,6 +46,7 @@ class Cut:
     rows: list[dict[str, Any]] = field(default_factory=list)
     snapshots: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     finished: dict[str, StudentState] = field(default_factory=dict)
+    diverged: dict[str, str] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -53,10 +56,11 @@ class CheckpointStore:
         directory: created when first written to.
         keep: how many complete checkpoints to keep.
         config: the resolved configuration, stored beside the state.
+        mirror: where each checkpoint is copied to, and where the newest is looked for; None: here alone.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, config: str = ""):
-        self._directory, self._keep, self._config = directory, keep, config
+    def __init__(self, directory: Path, *, keep: int = 2, config: str = "", mirror: Mirror | None = None):
+        self._directory, self._keep, self._config, self._mirror = directory, keep, config, mirror
 
     def save(self, cut: Cut) -> Path:
         """Writes a cut and forgets the oldest ones.
@@ -64,7 +68,7 @@ class CheckpointStore:
         Raises:
             UserError: if the directory cannot be written to; what was there stays.
         """
-        name = f"{len(cut.rows):07d}-{cut.arm}-{cut.round:06d}"
+        name = f"{len(cut.rows):07d}-{cut.arm}-{cut.round:06d}" + ("-diverged" if cut.arm in cut.diverged else "")
         final, temporary = self._directory / name, self._directory / f".{name}.{os.getpid()}"
         try:
             for stale in self._directory.glob(".*"):  # of a writer that was killed: there is only one at a time
@@ -75,6 +79,8 @@ class CheckpointStore:
                 shutil.rmtree(final)
             temporary.rename(final)
             _flush(self._directory)
+            if self._mirror is not None:
+                self._mirror.put(final, keep=[path.name for path in self._complete()[-self._keep :]])
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -90,9 +96,15 @@ class CheckpointStore:
         """The newest undamaged cut; None if there is none at all. Says so when it passes over a damaged one.
 
         Raises:
-            UserError: if there are checkpoints and all are damaged.
+            UserError: if there are checkpoints and all are damaged, or if their mirror cannot be read.
         """
-        found = self._complete()
+        try:
+            found = self._complete() if self._mirror is None else self._mirror.fetch(self._directory)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cannot read the checkpoints in storage: {reason}; check storage and its access."
+            ) from None
         for path in reversed(found):
             problem = _damage(path)
             if problem is None:
@@ -117,14 +129,20 @@ class CheckpointStore:
         torch.save({"snapshots": cut.snapshots, "finished": finished}, directory / "arms.pt")
         (directory / "rows.json").write_text(json.dumps(cut.rows))
         (directory / "config.yaml").write_text(self._config)
-        progress = {"format": FORMAT, "arm": cut.arm, "round": cut.round, "torch": torch.__version__}
+        progress = {
+            "format": FORMAT,
+            "arm": cut.arm,
+            "round": cut.round,
+            "diverged": cut.diverged,
+            "torch": torch.__version__,
+        }
         (directory / "progress.json").write_text(json.dumps(progress))
         checksums = {}
         for path in sorted(directory.iterdir()):
             checksums[path.name] = _checksum(path)
             _flush(path)
-        (directory / "manifest.json").write_text(json.dumps(checksums, indent=1))
-        _flush(directory / "manifest.json")
+        (directory / MANIFEST).write_text(json.dumps(checksums, indent=1))
+        _flush(directory / MANIFEST)
 
 
 def _read(directory: Path) -> Cut:
@@ -146,6 +164,7 @@ def _read(directory: Path) -> Cut:
         rows=json.loads((directory / "rows.json").read_text()),
         snapshots=arms["snapshots"],
         finished={name: StudentState(**student) for name, student in arms["finished"].items()},
+        diverged=progress["diverged"],
     )
 
 
@@ -156,7 +175,7 @@ def _plain_student(student: StudentState) -> dict[str, Any]:
 def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint; None if all is well."""
     try:
-        checksums = json.loads((directory / "manifest.json").read_text())
+        checksums = json.loads((directory / MANIFEST).read_text())
         if not isinstance(checksums, dict) or "progress.json" not in checksums:
             return "its manifest is incomplete"
         for name, checksum in checksums.items():

@@ -1,5 +1,6 @@
 """Train your own model on your own data with a learned loss, in this process: no configuration, no Ray."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN, StudentSgd
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.tensors import TensorData
+from l2t_ray.interfaces import DivergenceError
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.loop import Arm, Run
 
@@ -97,7 +99,11 @@ def fit(
         eval_every=25,
         checkpoint_every=num_rounds,
     )
-    cut = run.train(start=None, store=None, on_row=on_row)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is raised, below
+        cut = run.train(start=None, store=None, on_row=on_row)
+    if cut.diverged:
+        raise DivergenceError(*cut.diverged.values())
     trained, learned = deepcopy(model), deepcopy(loss_network)
     FlatModule(trained).load(cut.state.student.theta, cut.state.student.buffers)
     with torch.no_grad():

@@ -4,20 +4,25 @@ It never asks which method it runs, nor where the teacher lives.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.timing import part, timed
 from l2t_ray.interfaces import (
     Data,
     DivergenceError,
     Group,
     Method,
     MethodState,
+    Metrics,
+    StoppedError,
     StudentState,
     Task,
     Teacher,
@@ -25,19 +30,25 @@ from l2t_ray.interfaces import (
 )
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
+from l2t_ray.training.probe import Probe
+from l2t_ray.training.profile import traced
 
 OnRow = Callable[[Mapping[str, Any]], None]
 OnCut = Callable[[Cut], None]
+ShouldStop = Callable[[], bool]
+"""Asked after every round; one worker that says yes stops all, after the same round."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One method to train, its teacher if it has one, and its own training data if it has some."""
+    """One method to train, its teacher if it has one, its own training data if it has some, and a look at what it
+    makes of wrong labels."""
 
     name: str
     method: Method
     teacher: Teacher | None = None
     data: Data | None = None
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)
@@ -55,27 +66,45 @@ class Run:
     images_per_round: int
     eval_every: int
     checkpoint_every: int
+    trace_dir: Path | None = None
+    """Where a trace of a few rounds goes (`profile`); None: no trace."""
 
     def train(
-        self, *, start: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut = lambda cut: None
+        self,
+        *,
+        start: Cut | None,
+        store: CheckpointStore | None,
+        on_row: OnRow,
+        on_cut: OnCut = lambda cut: None,
+        should_stop: ShouldStop = lambda: False,
     ) -> Cut:
         """Trains every arm to its end, from a cut or from the beginning, and returns the last cut.
 
         Only the worker of rank 0 writes checkpoints and speaks to `on_row`; every worker calls `on_cut` after each.
+        An arm that diverges is given up, with a warning, and the others go on: `Cut.diverged` has what happened.
 
         Raises:
-            DivergenceError: naming arm and round; checkpoints taken before stay.
             UserError: on all workers, if a checkpoint cannot be written.
+            StoppedError: on all workers, once a checkpoint is written, if one was asked to stop before the end.
         """
-        names = [arm.name for arm in self.arms]
-        first = 0 if start is None else names.index(start.arm)
         cut = start
-        for arm in self.arms[first:]:
-            cut = self._train_arm(arm, cut, store, on_row, on_cut)
+        for arm in self.arms:
+            if cut is None or arm.name not in {*cut.finished, *cut.diverged}:
+                with traced(self.trace_dir if self.group.rank == 0 else None, arm.name) as round_done:
+                    cut = self._train_arm(arm, cut, store, on_row, on_cut, should_stop, round_done)
         assert cut is not None
         return cut
 
-    def _train_arm(self, arm: Arm, cut: Cut | None, store: CheckpointStore | None, on_row: OnRow, on_cut: OnCut) -> Cut:
+    def _train_arm(
+        self,
+        arm: Arm,
+        cut: Cut | None,
+        store: CheckpointStore | None,
+        on_row: OnRow,
+        on_cut: OnCut,
+        should_stop: ShouldStop,
+        round_done: Callable[[], None],
+    ) -> Cut:
         resumes = cut is not None and cut.arm == arm.name
         if cut is None or not resumes:
             state, begin, teacher_state = arm.method.init(), 0, None
@@ -86,6 +115,7 @@ class Run:
         rows = [] if cut is None else list(cut.rows)
         snapshots = {} if cut is None else {name: dict(phis) for name, phis in cut.snapshots.items()}
         finished = {} if cut is None else dict(cut.finished)
+        diverged = {} if cut is None else dict(cut.diverged)
         data = arm.data or self.data
 
         for index in range(begin, self.num_rounds):
@@ -93,18 +123,27 @@ class Run:
                 _snapshot(snapshots, arm, index)
             started = time.perf_counter()
             try:
-                state, metrics = arm.method.round(state, data.round(index), index)
+                with timed() as watch:
+                    with part("data"):
+                        batches = data.round(index)
+                    state, metrics = arm.method.round(state, batches, index)
             except DivergenceError as error:
-                raise DivergenceError(
+                diverged[arm.name] = (
                     f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
                     + ("" if arm.teacher is None else " or method.teacher.step_size")
                     + "."
-                ) from error
+                )
+                if self.group.rank == 0:
+                    warnings.warn(diverged[arm.name], stacklevel=2)
+                cut = Cut(arm.name, index, state, None, rows, snapshots, finished, diverged)
+                self._keep(cut, store, on_cut)
+                return cut
             done = index + 1
             is_last = done == self.num_rounds
             seconds = time.perf_counter() - started
+            round_done()
             if is_last or done % self.eval_every == 0:
-                metrics |= evaluate(self.student, state.student, self.task, self.data.test(), self.group)
+                metrics |= self._evaluated(arm, state, index)
             row = {
                 "arm": arm.name,
                 "round": index,
@@ -112,7 +151,9 @@ class Run:
                 "epoch": self.data.epoch(index),
                 **metrics,
                 "seconds": seconds,
+                **{f"seconds_{name}": spent for name, spent in watch.seconds.items()},
                 "images_per_second": self.images_per_round / seconds,
+                "ended_at": time.time(),
             }
             rows.append(row)
             if self.group.rank == 0:
@@ -120,14 +161,37 @@ class Run:
             if is_last:
                 _snapshot(snapshots, arm, done)
                 finished[arm.name] = state.student
-            if is_last or done % self.checkpoint_every == 0:
+            is_end = is_last and arm is self.arms[-1]
+            stops = not is_end and self._any_worker(should_stop(), state)
+            if is_last or stops or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
-                cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished)
-                if store is not None:
-                    self._save(store, cut)
-                on_cut(cut)
+                cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished, diverged)
+                self._keep(cut, store, on_cut)
+            if stops:
+                raise StoppedError(f"stopped after round {done} of {self.num_rounds} of {arm.name}")
         assert cut is not None
         return cut
+
+    def _any_worker(self, is_so: bool, state: MethodState) -> bool:
+        """Whether it is so on any worker: they do the same, or they would wait for each other for ever."""
+        if self.group.size == 1:
+            return is_so
+        return self.group.sum(torch.tensor([float(is_so)], device=state.student.theta.device)).item() > 0
+
+    def _evaluated(self, arm: Arm, state: MethodState, index: int) -> Metrics:
+        """Metrics on the whole test and validation parts, and what the arm's probe sees."""
+        validation = self.data.validation(self.data.epoch(index))
+        on_test, on_validation = (
+            evaluate(self.student, state.student, self.task, batches, self.group)
+            for batches in (self.data.test(), validation)
+        )
+        metrics = on_test | {f"validation_{name.removeprefix('test_')}": x for name, x in on_validation.items()}
+        return metrics if arm.probe is None else metrics | arm.probe(arm.method, state, index)
+
+    def _keep(self, cut: Cut, store: CheckpointStore | None, on_cut: OnCut) -> None:
+        if store is not None:
+            self._save(store, cut)
+        on_cut(cut)
 
     def _save(self, store: CheckpointStore, cut: Cut) -> None:
         """One worker writes, all hear whether it could: one that stops alone would leave the others waiting for it."""
@@ -137,8 +201,7 @@ class Run:
                 store.save(cut)
             except UserError as error:
                 failure = error
-        failures = self.group.sum(torch.tensor([float(failure is not None)], device=cut.state.student.theta.device))
-        if failures.item() > 0:
+        if self._any_worker(failure is not None, cut.state):
             raise failure or UserError("worker 0 could not write the checkpoint.")
 
 

@@ -157,3 +157,39 @@ def test_clone_buffers_copies():
     copied = clone_buffers(buffers)
     copied["a"].zero_()
     assert buffers["a"].tolist() == [1.0, 1.0]
+
+
+def test_frozen_parameters_are_constants_that_travel_with_the_buffers():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for parameter in module[0].parameters():
+        parameter.requires_grad_(False)
+    flat = FlatModule(module)
+    theta, buffers = flat.initial(), flat.initial_buffers()
+    assert flat.num_parameters == theta.numel() == 4 + 4 + 8 + 2
+    assert {"0.weight", "0.bias"} < buffers.keys()
+
+    doubled = {**buffers, "0.weight": 2 * buffers["0.weight"]}
+    inputs = torch.randn(5, 3)
+    assert not torch.equal(flat(theta, buffers, inputs, training=True), flat(theta, doubled, inputs, training=True))
+
+    loaded = flat.load(2 * theta, doubled)
+    torch.testing.assert_close(loaded[0].weight, doubled["0.weight"])
+    torch.testing.assert_close(flat.initial(), 2 * theta)
+
+
+def test_tied_parameters_are_trained_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    flat = FlatModule(Tied())
+    theta, inputs = flat.initial(), torch.randn(4, 3)
+    assert theta.numel() == 9 + 3 + 3
+    weight, first_bias, second_bias = (2 * theta).split((9, 3, 3))
+    expected = (inputs @ weight.view(3, 3).T + first_bias) @ weight.view(3, 3).T + second_bias
+    torch.testing.assert_close(flat(2 * theta, {}, inputs, training=True), expected)

@@ -121,8 +121,7 @@ def test_proposals_are_the_lstms_outputs_scaled_and_its_state_is_carried():
 
 
 def first_moments(teacher):
-    state = teacher.state_dict()["rule"]["adam"]["state"]
-    return state[0]["exp_avg"] if state else 0.0
+    return teacher.state_dict()["rule"]["adam"]["first_moment"]
 
 
 def recorded_run(order, horizon, head, num_rounds):
@@ -137,7 +136,7 @@ def recorded_run(order, horizon, head, num_rounds):
         proposals.append((version + 1, phi, input_, before["psi"]))
         drive(teacher, errors, order, index)
         after = teacher.state_dict()["rule"]
-        if not torch.equal(after["trained"], before["trained"]):
+        if not torch.equal(after["psi"], before["psi"]):
             gradients.append((first_moments(teacher) - 0.9 * moment) / 0.1)
     return errors, proposals, gradients
 

@@ -174,6 +174,37 @@ def test_incomplete_copy_is_not_overwritten(tmp_path):
         load("cifar10", root=tmp_path, verify=False)
 
 
+def test_reduced_images_are_means_of_squares(tmp_path):
+    make_cifar10(tmp_path)
+    full = load("cifar10", root=tmp_path, verify=False)
+    reduced = load("cifar10", root=tmp_path, verify=False, image_size=16)
+    assert reduced.train.images.shape == (5 * ROWS, 3, 16, 16) and reduced.test.images.shape == (ROWS, 3, 16, 16)
+    square = full.train.images[3, 1, 4:6, 8:10].astype(float)
+    assert abs(reduced.train.images[3, 1, 2, 4] - square.mean()) <= 0.5
+    assert reduced.train.images.mean() == pytest.approx(full.train.images.mean(), abs=0.1)
+    np.testing.assert_array_equal(reduced.train.labels, full.train.labels)
+    assert load("digits", root=tmp_path, image_size=4).test.images.shape == (360, 1, 4, 4)
+
+
+def test_reduced_images_are_converted_once_and_follow_their_files(tmp_path, monkeypatch):
+    make_cifar10(tmp_path)
+    before = load("cifar10", root=tmp_path, verify=False, image_size=8).train.images.copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "write_images", lambda *a, **k: pytest.fail("converted again"))
+        load("cifar10", root=tmp_path, verify=False, image_size=8)
+    with pytest.raises(UserError, match="not the published file"):
+        load("cifar10", root=tmp_path, image_size=8)
+    make_cifar10(tmp_path)
+    assert (load("cifar10", root=tmp_path, verify=False, image_size=8).train.images != before).any()
+
+
+@pytest.mark.parametrize("image_size", [5, 64])
+def test_image_size_must_divide(tmp_path, image_size):
+    make_cifar10(tmp_path)
+    with pytest.raises(UserError, match=rf"data\.image_size must divide .* got {image_size} for images of 32x32"):
+        load("cifar10", root=tmp_path, verify=False, image_size=image_size)
+
+
 def test_unknown_name(tmp_path):
     with pytest.raises(UserError, match=r"data\.name must be one of digits, mnist, .* got 'cifar'"):
         load("cifar", root=tmp_path)

@@ -77,7 +77,7 @@ def test_rate_outside_is_refused(rate):
 
 @pytest.mark.parametrize("matrix", [np.full((2, 2), 0.6), np.array([[1.5, -0.5], [0, 1]])])
 def test_matrix_that_is_none_is_refused(matrix):
-    with pytest.raises(UserError, match=r"noise\.matrix must"):
+    with pytest.raises(UserError, match=r"the transition matrix .* must be square"):
         apply_transition([0, 1], matrix, 0)
 
 

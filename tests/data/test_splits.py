@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from l2t_ray.data.splits import fixed, fixed_split, redivided, redivided_split
+from l2t_ray.data.splits import fixed, fixed_split, given, redivided, redivided_split
 from l2t_ray.interfaces import UserError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2_000)
@@ -40,6 +40,16 @@ def test_redivided_split_by_epoch():
     assert_disjoint(first)
     assert len(first.train) == len(first.validation) == 500
     assert first.validation.tobytes() == again.validation.tobytes() != other.validation.tobytes()
+
+
+@pytest.mark.parametrize("num_train", [None, 500])
+def test_given_validation_is_kept_apart(num_train):
+    validation = np.arange(1_900, 2_000)
+    split = given(LABELS, validation, seed=0, num_train=num_train).at(3)
+    assert_disjoint(split)
+    assert split.validation.tolist() == validation.tolist() and len(split.train) == (num_train or 1_900)
+    with pytest.raises(UserError, match=r"no validation image has the class"):
+        given(LABELS, np.flatnonzero(LABELS != 4), seed=0)
 
 
 def test_redivided_pool_never_changes():

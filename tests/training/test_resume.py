@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and resumed ends like the one that was not: bit for bit, in this process."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from l2t_ray.config import ExperimentConfig, load
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.experiment import build_run
-from l2t_ray.interfaces import UserError
+from l2t_ray.interfaces import StoppedError, UserError
+from l2t_ray.tracking.metrics import TIMES
 from l2t_ray.training.checkpoint import CheckpointStore
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
@@ -30,7 +32,6 @@ VARIANTS = {
     "adam": ["method.teacher=adam"],
     "reweighted": ["method.reweight={refresh_every: 3}"],
 }
-TIMES = ("seconds", "images_per_second")
 
 
 class Stopped(Exception):
@@ -86,9 +87,70 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(undisturbed, tmp_path, stops
     assert_same(train(config, tmp_path), expected)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    config = load(DIGITS, OVERRIDES)
+    return config, train(config, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: content[: len(content) // 2], id="truncated"),
+        pytest.param(lambda content: content[:99] + bytes([content[99] ^ 4]) + content[100:], id="bit_flipped"),
+    ],
+)
+@pytest.mark.failure("checkpoint truncated, or a bit of it flipped", "this process")
+def test_a_damaged_checkpoint_costs_rounds_and_no_more(plain, tmp_path, damage):
+    config, expected = plain
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop_after=12)
+    newest = sorted(tmp_path.iterdir())[-1] / "student.pt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match=r"student\.pt does not match its checksum.*using the one before"):
+        cut = train(config, tmp_path)
+    assert_same(cut, expected)
+
+
+@pytest.mark.failure("checkpoint directory full, then freed", "this process")
+def test_a_full_disk_stops_the_run_and_costs_rounds_and_no_more(plain, tmp_path):
+    """The operating system itself refuses to write on: files may not grow beyond a limit for a while."""
+    config, expected = plain
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop_after=8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .*earlier checkpoints are untouched"):
+            train(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_same(train(config, tmp_path), expected)
+
+
+@pytest.mark.failure("checkpoint directory cannot be written", "this process", ends="one sentence, exit code 2")
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the directory should be")
     config = load(DIGITS, OVERRIDES)
     run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
     with pytest.raises(UserError, match="cannot write the checkpoint"):
         run.train(start=None, store=CheckpointStore(tmp_path / "checkpoints"), on_row=lambda row: None)
+
+
+def test_all_workers_stop_after_the_round_in_which_one_was_asked_to(tmp_path, run_on_two_workers):
+    config = load(DIGITS, [*OVERRIDES, "controls=[]", "method=cross_entropy"])
+
+    def work(group):
+        run = build_run(config, group=group, device=torch.device("cpu"))
+        store = CheckpointStore(tmp_path)
+        rounds_done = iter(range(1, NUM_ROUNDS + 1))
+
+        def should_stop():
+            return next(rounds_done) == 3 and group.rank == 1
+
+        with pytest.raises(StoppedError, match="stopped after round 3 of 7 of cross_entropy"):
+            run.train(start=None, store=store, on_row=lambda row: None, should_stop=should_stop)
+        cut = store.latest()
+        return cut and cut.round
+
+    assert run_on_two_workers(work) == [3, 3]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from l2t_ray.interfaces import Batch, Data, RoundBatches
 
 
-class InTurn:
+class DataInTurn:
     """Serves the rounds below `switch` from one source and the others from another (the `Data` protocol).
 
     Both are asked by the round's own number, so that validation batches and epochs are the same in either; only the

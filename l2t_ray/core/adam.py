@@ -1,4 +1,8 @@
-"""Adam on one flat vector, with its whole state in tensors: what a method's `extra` can hold."""
+"""Adam on one flat vector, with its whole state in tensors: what a checkpoint can hold.
+
+The arithmetic is torch's own, as a function: making a `torch.optim.Adam` imports torch's compiler, which takes seconds
+of every process's start.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +11,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.optim.adam import adam
 
 
 class Learned(NamedTuple):
-    """Weights that a method learns beside the student's, and how far their optimiser is."""
+    """Weights that are learned beside the student's, and how far their optimiser is."""
 
     weights: Float[Tensor, " m"]
     first_moment: Float[Tensor, " m"]
@@ -20,7 +25,7 @@ class Learned(NamedTuple):
     @classmethod
     def begin(cls, weights: Float[Tensor, " m"]) -> "Learned":
         zero = torch.zeros_like(weights)
-        return cls(weights, zero, zero, torch.zeros((), dtype=torch.int64, device=weights.device))
+        return cls(weights, zero, zero, torch.zeros((), dtype=torch.int64))
 
     @classmethod
     def out_of(cls, extra: Mapping[str, Tensor]) -> "Learned":
@@ -38,13 +43,22 @@ class Adam:
     epsilon: float = 1e-8
 
     def step(self, learned: Learned, gradient: Float[Tensor, " m"]) -> Learned:
-        first_beta, second_beta = self.betas
-        gradient = gradient + self.weight_decay * learned.weights
-        first = first_beta * learned.first_moment + (1 - first_beta) * gradient
-        second = second_beta * learned.second_moment + (1 - second_beta) * gradient.square()
+        weights, first, second = (part.clone() for part in learned[:3])
         num_updates = learned.num_updates + 1
-        # In double precision: 1 - 0.999 is not 1e-3 in single.
-        first_bias = 1 - first_beta ** num_updates.double()
-        second_bias = 1 - second_beta ** num_updates.double()
-        step = (first / first_bias) / ((second / second_bias).sqrt() + self.epsilon)
-        return Learned(learned.weights - self.rate * step, first, second, num_updates)
+        adam(
+            [weights],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [learned.num_updates.float().cpu()],
+            foreach=False,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.rate,
+            weight_decay=self.weight_decay,
+            eps=self.epsilon,
+            maximize=False,
+        )
+        return Learned(weights, first, second, num_updates)

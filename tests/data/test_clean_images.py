@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from test_loader import DATASET, NOISY, make
 
+from l2t_ray.data.in_turn import DataInTurn
 from l2t_ray.data.splits import fixed, mixed, validation_alone
-from l2t_ray.data.stages import InTurn
 
 LABELS = DATASET.train.labels
 POLICY = fixed(LABELS, 24, seed=5)
@@ -40,7 +40,7 @@ def test_validation_alone():
 
 def test_in_turn_changes_the_training_batches_alone():
     first, then = make(fixed), trusting(validation_alone(POLICY))
-    data = InTurn(first, then, switch=2)
+    data = DataInTurn(first, then, switch=2)
     for index in range(4):
         expected = (first if index < 2 else then).round(index)
         actual = data.round(index)

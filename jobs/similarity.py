@@ -1,0 +1,12 @@
+"""Table 2 of the paper: similarity metrics of data reweighting.
+
+python jobs/similarity.py --size digits             # real scans, minutes on two cores; also: small, full
+python jobs/similarity.py --resume runs/similarity-digits
+"""
+
+from pathlib import Path
+
+from l2t_ray.studies.command import main
+
+if __name__ == "__main__":
+    main(__doc__, config=Path(__file__).parents[1] / "configs/studies/similarity.yaml")

@@ -1,0 +1,10 @@
+"""A study of your own: any settings of an experiment, varied over grids, distributions and seeds.
+
+python jobs/study.py --config configs/studies/example.yaml
+python jobs/study.py --resume runs/example
+"""
+
+from l2t_ray.studies.command import main
+
+if __name__ == "__main__":
+    main(__doc__)

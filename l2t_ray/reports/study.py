@@ -1,0 +1,226 @@
+"""Tables and figures of a study, from the mapping that its `results.json` holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from l2t_ray.reports.figures import COLOURS, DASHES, STYLE, blank_figure
+from l2t_ray.reports.spread import MISSING, spread
+from l2t_ray.reports.tables import markdown
+
+Results = Mapping[str, Any]
+MOST_LINES = 6
+_UNITS = {"accuracy": ("%", 100.0, 2), "error": ("nats", 1.0, 4)}
+_PANELS = {
+    "test_accuracy": ("Test accuracy", "accuracy [%]", 100.0, "linear"),
+    "logit_gradient_sum": ("Gradient at the logits", r"$\sum |\partial L / \partial z|$", 1.0, "log"),
+    "gradient_norm": ("Gradient at the weights", r"$\|\partial L / \partial \theta\|_2$", 1.0, "log"),
+}
+
+
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: mean ± standard deviation over the seeds, and the paper's number where it has one.
+
+    Two axes or more: the last one makes the columns. One axis: a row each, with the difference to the first row, taken
+    seed by seed.
+    """
+    return _matrix(results) if len(results["axes"]) > 1 else _list(results)
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader has to know about the table."""
+    unit, _, _ = unit_of(results)
+    ended = [o for cell in results["cells"] for o in cell["outcomes"] if o is not None]
+    total = sum(len(cell["outcomes"]) for cell in results["cells"])
+    found = [
+        f"{results['metric'].replace('_', ' ').capitalize()} [{unit}] after the last round: mean ± sample standard "
+        f"deviation over the seeds {_listed(results['seeds'])}. Setting: {results['setting']}."
+    ]
+    if "diverged" in ended:
+        counted = "counted as chance" if results["chance"] is not None else "left out"
+        found.append(f"†n: n of the runs diverged (a number was not finite) and are {counted}.")
+    if "stopped" in ended:
+        found.append(f"{ended.count('stopped')} trials were stopped early; their last numbers stand.")
+    if len(ended) < total:
+        found.append(
+            f"{total - len(ended)} of {total} trials have not ended; (n) says from how many seeds a number is."
+        )
+    if results["paper"]:
+        found.append("The paper's numbers (CIFAR-10, ResNet-8, its own settings) stand beside for orientation alone.")
+    return found
+
+
+def write_study(directory: Path, results: Results) -> list[Path]:
+    """Writes `table.md` and the figures, as PNG and SVG under `figures/`; returns the files."""
+    folder = directory / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [directory / "table.md"]
+    paths[0].write_text(f"# {results['title']}\n\n{markdown(*table(results))}\n" + "\n".join(notes(results)) + "\n")
+    with rc_context({**STYLE, "svg.hashsalt": results["name"]}):
+        for name, figure in figures(results).items():
+            for kind in ("png", "svg"):
+                paths.append(folder / f"{name}.{kind}")
+                figure.savefig(paths[-1], metadata={"Date": None} if kind == "svg" else None)
+    return paths
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """The figures that the results have numbers for, by name."""
+    found = {}
+    if any(len(_known(cell)) for cell in results["cells"]):
+        found["final"] = _final_over_axis(results) if len(results["axes"]) > 1 else _final_of_rows(results)
+    curves = results["curves"]
+    few = {name: curve for name, curve in curves.items() if 0 < len(curve) <= MOST_LINES}
+    if "test_accuracy" in few:
+        found["accuracy"] = _over_rounds(few["test_accuracy"], "test_accuracy")
+    for name, column in (("logit_gradients", "logit_gradient_sum"), ("weight_gradients", "gradient_norm")):
+        if column in few:
+            found[name] = _over_rounds(few[column], column)
+    return found
+
+
+def unit_of(results: Results) -> tuple[str, float, int]:
+    """Unit, factor and digits of the study's metric."""
+    return _UNITS["accuracy" if results["metric"].endswith("accuracy") else "error"]
+
+
+def _label(results: Results) -> str:
+    return f"{results['metric'].replace('_', ' ')} [{unit_of(results)[0]}]"
+
+
+def _matrix(results: Results) -> tuple[list[str], list[list[str]]]:
+    columns = list(dict.fromkeys(cell["cell"][-1] for cell in results["cells"]))
+    names = list(dict.fromkeys(tuple(cell["cell"][:-1]) for cell in results["cells"]))
+    by_place = {(tuple(cell["cell"][:-1]), cell["cell"][-1]): cell for cell in results["cells"]}
+    rows = []
+    for name in names:
+        rows.append([", ".join(name), *(_shown(by_place[name, column], results) for column in columns)])
+        paper = results["paper"].get(", ".join(name))
+        if isinstance(paper, Mapping):
+            rows.append([f"{', '.join(name)} (paper)", *(f"{paper[c]:g}" if c in paper else MISSING for c in columns)])
+    return [" / ".join(axis.split(".")[-1] for axis in results["axes"]), *columns], rows
+
+
+def _list(results: Results) -> tuple[list[str], list[list[str]]]:
+    _, factor, digits = unit_of(results)
+    first = results["cells"][0]
+    has_paper = bool(results["paper"])
+    headings = [
+        results["axes"][0],
+        _label(results),
+        f"difference to {first['cell'][0]}",
+        *(["paper"] if has_paper else []),
+    ]
+    rows = []
+    for cell in results["cells"]:
+        pairs = zip(cell["values"], first["values"], strict=True)
+        difference = spread(a - b for a, b in pairs if a is not None and b is not None)
+        shown = MISSING
+        if difference is not None and cell is not first:
+            std = "" if difference.std is None else f" ± {factor * difference.std:.{digits}f}"
+            shown = f"{factor * difference.mean:+.{digits}f}{std}"
+        row = [cell["cell"][0], _shown(cell, results), "" if cell is first else shown]
+        if has_paper:
+            paper = results["paper"].get(cell["cell"][0])
+            row.append(MISSING if paper is None else f"{paper:g}")
+        rows.append(row)
+    return headings, rows
+
+
+def _shown(cell: Mapping[str, Any], results: Results) -> str:
+    _, factor, digits = unit_of(results)
+    found = spread(cell["values"])
+    diverged = cell["outcomes"].count("diverged")
+    mark = f" †{diverged}" if diverged else ""
+    if found is None:
+        return MISSING + mark
+    std = "" if found.std is None else f" ± {factor * found.std:.{digits}f}"
+    number = f" ({found.n})" if found.n < len(results["seeds"]) else ""
+    return f"{factor * found.mean:.{digits}f}{std}{number}{mark}"
+
+
+def _known(cell: Mapping[str, Any]) -> np.ndarray:
+    return np.array([value for value in cell["values"] if value is not None], dtype=float)
+
+
+def _final_over_axis(results: Results) -> Figure:
+    """The metric over the values of the last axis: a line for each row, a band of one standard deviation."""
+    _, factor, _ = unit_of(results)
+    columns = list(dict.fromkeys(cell["cell"][-1] for cell in results["cells"]))
+    places = _places(columns)
+    names = list(dict.fromkeys(tuple(cell["cell"][:-1]) for cell in results["cells"]))
+    with rc_context(STYLE):
+        figure = blank_figure(5.6, 3.3)
+        ax = figure.subplots()
+        for i, name in enumerate(names):
+            cells = [c for c in results["cells"] if tuple(c["cell"][:-1]) == name and len(_known(c))]
+            x = np.array([places[columns.index(c["cell"][-1])] for c in cells])
+            mean = np.array([factor * _known(c).mean() for c in cells])
+            std = np.array([factor * _known(c).std(ddof=1) if len(_known(c)) > 1 else 0.0 for c in cells])
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            ax.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+            ax.plot(x, mean, color=colour, linestyle=dash, marker="o", markersize=3, label=", ".join(name))
+        ax.set_xticks(places, columns)
+        ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=_label(results))
+        ax.legend(frameon=False)
+    return figure
+
+
+def _places(labels: Sequence[str]) -> list[float]:
+    """Where labels stand on an axis: at their numbers if that is what they are, else one after the other."""
+    try:
+        return [float(label) for label in labels]
+    except ValueError:
+        return [float(i) for i in range(len(labels))]
+
+
+def _final_of_rows(results: Results) -> Figure:
+    """A dot for each seed, and the mean with one standard deviation, a line for each row of the table."""
+    _, factor, _ = unit_of(results)
+    cells = [cell for cell in results["cells"] if len(_known(cell))]
+    with rc_context(STYLE):
+        figure = blank_figure(5.6, 0.9 + 0.32 * len(cells))
+        ax = figure.subplots()
+        for i, cell in enumerate(cells):
+            values = factor * _known(cell)
+            std = values.std(ddof=1) if len(values) > 1 else 0.0
+            ax.plot(values, np.full(len(values), i), "o", color=COLOURS[0], alpha=0.35, markersize=4, linestyle="none")
+            ax.errorbar(values.mean(), i, xerr=std, fmt="D", color="#000000", markersize=4, capsize=3, linewidth=1)
+        ax.set_yticks(range(len(cells)), [cell["cell"][0] for cell in cells])
+        ax.invert_yaxis()
+        ax.set(title=results["title"], xlabel=_label(results))
+        ax.grid(False, axis="y")
+    return figure
+
+
+def _over_rounds(curves: Sequence[Mapping[str, Any]], column: str) -> Figure:
+    """Mean over the seeds with a band of one standard deviation, a line for each cell."""
+    title, label, factor, scale = _PANELS[column]
+    with rc_context(STYLE):
+        figure = blank_figure(5.6, 3.3)
+        ax = figure.subplots()
+        for i, curve in enumerate(curves):
+            rounds, mean, std = (np.array(curve[key], dtype=float) for key in ("rounds", "mean", "std"))
+            mean, std = factor * mean, factor * std
+            low = np.maximum(mean - std, 0.05 * mean) if scale == "log" else mean - std
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+            ax.fill_between(rounds, low, mean + std, color=colour, alpha=0.15, linewidth=0)
+            ax.plot(rounds, mean, color=colour, linestyle=dash, label=", ".join(curve["cell"]))
+        ax.set(title=title, xlabel="round", ylabel=label, yscale=scale)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        bottom, top = ax.get_ylim()
+        if scale == "log" and top / bottom > 10:
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.legend(frameon=False)
+    return figure
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,140 @@
+"""The command line of every study."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from l2t_ray.interfaces import StoppedError, UserError
+from l2t_ray.reports.spread import spread
+from l2t_ray.reports.study import notes, table
+from l2t_ray.reports.tables import markdown
+from l2t_ray.run import exit_codes, working_directory
+from l2t_ray.studies.declaration import SizeName, Study, load_study
+from l2t_ray.studies.log import StudyLog
+from l2t_ray.studies.results import collect, write_results
+from l2t_ray.studies.sweep import Sweep, run_in_turn
+
+
+def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | None = None) -> None:
+    """Runs a study from the command line.
+
+    Args:
+        doc: what `--help` says.
+        config: the study's file; None: to be given with `--config`.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if config is None:
+        parser.add_argument("--config", type=Path, help="the study to run, such as configs/studies/example.yaml")
+    parser.add_argument("--size", choices=get_args(SizeName), help="one of the study's sizes (default: its first)")
+    parser.add_argument("--resume", type=Path, metavar="STUDY_DIR", help="go on with an interrupted study instead")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where its directory goes (default: runs)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the study's own")
+    parser.add_argument("--at-once", type=int, metavar="N", help="at most N trials side by side (default: what fits)")
+    parser.add_argument("--in-turn", action="store_true", help="one trial after the other in this process, without Ray")
+    parser.add_argument("--quiet", action="store_true", help="show nothing but the table")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings of every trial")
+    arguments = parser.parse_intermixed_args(argv)
+    with exit_codes():
+        for option in ("seeds", "at_once"):
+            if (number := getattr(arguments, option)) is not None and number < 1:
+                raise UserError(f"--{option.replace('_', '-')} must be at least 1, got {number}.")
+        path = config or arguments.config
+        if arguments.resume is not None:
+            if arguments.overrides or arguments.seeds or arguments.size:
+                raise UserError(
+                    "--resume goes on with the study as it was begun; leave overrides, --seeds, --size out."
+                )
+            sweep = Sweep.resume(arguments.resume)
+        elif path is None:
+            raise UserError("which study? give --config FILE, or --resume STUDY_DIR.")
+        else:
+            study = load_study(working_directory() / path)
+            study = study.at(arguments.size or next(iter(study.sizes), None))
+            sweep = Sweep.start(overridden(study, arguments.overrides, arguments.seeds), arguments.runs)
+        command = " ".join(["python", *map(shlex.quote, _without_resume(sys.argv if argv is None else ["", *argv]))])
+        failures = run(
+            sweep, command=command, in_turn=arguments.in_turn, at_once=arguments.at_once, quiet=arguments.quiet
+        )
+    if failures:
+        raise SystemExit(1)
+
+
+def overridden(study: Study, overrides: Sequence[str], seeds: int | None) -> Study:
+    """The study with settings for all of its trials, and other seeds.
+
+    Raises:
+        UserError: if an override is malformed, or of a key that the study varies.
+    """
+    settings = dict(study.settings)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"override {override!r} is not of the form key.sub=value.")
+        if key in study.grid or key in study.distributions or any(key in case for case in study.cases.values()):
+            raise UserError(f"override {override!r} is of a key that the study varies; edit a copy of its file.")
+        settings[key] = yaml.safe_load(text)
+    return study.model_copy(
+        update={"settings": settings, "seeds": study.seeds if seeds is None else tuple(range(seeds))}
+    )
+
+
+def run(sweep: Sweep, *, command: str, in_turn: bool, at_once: int | None, quiet: bool) -> list[str]:
+    """Runs what is left of a study and writes its results; returns what failed."""
+    console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(Text(text), soft_wrap=True)
+
+    command = _begun_with(sweep.directory, command)
+    pending = sweep.pending()
+    say(f"study {sweep.directory}: {len(pending)} of {len(sweep.trials)} trials to run")
+    log = StudyLog(sweep, say=say)
+    status, paths = "KILLED", []
+    try:
+        log.catch_up()
+        if in_turn:
+            run_in_turn(pending, log)
+        else:
+            from l2t_ray.studies.on_tune import run_on_tune  # Ray takes seconds to import
+
+            run_on_tune(sweep.study, pending, log, state=sweep.directory / "tune", at_once=at_once)
+        status = "FAILED" if log.failures else "FINISHED"
+    except (KeyboardInterrupt, StoppedError):
+        raise StoppedError(f"stopped; go on with --resume {sweep.directory}") from None
+    finally:
+        paths = write_results(sweep, command=command)
+        results = collect(sweep, command=command)
+        means = {", ".join(c["cell"]): s.mean for c in results["cells"] if (s := spread(c["values"])) is not None}
+        log.close(status, paths, means)
+    console.print(Text(markdown(*table(results))), soft_wrap=True)
+    for note in [*notes(results), f"results in {sweep.directory}"]:
+        say(note)
+    for failure in log.failures:
+        console.print(Text(f"failed: {failure}"), soft_wrap=True)
+    if log.failures:
+        console.print(
+            f"{len(log.failures)} trials failed; try them again with --resume {sweep.directory}", soft_wrap=True
+        )
+    return log.failures
+
+
+def _begun_with(directory: Path, command: str) -> str:
+    """The command that the study was begun with: a resumed one keeps it."""
+    path = directory / "command.txt"
+    if not path.exists():
+        path.write_text(command + "\n")
+    return path.read_text().strip()
+
+
+def _without_resume(arguments: Sequence[str]) -> list[str]:
+    """The script as it is called from the repository, and its arguments."""
+    script, *rest = arguments
+    return [f"jobs/{Path(script).name}" if script else "jobs/study.py", *rest]

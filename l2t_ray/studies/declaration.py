@@ -1,0 +1,182 @@
+"""What a study is, as a frozen record: one experiment, and what is varied in it.
+
+A study is a YAML file (configs/studies/). Its trials are all combinations of a case, a value of each key of the grid,
+a sample of the distributions and a seed; each is an experiment of its own. Keys are the dotted ones of any experiment.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from l2t_ray import config as configuration
+from l2t_ray.interfaces import UserError
+from l2t_ray.record import Count, Record
+
+SizeName = Literal["digits", "small", "full"]
+Settings = Mapping[str, Any]
+"""Values by dotted key."""
+
+OWN_KEYS = ("seed", "name", "runs", "controls")
+"""Keys of an experiment that a study sets itself."""
+
+
+def _seeds(value: Any) -> Any:
+    """A number of seeds stands for the first ones."""
+    return range(value) if isinstance(value, int) and value > 0 else value
+
+
+def _flat_settings(value: Any) -> Any:
+    return {} if value is None else value
+
+
+def _labelled(value: Any) -> Any:
+    """Values without labels are labelled by themselves."""
+    return {label_of(entry): entry for entry in value} if isinstance(value, list | tuple) else value
+
+
+def label_of(value: Any) -> str:
+    """How a value is shown: text as it is, anything else as in a flow of YAML."""
+    if isinstance(value, Mapping) and set(value) == {"name"}:
+        return str(value["name"])
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
+
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds), Field(min_length=1)]
+Axis = Annotated[dict[str, Any], BeforeValidator(_labelled), Field(min_length=1)]
+
+
+class Distribution(Record):
+    """Where the values of a key are drawn from: exactly one of the fields."""
+
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[Annotated[float, Field(gt=0)], float] | None = None
+    integers: tuple[int, int] | None = None
+    """Both ends included."""
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Distribution":
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = ", ".join(type(self).model_fields)
+            raise ValueError(f"a distribution is exactly one of {names}; got {', '.join(given) or 'none'}")
+        bounds = self.uniform or self.log_uniform or self.integers
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(f"{given[0]} goes from low to high, got {list(bounds)}")
+        return self
+
+
+class Asha(Record):
+    """Stops the worse trials early (asynchronous successive halving, Li et al. 2020)."""
+
+    grace_rounds: Count = 20
+    """Rounds that every trial gets."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """Of this many trials, one goes on at each rung."""
+
+
+class Size(Record):
+    """What a size of a study has of its own; the rest is the study's."""
+
+    base: Path | None = None
+    seeds: Seeds | None = None
+    settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
+    grid: dict[str, Axis] = Field(default_factory=dict)
+    """Axes that take the place of the study's own of the same key."""
+
+
+class Study(Record):
+    """One experiment, and what is varied in it."""
+
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")] | None = None
+    """Of the study's directory and of its runs in MLflow; null: the file's."""
+    size: SizeName | None = None
+    """The size that this is the resolved form of."""
+    title: str
+    claim: str = ""
+    """What the study is to check, in a sentence."""
+    table: str = ""
+    """Table or figure of the paper, for tags and headings."""
+    base: Path
+    """The experiment that all trials start from; relative to the study's file."""
+    metric: Literal["test_accuracy", "best_test_accuracy", "test_error", "val_error"] = "test_accuracy"
+    """Column of a run's closing table that the study's table shows."""
+    seeds: Seeds = (0, 1, 2)
+    settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
+    """Set in every trial."""
+    cases: dict[str, Annotated[dict[str, Any], BeforeValidator(_flat_settings)]] = Field(default_factory=dict)
+    """Named settings, each a row of the table."""
+    grid: dict[str, Axis] = Field(default_factory=dict)
+    """Values of a key, all combined: a list, or labels and values. The last key makes the columns of the table."""
+    distributions: dict[str, Distribution] = Field(default_factory=dict)
+    samples: Count = 10
+    """Draws from the distributions, for each case and combination of the grid."""
+    asha: Asha | None = None
+    """null: every trial runs to its end."""
+    paper: dict[str, float | dict[str, float]] = Field(default_factory=dict)
+    """The paper's numbers for a row, or for a row and column, in the unit of the table; shown beside it."""
+    sizes: dict[SizeName, Size] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _varies_something_sensible(self) -> "Study":
+        for key in (*self._keys(), *(key for size in self.sizes.values() for key in (*size.settings, *size.grid))):
+            if not re.fullmatch(r"\w+(\.\w+)*", key):
+                raise ValueError(f"{key!r} is not a dotted key such as training.learning_rate")
+            if key.split(".")[0] in OWN_KEYS:
+                raise ValueError(f"{key} is set by the study itself; take it out (seeds are listed under `seeds`)")
+        both = set(self.grid) & set(self.distributions)
+        if both:
+            raise ValueError(f"{both.pop()} is in the grid and in the distributions; keep it in one of them")
+        if not self.cases and not self.grid and not self.distributions:
+            raise ValueError("a study varies something; give cases, a grid or distributions")
+        return self
+
+    def _keys(self) -> Sequence[str]:
+        return [*self.settings, *(key for case in self.cases.values() for key in case), *self.grid, *self.distributions]
+
+    def at(self, size: SizeName | None) -> "Study":
+        """The study in one of its sizes.
+
+        Raises:
+            UserError: if it has no such size, or has sizes and none is named.
+        """
+        if not self.sizes and size is None:
+            return self
+        if size not in self.sizes:
+            known = ", ".join(self.sizes) or "none"
+            raise UserError(f"--size is {size or 'missing'}; this study's sizes are: {known}.")
+        own = self.sizes[size]
+        return self.model_copy(
+            update={
+                "size": size,
+                "base": own.base or self.base,
+                "seeds": own.seeds or self.seeds,
+                "settings": {**self.settings, **own.settings},
+                "grid": {**self.grid, **own.grid},
+                "sizes": {},
+            }
+        )
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_study(path: Path) -> Study:
+    """The study of a YAML file, with paths of experiments made absolute.
+
+    Raises:
+        UserError: if the file, a key or a value is wrong, in one sentence.
+    """
+    study = configuration.validated(Study, configuration.read_tree(path), source=str(path))
+
+    def absolute(base: Path | None) -> Path | None:
+        return base and (path.parent / base).resolve()
+
+    sizes = {name: size.model_copy(update={"base": absolute(size.base)}) for name, size in study.sizes.items()}
+    name = study.name or re.sub(r"[^\w-]+", "_", path.stem)
+    return study.model_copy(update={"name": name, "base": absolute(study.base), "sizes": sizes})

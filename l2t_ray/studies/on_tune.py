@@ -1,0 +1,253 @@
+"""Runs the trials of a study on Ray Tune, side by side, each in an actor that is used again for the next one.
+
+Starting a process and importing torch costs more than a small trial: actors are therefore kept warm. A trial's state
+is its run directory. Tune knows nothing of it: whatever dies, the trial begins anew on another actor, finds its
+checkpoint there, and goes on bit for bit. So a study is resumed from its directory too, not from Tune's own state.
+"""
+
+import math
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler
+
+from l2t_ray.config import ExperimentConfig
+from l2t_ray.distributed.launch import ENVIRONMENT, ray_session
+from l2t_ray.interfaces import UserError
+from l2t_ray.studies.declaration import Asha, Study
+from l2t_ray.studies.outcome import Outcome, run_trial, write_outcome
+from l2t_ray.studies.sweep import Forwarder, Listener
+from l2t_ray.studies.trials import Trial
+
+MAX_FAILURES = 3
+"""Times that a trial is begun anew after its process or node died."""
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial has its own tables
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once: nothing is lost
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is not what a study is resumed from
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer output ignores verbose=0
+}
+
+
+def run_on_tune(
+    study: Study, pending: Sequence[Trial], listener: Listener, *, state: Path, at_once: int | None = None
+) -> None:
+    """All trials, as many at once as the cluster has room for.
+
+    Args:
+        state: directory for Tune's own files, emptied first.
+        at_once: at most so many.
+
+    Raises:
+        UserError: if the cluster has no room for a single trial.
+    """
+    if not pending:
+        return
+    for key, value in {**ENVIRONMENT, **TUNE_ENVIRONMENT}.items():
+        os.environ.setdefault(key, value)
+    shutil.rmtree(state, ignore_errors=True)
+    config = pending[0].config
+    with ray_session(config):
+        room = trials_at_once(config, ray.cluster_resources())
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(TrialActor, trials=list(pending)), resources_of_driver(config)),
+            param_space={
+                "index": tune.grid_search(list(range(len(pending)))),
+                "in_step": study.asha is not None,
+                "metric": study.metric,
+            },
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=min(room, at_once or room),
+                # A trial on Ray Train is stopped with its process, and has little to keep warm.
+                reuse_actors=not config.ray.enabled,
+                scheduler=_scheduler(study, study.asha, config.training.num_rounds),
+            ),
+            run_config=tune.RunConfig(
+                name=state.name,
+                storage_path=str(state.parent),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[_Relay(pending, listener)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+def resources_of_driver(config: ExperimentConfig) -> dict[str, float]:
+    """What a trial's own process asks for. With Ray Train the workers do the work, and a driver that held a CPU would
+    keep them from it."""
+    if config.ray.enabled:
+        return {"CPU": 0.01}
+    return {"CPU": 1.0, "GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
+
+
+def trials_at_once(config: ExperimentConfig, available: Mapping[str, float]) -> int:
+    """How many trials the cluster has room for.
+
+    Raises:
+        UserError: if for none.
+    """
+    if config.ray.enabled:
+        workers = config.ray.num_workers
+        needs = {"CPU": workers * config.ray.cpus_per_worker, "GPU": workers if config.ray.use_gpu else 0}
+    else:
+        needs = resources_of_driver(config)
+    room = min(math.floor(available.get(kind, 0) / need) for kind, need in needs.items() if need)
+    if room < 1:
+        wanted, there = (", ".join(f"{d.get(kind, 0):g} {kind}" for kind in needs) for d in (needs, available))
+        raise UserError(
+            f"a trial needs {wanted} and the cluster has {there}; set ray.num_workers, ray.use_gpu or device in the "
+            "settings of the study, or join a larger cluster with RAY_ADDRESS."
+        )
+    return room
+
+
+def _scheduler(study: Study, asha: Asha | None, num_rounds: int) -> Any:
+    if asha is None:
+        return None
+    return AsyncHyperBandScheduler(
+        time_attr="round",
+        metric="value",
+        mode="max" if study.metric.endswith("accuracy") else "min",
+        max_t=num_rounds,
+        grace_period=min(asha.grace_rounds, num_rounds),
+        reduction_factor=asha.reduction,
+    )
+
+
+class _Stopped(Exception):
+    """The scheduler has given the trial up."""
+
+
+class TrialActor(tune.Trainable):
+    """Trains one trial in a thread of its own, and reports whenever the test set was passed over."""
+
+    def setup(self, config: dict[str, Any], trials: Sequence[Trial] | None = None) -> None:
+        assert trials is not None
+        self._trials = trials
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self._go_on.release()
+        rows, end = [], None
+        while end is None:
+            item = self._news.get()
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, Mapping):
+                rows.append(item)
+                if item.get("test_accuracy") is not None:
+                    break
+            else:
+                end = item
+        result = {"index": self._index, "rows": rows, "round": self._round, "done": end is not None}
+        for row in rows:
+            result["round"] = self._round = row["round"] + 1
+            if (value := row.get(self._metric.removeprefix("best_"))) is not None:
+                self._value = value
+        result["value"] = self._value
+        if isinstance(end, Outcome):
+            result["outcome"] = end
+        elif end is not None:
+            result["failure"] = str(end)
+        return result
+
+    def cleanup(self) -> None:
+        self._end()
+
+    def _hear(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hears the trial in training, in its thread."""
+        for row in rows:
+            if self._is_stopped.is_set():
+                raise _Stopped
+            self._news.put(dict(row))
+            if self._in_step and row.get("test_accuracy") is not None:
+                self._go_on.acquire()  # the scheduler is to decide before training goes on
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._index, self._in_step, self._metric = config["index"], config["in_step"], config["metric"]
+        self._round, self._value = 0, math.nan
+        self._news: queue.Queue[Any] = queue.Queue()
+        self._go_on = threading.Semaphore(0)
+        self._is_stopped = threading.Event()
+        self._thread = threading.Thread(target=self._train, args=(self._trials[self._index],), daemon=True)
+        self._thread.start()
+
+    def _end(self) -> None:
+        self._is_stopped.set()
+        self._go_on.release()
+        self._thread.join()
+
+    def _train(self, trial: Trial) -> None:
+        import torch
+
+        if not trial.config.ray.enabled:
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        try:
+            self._news.put(run_trial(trial, Forwarder(self._hear)))
+        except _Stopped:
+            pass
+        except UserError as error:  # trying again would not help
+            self._news.put(str(error))
+        except Exception as error:
+            self._news.put(error)
+
+
+class _Relay(tune.Callback):
+    """Brings what actors report to the study's listener."""
+
+    def __init__(self, trials: Sequence[Trial], listener: Listener):
+        self._trials, self._listener = trials, listener
+        self._last: dict[int, dict[str, Any]] = {}
+        self._ended: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune saves its callbacks; this one lives in the study's process alone
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        index, own = result["index"], self._trials[result["index"]]
+        self._listener.on_rows(own, result["rows"])
+        self._last.setdefault(index, {}).update(
+            {key: v for row in result["rows"] for key, v in row.items() if v is not None}
+        )
+        if "outcome" in result:
+            self._ended.add(index)
+            self._listener.on_end(own, result["outcome"])
+        elif "failure" in result:
+            self._ended.add(index)
+            self._listener.on_failure(own, result["failure"])
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        index = trial.config["index"]
+        if index in self._ended:
+            return
+        self._ended.add(index)
+        last = self._last.get(index, {})
+        numbers = {"rounds": last.get("round", -1) + 1, "best_test_accuracy": last.get("test_accuracy"), **last}
+        outcome = Outcome("stopped", numbers, f"given up after {numbers['rounds']} rounds")
+        self._listener.on_end(self._trials[index], write_outcome(self._trials[index].directory, outcome))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        index = trial.config["index"]
+        self._ended.add(index)
+        reason = ""
+        with suppress(Exception):
+            reason = str(trial.get_pickled_error() or "").strip().splitlines()[-1]
+        self._listener.on_failure(self._trials[index], reason or f"died more than {MAX_FAILURES} times")

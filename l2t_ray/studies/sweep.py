@@ -1,0 +1,134 @@
+"""A study on its way: a directory with its declaration and the run directories of its trials.
+
+runs/<study>-<size>/study.yaml      the study, resolved, with its experiment in base.yaml
+                    trials/<name>/  a run directory for each trial, with `outcome.json` when it has ended
+                    results.json    what the tables and figures are made of, with them beside it
+
+The directory is all there is to know: a study that was killed goes on from it, trials from their own checkpoints.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import yaml
+
+from l2t_ray import config as configuration
+from l2t_ray.interfaces import UserError
+from l2t_ray.run import working_directory
+from l2t_ray.studies.declaration import Study, load_study
+from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
+from l2t_ray.studies.trials import Trial, trials
+
+DECLARATION = "study.yaml"
+BASE = "base.yaml"
+"""The experiment that trials start from: kept, so that a study goes on as it began whatever becomes of its files."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Hears of the trials while they run, in the process of the study."""
+
+    def on_rows(self, trial: Trial, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def on_end(self, trial: Trial, outcome: Outcome) -> None: ...
+    def on_failure(self, trial: Trial, message: str) -> None:
+        """The trial has no outcome: it is tried again when the study is resumed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A study and its place on disk."""
+
+    study: Study
+    directory: Path
+
+    @classmethod
+    def start(cls, study: Study, runs: Path) -> "Sweep":
+        """A new study, in a directory named after it.
+
+        Raises:
+            UserError: if there is one already, or a trial is not a possible experiment; nothing is written then.
+        """
+        name = f"{study.name}-{study.size}" if study.size else str(study.name)
+        sweep = cls(study, (working_directory() / runs.expanduser()).resolve() / name)
+        declaration = sweep.directory / DECLARATION
+        if declaration.exists():
+            raise UserError(
+                f"{sweep.directory} holds a study already; go on with --resume {sweep.directory}, or give another "
+                "place with --runs."
+            )
+        assert sweep.trials
+        base = configuration.read_tree(study.base)
+        try:
+            declaration.parent.mkdir(parents=True, exist_ok=True)
+            (sweep.directory / BASE).write_text(yaml.safe_dump(base, sort_keys=False))
+            temporary = sweep.directory / f".{DECLARATION}"
+            temporary.write_text(study.model_copy(update={"base": Path(BASE)}).to_yaml())
+            temporary.replace(declaration)
+        except OSError as error:
+            raise UserError(f"cannot write to {sweep.directory}: {error.strerror}; give another --runs.") from None
+        return cls.resume(sweep.directory)
+
+    @classmethod
+    def resume(cls, directory: Path) -> "Sweep":
+        """A study that was begun in a directory.
+
+        Raises:
+            UserError: if there is none.
+        """
+        directory = directory.resolve()
+        if not (directory / DECLARATION).exists():
+            raise UserError(
+                f"{directory} holds no study (no {DECLARATION}); give the directory of a study to --resume."
+            )
+        return cls(load_study(directory / DECLARATION), directory)
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        return trials(self.study, self.directory / "trials", source=f"the study {self.study.name}")
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """How the trials ended that have ended, by name."""
+        found = {trial.name: read_outcome(trial.directory) for trial in self.trials}
+        return {name: outcome for name, outcome in found.items() if outcome is not None}
+
+    def pending(self) -> list[Trial]:
+        done = self.outcomes()
+        return [trial for trial in self.trials if trial.name not in done]
+
+
+class Forwarder:
+    """The `Tracker` of a trial: passes its rows on."""
+
+    def __init__(self, hear: Callable[[Sequence[Mapping[str, Any]]], None]):
+        self._hear = hear
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        del params
+
+    def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._hear(rows)
+
+    def log_artifacts(self, *paths: str) -> None:
+        del paths
+
+    def finish(self, status: str) -> None:
+        del status
+
+
+def run_in_turn(pending: Sequence[Trial], listener: Listener) -> None:
+    """All trials one after the other in this process: the reference for what Tune runs side by side."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    for trial in pending:
+        try:
+            outcome = run_trial(trial, Forwarder(partial(listener.on_rows, trial)))
+        except (UserError, RuntimeError, OSError) as error:
+            listener.on_failure(trial, f"{type(error).__name__}: {error}")
+        else:
+            listener.on_end(trial, outcome)

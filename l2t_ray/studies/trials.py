@@ -1,0 +1,133 @@
+"""From a study to its trials: experiments with a name, a place in the table and a seed."""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from l2t_ray import config as configuration
+from l2t_ray.config import ExperimentConfig
+from l2t_ray.run import Experiment
+from l2t_ray.studies.declaration import Distribution, Study, label_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One experiment of a study.
+
+    Attributes:
+        name: of its run directory.
+        cell: label on each axis of the study, in the order of `axes`.
+        seed: of the experiment.
+        config: the experiment.
+    """
+
+    name: str
+    cell: tuple[str, ...]
+    seed: int
+    config: ExperimentConfig
+
+    @property
+    def directory(self) -> Path:
+        return self.config.runs / self.name
+
+
+def axes(study: Study) -> list[str]:
+    """What the trials differ in, seeds apart: `case` and the keys of grid and distributions."""
+    return [*(["case"] if study.cases else []), *study.grid, *(["sample"] if study.distributions else [])]
+
+
+def trials(study: Study, directory: Path, *, source: str) -> list[Trial]:
+    """All trials of a study, each with a run directory of its own under `directory`; seeds vary slowest, so that a
+    study that is stopped half way has all of its table from fewer seeds.
+
+    Raises:
+        UserError: if a trial is not a possible experiment; the message names its cell.
+    """
+    cells = list(_cells(study))
+    return [
+        _trial(study, directory, i * len(cells) + j, cell, settings, seed, source)
+        for i, seed in enumerate(study.seeds)
+        for j, (cell, settings) in enumerate(cells)
+    ]
+
+
+def _cells(study: Study) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Labels and settings of each cell of the table."""
+    places: list[list[tuple[str, Mapping[str, Any]]]] = []
+    if study.cases:
+        places.append(list(study.cases.items()))
+    for key, axis in study.grid.items():
+        places.append([(label, {key: value}) for label, value in axis.items()])
+    if study.distributions:
+        places.append([(_listed(sample), sample) for sample in draws(study.distributions, study.samples)])
+    for chosen in product(*places):
+        settings = dict(study.settings)
+        for _, part in chosen:
+            settings |= part
+        yield tuple(label for label, _ in chosen), settings
+
+
+def draws(distributions: Mapping[str, Distribution], number: int) -> list[dict[str, Any]]:
+    """Independent draws, the same ones every time."""
+    return [{key: _draw(d, key, i) for key, d in distributions.items()} for i in range(number)]
+
+
+def _draw(distribution: Distribution, key: str, index: int) -> Any:
+    generator = np.random.default_rng((zlib.crc32(key.encode()), index))
+    if distribution.uniform is not None:
+        return float(generator.uniform(*distribution.uniform))
+    if distribution.log_uniform is not None:
+        low, high = distribution.log_uniform
+        return exp(generator.uniform(log(low), log(high)))
+    if distribution.integers is not None:
+        low, high = distribution.integers
+        return int(generator.integers(low, high, endpoint=True))
+    assert distribution.choice is not None
+    return distribution.choice[generator.integers(len(distribution.choice))]
+
+
+def _trial(
+    study: Study,
+    directory: Path,
+    index: int,
+    cell: tuple[str, ...],
+    settings: Mapping[str, Any],
+    seed: int,
+    source: str,
+) -> Trial:
+    name = re.sub(r"[^\w.+=-]+", "_", f"{index:04d}-{'-'.join(cell)}-seed{seed}")[:120]
+    config = experiment_of(
+        study.base,
+        {**settings, "controls": [], "seed": seed, "name": name, "runs": str(directory)},
+        source=f"trial {', '.join(cell)!r} of {source}",
+    )
+    return Trial(name, cell, seed, config)
+
+
+def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:
+    """The experiment of a file with settings by dotted key; paths in it are absolute."""
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return Experiment.of(configuration.load(base, overrides, source=source)).config
+
+
+def _listed(sample: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key.split('.')[-1]}={f'{value:.3g}' if isinstance(value, float) else label_of(value)}"
+        for key, value in sample.items()
+    )
+
+
+def by_cell(all_trials: Sequence[Trial]) -> dict[tuple[str, ...], list[Trial]]:
+    """The trials of each cell, in the table's order."""
+    found: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in all_trials:
+        found.setdefault(trial.cell, []).append(trial)
+    return found

@@ -1,0 +1,187 @@
+"""Studies run to their end whatever is killed, and come to the same table as an undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from l2t_ray.reports.study import table
+from l2t_ray.studies.outcome import run_trial
+from l2t_ray.studies.results import collect
+from l2t_ray.studies.sweep import Forwarder, run_in_turn
+from l2t_ray.tracking.metrics import TIMES, read_rows
+
+DIVERGES = pytest.mark.filterwarnings("ignore:.* diverged:UserWarning")
+MAIN = Path(__file__).parents[2] / "jobs/study.py"
+
+
+def trajectories(sweep):
+    """All that was computed, times apart."""
+    found = {}
+    for trial in sweep.trials:
+        rows = read_rows(trial.directory / "metrics.parquet")
+        found[trial.name] = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+    return found
+
+
+def values(sweep):
+    return [(cell["cell"], cell["values"], cell["outcomes"]) for cell in collect(sweep, command="")["cells"]]
+
+
+def test_a_study_in_turn_ends_in_a_table(start, heard):
+    sweep = start()
+    run_in_turn(sweep.pending(), heard)
+    assert sweep.pending() == [] and len(heard.ended) == 4 and not heard.failed
+    assert len(heard.rows) == 4 * 4
+    again = run_trial(sweep.trials[0], Forwarder(lambda rows: pytest.fail("trained again")))
+    assert again == heard.ended[sweep.trials[0].name]
+    results = collect(sweep, command="python jobs/study.py")
+    headings, rows = table(results)
+    assert headings == ["case / learning_rate", "0.05", "0.1"]
+    for row, case in zip(rows, ("cross-entropy", "learned"), strict=True):
+        expected = [heard.ended[t.name].numbers["test_accuracy"] for t in sweep.trials if t.cell[0] == case]
+        assert row == [case, *(f"{100 * value:.2f}" for value in expected)]
+
+
+@DIVERGES
+def test_divergence_is_an_outcome_and_the_study_goes_on(start, heard):
+    sweep = start(cases={}, grid={"training.learning_rate": [1.0e30, 0.1]})
+    run_in_turn(sweep.pending(), heard)
+    assert [outcome.kind for outcome in heard.ended.values()] == ["diverged", "finished"]
+    (_, chance, kinds), _ = values(sweep)
+    assert chance == [0.1] and kinds == ["diverged"]
+    assert "†1" in table(collect(sweep, command=""))[1][0][1]
+    assert sweep.pending() == []  # it would only diverge again
+
+
+def test_a_trial_without_outcome_is_tried_again(start, heard, monkeypatch):
+    sweep = start(cases={}, grid={"training.learning_rate": [0.05, 0.1]})
+    broken = sweep.trials[0]
+
+    def run(trial, tracker):
+        if trial is broken:
+            raise RuntimeError("the machine is on fire")
+        return run_trial(trial, tracker)
+
+    monkeypatch.setattr("l2t_ray.studies.sweep.run_trial", run)
+    run_in_turn(sweep.pending(), heard)
+    assert heard.failed == {broken.name: "RuntimeError: the machine is on fire"}
+    assert sweep.pending() == [broken]
+
+
+@DIVERGES
+@pytest.mark.ray
+def test_on_tune_as_in_turn(start, heard):
+    """Numbers to the last bit, with a divergence among them, and two processes for five trials."""
+    from l2t_ray.studies.on_tune import run_on_tune
+
+    grid = {"training.learning_rate": [1.0e30, 0.1]}
+    in_turn, on_tune = start("in_turn", grid=grid), start("on_tune", grid=grid)
+    run_in_turn(in_turn.pending(), heard)
+    ended = dict(heard.ended)
+    heard.ended, heard.rows = {}, []
+    run_on_tune(on_tune.study, on_tune.pending(), heard, state=on_tune.directory / "tune")
+    assert {name: outcome.kind for name, outcome in heard.ended.items()} == {n: o.kind for n, o in ended.items()}
+    assert trajectories(on_tune) == trajectories(in_turn) and values(on_tune) == values(in_turn)
+    assert not heard.failed
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_asha_stops_the_worse_trials(start, heard):
+    """Three learning rates, of which one learns nothing: it does not get all of its rounds."""
+    from l2t_ray.studies.on_tune import run_on_tune
+
+    sweep = start(
+        cases={},
+        grid={"training.learning_rate": [0.1, 0.05, 1.0e-7]},
+        settings={"training.num_rounds": 60, "training.num_steps": 10},
+        asha={"grace_rounds": 4, "reduction": 3},
+    )
+    run_on_tune(sweep.study, sweep.pending(), heard, state=sweep.directory / "tune", at_once=1)
+    ended = [heard.ended[trial.name] for trial in sweep.trials]
+    assert [outcome.kind for outcome in ended] == ["finished", ended[1].kind, "stopped"]
+    assert ended[2].numbers["rounds"] < 60 and ended[2].numbers["test_accuracy"] < 0.5
+    assert sweep.pending() == [] and values(sweep)[2][2] == ["stopped"]
+
+
+LONG = {"settings": {"training.num_rounds": 40}}
+
+
+@pytest.mark.slow
+def test_killed_three_times_in_turn(start, heard):
+    undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
+    run_in_turn(undisturbed.pending(), heard)
+    for num_ended in (0, 2, 3):
+        _until(_begun(killed, "--in-turn"), killed, num_ended).kill_all()
+    assert _begun(killed, "--in-turn").wait() == 0
+    assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ended", [0, 2], ids=["early", "late"])
+def test_a_killed_driver_is_followed_by_another(start, heard, num_ended):
+    undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
+    run_in_turn(undisturbed.pending(), heard)
+    _until(_begun(killed), killed, num_ended).kill_all()
+    kept = {name: (killed.directory / "trials" / name).stat().st_mtime_ns for name in killed.outcomes()}
+    assert num_ended <= len(kept) < 4
+    assert _begun(killed).wait() == 0
+    for name, changed in kept.items():
+        assert (killed.directory / "trials" / name).stat().st_mtime_ns == changed  # not done again
+    assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_in_another_process(start, heard):
+    undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
+    run_in_turn(undisturbed.pending(), heard)
+    driver = _until(_begun(killed), killed, 1)
+    driver.kill_a_trial()
+    assert driver.wait() == 0
+    assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
+
+
+class _Driver:
+    """The command in a session of its own, so that all it started can be killed with it."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen([sys.executable, str(MAIN), *arguments], start_new_session=True)
+
+    def wait(self):
+        return self.process.wait(timeout=400)
+
+    def kill_all(self):
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        for process in [self.process, *children]:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def kill_a_trial(self):
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if "TrialActor" in " ".join(process.cmdline()):
+                process.kill()
+                return
+        raise AssertionError("no trial process")
+
+
+def _begun(sweep, *options):
+    return _Driver("--resume", str(sweep.directory), *options)
+
+
+def _until(driver, sweep, num_ended):
+    """Waits until so many trials have ended and another one has a checkpoint."""
+    deadline = time.monotonic() + 400
+    while len(sweep.outcomes()) < num_ended or not any(sweep.directory.glob("trials/*/checkpoints/*-*-*")):
+        assert driver.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return driver

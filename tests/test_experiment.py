@@ -1,0 +1,77 @@
+"""How the parts of a run follow from its configuration."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from l2t_ray import config as configuration
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.experiment import build_policy, build_run, data_root, load_dataset, observed_labels
+from l2t_ray.interfaces import UserError
+
+
+def experiment(**sections):
+    return configuration.validate({"ray": {"enabled": False}, **sections}, source="test")
+
+
+def test_a_root_that_is_named_wins_over_the_environment():
+    assert data_root("/elsewhere", Path("data")) == Path("data")
+    assert data_root("/elsewhere", None) == Path("/elsewhere") and data_root(None, None) == Path("data")
+
+
+def test_own_labels_reach_training_and_leave_validation_clean(tmp_path):
+    config = experiment(data={"num_validation": 100})
+    clean = load_dataset(config.data).train.labels
+    np.save(tmp_path / "labels.npy", (clean + 1) % 10)
+    noise = {"kind": "labels", "file": str(tmp_path / "labels.npy")}
+    config = experiment(
+        data={"num_validation": 100, "noise": noise, "augment": "none"}, method="cross_entropy", controls=[]
+    )
+    run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+    batches = run.data.round(0)
+    for batch in batches.train:
+        assert batch.targets.tolist() == ((clean[batch.indices.numpy()] + 1) % 10).tolist()
+    assert batches.val.targets.tolist() == clean[batches.val.indices.numpy()].tolist()
+    _, matrix = observed_labels(config, load_dataset(config.data))
+    assert (matrix == np.roll(np.eye(10), 1, axis=1)).all()
+
+
+def test_training_and_validation_images_never_overlap_in_a_round():
+    """In what the student is really given, under either division of the images."""
+    for split in ("fixed", "redivide"):
+        config = experiment(
+            data={"num_validation": 400, "split": split}, method="cross_entropy", controls=[],
+            training={"num_rounds": 9, "num_steps": 5},
+        )  # fmt: skip
+        run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+        for index in range(9):
+            batches = run.data.round(index)
+            judged = set(batches.val.indices.tolist())
+            for batch in batches.train:
+                assert not judged & set(batch.indices.tolist())
+        policy = build_policy(config, load_dataset(config.data))
+        for epoch in range(3):
+            assert not set(policy.at(epoch).train) & set(policy.at(epoch).validation)
+
+
+def test_reweighting_without_an_image_of_a_class_is_refused():
+    config = experiment(
+        data={"num_validation": 12, "split": "redivide"}, method={"reweight": {}}, controls=[],
+        training={"val_batch_size": 12},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"method\.reweight needs each class .* enlarge data\.num_validation"):
+        build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+
+
+def test_similar_classes_are_known_for_cifar_alone():
+    config = experiment(data={"noise": {"kind": "flip_to_similar", "rate": 0.2}})
+    with pytest.raises(UserError, match="knows cifar10 and cifar100 alone, not digits"):
+        observed_labels(config, load_dataset(config.data))
+
+
+def test_clean_images_are_not_trusted_by_a_method_without_a_loss_of_its_own():
+    config = experiment(data={"num_validation": 100}, method={"name": "mw_net", "clean_images": "trusted"}, controls=[])
+    with pytest.raises(UserError, match="needs a method with a loss of its own, and 'mw_net' has none"):
+        build_run(config, group=SingleProcess(), device=torch.device("cpu"))
