@@ -311,11 +311,13 @@ def _validation_gradient(
     buffers = clone_buffers(student.buffers)
     if not is_lean:
         error = problem.outer_error(theta, buffers, val)
-        return error.detach(), *torch.autograd.grad(error, theta)
+        (gradient,) = torch.autograd.grad(error, theta)
+        return error.detach(), gradient
     with returned_memory() as give_back, recomputed_blocks():
         error = problem.outer_error(theta, buffers, val)
         give_back()
-        return error.detach(), *torch.autograd.grad(error, theta)
+        (gradient,) = torch.autograd.grad(error, theta)
+        return error.detach(), gradient
 
 
 def naive_hypergradient(
