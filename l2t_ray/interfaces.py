@@ -23,6 +23,10 @@ class StoppedError(Exception):
     """Somebody asked the run to stop. It did so between two rounds, and the last checkpoint holds all of them."""
 
 
+class FailureLimitError(Exception):
+    """Machines or processes were lost more often than the run may lose them. Exit code 1; the last checkpoint stays."""
+
+
 class Batch(NamedTuple):
     """One worker's slice of a global minibatch, on the device, augmented and normalised.
 

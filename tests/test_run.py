@@ -179,7 +179,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
         (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
         (["training.lerning_rate=1"], "did you mean training.learning_rate?"),
         (["--resume", "runs/none"], "holds no run"),
-        (["name=whole"], "holds a run already; go on with --resume"),
+        ([*SMALL, "name=whole"], "holds a finished run already; set another name="),
         (["data.name=cifar10", "data.root=nowhere", "data.download=false"], "cifar-10"),
         (["data.num_validation=5"], "data.num_validation=5"),
         (["data.num_validation=1500"], "data.num_validation"),
