@@ -28,6 +28,8 @@ from contenders import APPROXIMATE, HYPERGRADIENTS, LIBRARIES, Case, Setting, au
 from rich.console import Console
 from rich.table import Table
 
+from l2t_ray.core.heap import keep_freed_memory
+
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results"
 SIZES = ((8, "narrow"), (8, "wide"), (32, "narrow"))
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.repeats = options.repeats or (2 if options.quick else 3)
     torch.set_num_threads(1)
+    keep_freed_memory()
     warnings.simplefilter("ignore")  # the libraries' and torch's own deprecations
     if options.measure:
         print(json.dumps(measure_memory(**json.loads(options.measure))))

@@ -165,13 +165,24 @@ class TrainingConfig(Record):
     """Of the student's SGD (paper: 0.1)."""
     momentum: Fraction = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    decay: Literal["constant", "cosine"] = "constant"
-    """Schedule of the learning rate over all steps (paper: constant)."""
+    decay: Literal["constant", "cosine", "drops"] = "constant"
+    """Schedule of the learning rate over all steps (paper: constant). `drops`: a tenth from each of `drops` on."""
+    drops: tuple[Fraction, ...] = ()
+    """Shares of the training after which the learning rate drops (Meta-Weight-Net: 2/3 and 5/6)."""
     eval_every: Count = 25
     """Rounds between passes over the test set; the last round is always followed by one."""
     checkpoint_every: Count = 50
     """Rounds between checkpoints; the last round of each arm always has one."""
     keep_checkpoints: Count = 2
+
+    @model_validator(mode="after")
+    def _drops_belong_to_their_schedule(self) -> "TrainingConfig":
+        if bool(self.drops) != (self.decay == "drops"):
+            raise ValueError(
+                f"training.drops is {list(self.drops)} and training.decay {self.decay!r}; give both, as in "
+                "training.decay=drops and training.drops=[0.5,0.75], or neither"
+            )
+        return self
 
 
 class RayConfig(Record):

@@ -1,12 +1,14 @@
 """From a configuration to the parts of a run: the only place that knows them all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.gce import generalised_cross_entropy
@@ -16,7 +18,7 @@ from l2t_ray.baselines.l2r import L2R
 from l2t_ray.baselines.mentornet import MentorNet
 from l2t_ray.baselines.mw_net import MWNet
 from l2t_ray.baselines.slf import SLF
-from l2t_ray.baselines.trainee import Trainee, cross_entropy
+from l2t_ray.baselines.trainee import RowLoss, Trainee, cross_entropy
 from l2t_ray.config import (
     AdamConfig,
     CrossEntropyConfig,
@@ -39,6 +41,7 @@ from l2t_ray.config import (
 )
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.global_batch_norm import with_global_batch_norm
+from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.hypergrad import hypergradient, naive_hypergradient
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
@@ -47,7 +50,7 @@ from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.core.unroll import InnerProblem
 from l2t_ray.data import catalog, label_files, noise, splits
 from l2t_ray.data.catalog import Dataset
-from l2t_ray.data.counted import torch_seed
+from l2t_ray.data.counted import numpy_generator, torch_seed
 from l2t_ray.data.in_turn import DataInTurn
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
@@ -62,8 +65,10 @@ from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.checkpoint import CheckpointStore
 from l2t_ray.training.loop import Arm, Run
 from l2t_ray.training.mirror import Mirror
+from l2t_ray.training.probe import Probe
 
 DEFAULT_ROOT = Path("data")
+PROBED = 2_000
 MakeTeacher = Callable[[L2TDLNConfig, int], Teacher]
 """`(method, number of classes) -> its teacher`: local, or a line to the teacher actor."""
 
@@ -78,6 +83,7 @@ class Parts:
     group: Group
     device: torch.device
     make_teacher: MakeTeacher
+    probe: Probe | None = None
 
 
 def build_run(
@@ -95,6 +101,7 @@ def build_run(
     trainee = Trainee(student, Classification(), build_sgd(training), group, device)
     make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
     parts = Parts(config, dataset, trainee, group, device, make_teacher)
+    parts = replace(parts, probe=build_probe(parts))
     return Run(
         arms=[build_arm(method, parts) for method in config.arms().values()],
         student=student,
@@ -121,23 +128,70 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
         l2t_dln = build_l2t_dln(
             method, trainee.student, trainee.task, data, teacher, trainee.sgd, parts.group, parts.device
         )
-        return Arm(method.arm, fine_tuned(l2t_dln, method, parts), teacher, data)
-    return Arm(method.arm, fine_tuned(build_baseline(method, data, parts), method, parts), data=data)
+        ending = ending_of(method, parts, learned_loss(method, teacher, parts))
+        return Arm(method.arm, in_turn(l2t_dln, ending, method, parts), teacher, data, parts.probe)
+    baseline = build_baseline(method, data, parts)
+    ending = ending_of(method, parts, fixed_loss(method, parts))
+    return Arm(method.arm, in_turn(baseline, ending, method, parts), data=data, probe=parts.probe)
 
 
-def fine_tuned(trained: Method, method: MethodConfig, parts: Parts) -> Method:
-    """The method, with its last rounds given to plain cross-entropy where its configuration says so.
+def in_turn(method: Method, ending: Method | None, settings: MethodConfig, parts: Parts) -> Method:
+    return method if ending is None else MethodInTurn(method, ending, switch=ending_start(settings, parts))
 
-    The images of those rounds are clean. A loss that was learned to distrust labels would learn too little from them.
+
+def ending_of(method: MethodConfig, parts: Parts, loss: RowLoss | None) -> Method | None:
+    """What the last rounds do with clean images, where the configuration gives them to the student.
+
+    Their loss is plain cross-entropy: one that was learned to distrust labels would learn too little from them.
+
+    Raises:
+        UserError: if noisy images are to go on under the method's loss, and it has none.
     """
-    if method.clean_images != "fine_tuned":
-        return trained
-    return MethodInTurn(trained, FixedLoss(parts.trainee, cross_entropy), switch=fine_tuning_start(method, parts))
+    if method.clean_images == "fine_tuned":
+        return FixedLoss(parts.trainee, cross_entropy)
+    if method.clean_images != "trusted":
+        return None
+    if loss is None:
+        raise UserError(
+            f"clean_images 'trusted' needs a method with a loss of its own, and {method.name!r} has none; "
+            "set clean_images=mixed or fine_tuned."
+        )
+    return FixedLoss(parts.trainee, loss, is_clean=clean_images(parts))
 
 
-def fine_tuning_start(method: MethodConfig, parts: Parts) -> int:
+def ending_start(method: MethodConfig, parts: Parts) -> int:
+    share = method.fine_tuning_share if method.clean_images == "fine_tuned" else method.trusted_share
     num_rounds = parts.config.training.num_rounds
-    return num_rounds - rounds_of(method.fine_tuning_share, num_rounds)
+    return num_rounds - rounds_of(share, num_rounds)
+
+
+def clean_images(parts: Parts) -> Bool[Tensor, " images"]:
+    """By image of the training set, whether it is one of the validation images, which are the same in every epoch."""
+    is_clean = torch.zeros(len(parts.dataset.train), dtype=torch.bool)
+    is_clean[torch.from_numpy(build_policy(parts.config, parts.dataset).at(0).validation)] = True
+    return is_clean.to(parts.device)
+
+
+def learned_loss(method: L2TDLNConfig, teacher: Teacher, parts: Parts) -> RowLoss:
+    """The loss network as the teacher has it at the time."""
+    network = bare_loss_network(method.loss_network, parts.dataset.num_classes).to(parts.device)
+    return lambda logits, labels: network.losses_at(teacher.read().phi.to(logits), logits, labels)
+
+
+def fixed_loss(method: MethodConfig, parts: Parts) -> RowLoss | None:
+    """The loss of a method that has a fixed one."""
+    match method:
+        case CrossEntropyConfig():
+            return cross_entropy
+        case GCEConfig():
+            return generalised_cross_entropy(method.q)
+        case StaticDLNConfig():
+            network = build_loss_network(method.loss_network, parts.dataset.num_classes, seed=parts.config.seed)
+            return network.requires_grad_(False).to(parts.device).losses
+        case ForwardCorrectionConfig():
+            _, matrix = observed_labels(parts.config, parts.dataset)
+            return forward_correction(torch.from_numpy(matrix).to(parts.device))
+    return None
 
 
 def check_centers(parts: Parts) -> None:
@@ -161,22 +215,15 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
     """Any method but L2T-DLN."""
     config, trainee = parts.config, parts.trainee
     num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
+    loss = fixed_loss(method, parts)
+    if loss is not None:
+        return FixedLoss(trainee, loss)
     match method:
-        case CrossEntropyConfig():
-            return FixedLoss(trainee, cross_entropy)
-        case GCEConfig():
-            return FixedLoss(trainee, generalised_cross_entropy(method.q))
-        case StaticDLNConfig():
-            network = build_loss_network(method.loss_network, num_classes, seed=seed)
-            return FixedLoss(trainee, network.requires_grad_(False).to(parts.device).losses)
-        case ForwardCorrectionConfig():
-            _, matrix = observed_labels(config, parts.dataset)
-            return FixedLoss(trainee, forward_correction(torch.from_numpy(matrix).to(parts.device)))
         case GLCConfig():
-            is_clean = torch.zeros(len(parts.dataset.train), dtype=torch.bool)
-            is_clean[torch.from_numpy(build_policy(config, parts.dataset).at(0).validation)] = True
             warm_rounds = rounds_of(method.warm_share, num_rounds)
-            return GoldLossCorrection(trainee, data, is_clean, warm_rounds=warm_rounds, restarts=method.restarts)
+            return GoldLossCorrection(
+                trainee, data, clean_images(parts), warm_rounds=warm_rounds, restarts=method.restarts
+            )
         case MWNetConfig():
             return MWNet(
                 trainee,
@@ -275,7 +322,10 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
         return build_loader(parts, splits.mixed(policy), trains_on_validation=True)
     if method.clean_images == "fine_tuned":
         alone = build_loader(parts, splits.validation_alone(policy), trains_on_validation=True)
-        return DataInTurn(plain, alone, switch=fine_tuning_start(method, parts))
+        return DataInTurn(plain, alone, switch=ending_start(method, parts))
+    if method.clean_images == "trusted":
+        both = build_loader(parts, splits.mixed(policy), trains_on_validation=True)
+        return DataInTurn(plain, both, switch=ending_start(method, parts))
     return plain
 
 
@@ -373,6 +423,80 @@ def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndar
             return observed, noise.realised(labels, observed, num_classes)
 
 
+@dataclass(frozen=True)
+class CorruptedLabels:
+    """The training images whose labels are wrong, and what the noise is in numbers."""
+
+    rows: Int[np.ndarray, " n"]
+    """The training part (of the first epoch, where it changes)."""
+    is_wrong: Bool[np.ndarray, " n"]
+    matrix: Float[np.ndarray, "c c"]
+    """As drawn from; as it shows, where labels were brought as a file."""
+    realised: Float[np.ndarray, "c c"]
+
+    @property
+    def rate(self) -> float:
+        return float(self.is_wrong.mean())
+
+
+def corrupted_labels(config: ExperimentConfig, dataset: Dataset) -> CorruptedLabels | None:
+    """None where no label of the training part is wrong."""
+    observed, matrix = observed_labels(config, dataset)
+    rows = build_policy(config, dataset).at(0).train
+    clean = dataset.train.labels[rows]
+    is_wrong = observed[rows] != clean
+    if not is_wrong.any():
+        return None
+    return CorruptedLabels(rows, is_wrong, matrix, noise.realised(clean, observed[rows], dataset.num_classes))
+
+
+def build_probe(parts: Parts) -> Probe | None:
+    """A look at `PROBED` of the training images while an arm trains; None where there is nothing wrong to see."""
+    corrupted = corrupted_labels(parts.config, parts.dataset)
+    if corrupted is None or corrupted.is_wrong.all():
+        return None
+    chosen = np.sort(numpy_generator(parts.config.seed, "probe").permutation(len(corrupted.rows))[:PROBED])
+    batches = build_loader(parts, build_policy(parts.config, parts.dataset)).training_images(corrupted.rows[chosen])
+    return Probe(parts.trainee.student, batches, corrupted.is_wrong[chosen])
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What a trained student does: test images by class and answer, and the wrong labels that it gives back."""
+
+    confusion: Int[np.ndarray, "c c"]
+    reproduced: float | None
+
+
+@torch.no_grad()
+def closing_look(
+    config: ExperimentConfig, students: Mapping[str, StudentState], device: torch.device
+) -> dict[str, Closing]:
+    """A look at each trained student, on all test images and all training images with wrong labels."""
+    config = config.model_copy(update={"controls": (), "method": CrossEntropyConfig()})
+    run = build_run(config, group=SingleProcess(), device=device)
+    assert isinstance(run.data, RoundLoader)
+    num_classes = run.data.num_classes
+    corrupted = corrupted_labels(config, run.data.dataset)
+    looks = {}
+    for arm, state in students.items():
+        theta = state.theta.to(device)
+        buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
+
+        def answers(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
+            return run.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
+
+        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        for batch in run.data.test():
+            np.add.at(confusion, (batch.targets.cpu().numpy(), answers(batch).cpu().numpy()), 1)
+        reproduced = None
+        if corrupted is not None:
+            batches = run.data.training_images(corrupted.rows[corrupted.is_wrong])
+            reproduced = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
+        looks[arm] = Closing(confusion, reproduced)
+    return looks
+
+
 def build_student(student: StudentConfig, dataset: Dataset, *, group: Group, seed: int) -> torch.nn.Module:
     _, channels, image_size, _ = dataset.train.images.shape
     shape = {"num_classes": dataset.num_classes, "in_channels": channels}
@@ -400,10 +524,13 @@ def build_sgd(training: TrainingConfig) -> StudentSgd:
 
 
 def build_rate(training: TrainingConfig) -> RateSchedule:
-    """The learning rate at each student step. `cosine` falls from `learning_rate` to 0 over the whole run."""
+    """The learning rate at each student step. `cosine` falls from `learning_rate` to 0 over the whole run, `drops`
+    divides it by ten after each of the given shares of the run."""
     base, total = training.learning_rate, training.num_rounds * training.num_steps
     if training.decay == "constant":
         return lambda step: base
+    if training.decay == "drops":
+        return lambda step: base * 0.1 ** sum(step >= share * total for share in training.drops)
     return lambda step: base * (1 + cos(pi * step / total)) / 2
 
 
@@ -487,8 +614,6 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     Raises:
         UserError: if the method has no hypergradient.
     """
-    from l2t_ray.core.group import SingleProcess
-
     method = config.method
     if not isinstance(method, L2TDLNConfig):
         raise UserError(f"--check-hypergradient needs method.name=l2t_dln, got {method.name!r}.")

@@ -158,6 +158,19 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Weighing(Protocol):
+    """A method that gives more weight to some samples than to others, and can say how much."""
+
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        """The weight that each sample's cross-entropy would have in round `index`, up to a common factor.
+
+        Taken in evaluation mode, with no part in the training. Where the loss is another one, the weight is the size
+        of its gradient at the logits, relative to that of cross-entropy.
+        """
+        ...
+
+
+@runtime_checkable
 class Tracker(Protocol):
     """Where a run is written down beside its own directory. Never raises: a lost tracker must not stop a run."""
 

@@ -3,6 +3,8 @@
 runs/<name>/config.yaml         the resolved configuration
             metrics.parquet     one row a round and method
             summary.json        the closing table
+            noise.json          where labels are wrong: matrix, realised rate, seed
+            confusion.npz       test images by class and answer, an array for each method
             figures/*.png
             profile/            traces, if asked for
             loss.safetensors    the learned loss, with loss.md beside it
@@ -30,10 +32,13 @@ from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment import (
+    CorruptedLabels,
     bare_loss_network,
     build_run,
     build_store,
     check_hypergradient,
+    closing_look,
+    corrupted_labels,
     data_root,
     load_dataset,
     resolve_device,
@@ -51,7 +56,10 @@ MAY_CHANGE_ON_RESUME = ("ray", "tracking", "device", "runs", "storage")
 """Sections that leave the trajectory alone."""
 
 
-ARTIFACTS = ("config.yaml", "figures", "loss.md", "loss.safetensors", "metrics.parquet", "summary.json")
+ARTIFACTS = (
+    *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
+    *("metrics.parquet", "noise.json", "summary.json"),
+)
 """What tracking gets of a run directory: everything but checkpoints."""
 
 
@@ -175,7 +183,7 @@ class Experiment:
 
         status = "KILLED"
         try:
-            tracker.log_params(config.flat())
+            tracker.log_params(config.flat() | _noise_facts(config))
             if start is not None:
                 show(start.rows)
             with _notes_on(screen):
@@ -191,6 +199,7 @@ class Experiment:
                     f"cannot write the results to {directory}: {reason}; the checkpoints hold everything: free space, "
                     f"then --resume {directory}."
                 ) from None
+            tracker.log_rows([_closing_row(summary) for summary in result.summaries])
             tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
             screen.table(summary_table(result.summaries))
@@ -233,6 +242,10 @@ class Experiment:
         config, directory = self.config, self.directory
         write_rows(directory / "metrics.parquet", cut.rows)
         summaries = [summarise(name, cut.rows, diverged=name in cut.diverged) for name in config.arms()]
+        looks = closing_look(config, cut.finished, resolve_device(config)) if figures else {}
+        for summary in summaries:
+            look = looks.get(summary["arm"])
+            summary["reproduced"] = None if look is None else look.reproduced
         (directory / "summary.json").write_text(json.dumps(summaries, indent=1))
         loss_network, surfaces = None, []
         if isinstance(config.method, L2TDLNConfig):
@@ -246,8 +259,66 @@ class Experiment:
             loss_network.save(directory / "loss.safetensors")
             (directory / "loss.md").write_text(loss_card(config, loss_network, summaries))
         if figures:
-            write_figures(directory, cut.rows, surfaces)
+            class_names = load_dataset(config.data).train.class_names
+            confusions = {arm: look.confusion for arm, look in looks.items()}
+            np.savez(directory / "confusion.npz", allow_pickle=False, **confusions)
+            noise = _write_noise(config, directory)
+            matrices = [] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)]
+            write_figures(
+                directory,
+                cut.rows,
+                surfaces,
+                confusions=confusions,
+                noise=matrices,
+                class_names=class_names,
+            )
         return Result(directory, summaries, loss_network)
+
+
+def _noise_facts(config: ExperimentConfig) -> dict[str, Any]:
+    """The noise that the training images really have, for tracking."""
+    noise = corrupted_labels(config, load_dataset(config.data))
+    if noise is None:
+        return {}
+    return {
+        "noise.realised_rate": round(noise.rate, 5),
+        "noise.num_images": len(noise.rows),
+        "noise.seed": config.seed,
+        "noise.realised_matrix": np.array2string(noise.realised, precision=2, suppress_small=True, threshold=400),
+    }
+
+
+def _write_noise(config: ExperimentConfig, directory: Path) -> CorruptedLabels | None:
+    dataset = load_dataset(config.data)
+    noise = corrupted_labels(config, dataset)
+    if noise is not None:
+        facts = {
+            "kind": config.data.noise.kind,
+            "rate": config.data.noise.rate,
+            "seed": config.seed,
+            "num_images": len(noise.rows),
+            "realised_rate": noise.rate,
+            "class_names": list(dataset.train.class_names),
+            "matrix": noise.matrix.tolist(),
+            "realised_matrix": noise.realised.tolist(),
+            "validation": protocol(config),
+        }
+        (directory / "noise.json").write_text(json.dumps(facts, indent=1))
+    return noise
+
+
+def protocol(config: ExperimentConfig) -> str:
+    """What is judged by, in words: how many images, whose labels, and whether clean labels leak into training."""
+    data = config.data
+    what = f"{data.split} {data.num_validation:,} with {data.validation_labels} labels"
+    leaks = data.split == "redivide" and data.validation_labels == "clean" and data.noise.kind != "none"
+    return f"{what} (leaks clean labels: every image is judged by sooner or later)" if leaks else what
+
+
+def _closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The closing numbers as a row for tracking: `final/<arm>/<name>`."""
+    numbers = {name: float(value) for name, value in summary.items() if isinstance(value, float | int | bool)}
+    return {"arm": f"final/{summary['arm']}", "round": summary["rounds"], **numbers}
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
@@ -317,11 +388,19 @@ def summarise(arm: str, rows: Sequence[Mapping[str, Any]], *, diverged: bool = F
         "steps": own[-1]["step"] if own else 0,
         "test_accuracy": last.get("test_accuracy"),
         "best_test_accuracy": max(accuracies, default=None),
+        "selected_test_accuracy": _selected(own),
         "test_error": last.get("test_error"),
         "val_error": last.get("val_error"),
         "seconds": sum(row["seconds"] for row in own),
         "diverged": diverged,
     }
+
+
+def _selected(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Test accuracy where the accuracy on the validation part was best, the first of equals: a choice without the
+    test set."""
+    judged = [row for row in rows if row.get("validation_accuracy") is not None]
+    return max(judged, key=lambda row: row["validation_accuracy"])["test_accuracy"] if judged else None
 
 
 def loss_card(config: ExperimentConfig, loss_network: DynamicLossNetwork, summaries: list[dict[str, Any]]) -> str:

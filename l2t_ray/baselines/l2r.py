@@ -106,6 +106,13 @@ class L2R:
         metrics["hypergradient_norm"] = torch.linalg.vector_norm(gradient).item()
         return MethodState(result.student, self._adam.step(teacher, gradient)._asdict()), metrics
 
+    @torch.no_grad()
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        rows, features = self._trainee.seen(state.student, batch)
+        seen = features, rows.labels, cross_entropy(rows.logits, rows.labels), margins(rows.logits, rows.labels)
+        weights = Learned.out_of(state.extra).weights
+        return self._weigher(weights, {}, *seen, index / self._num_rounds, training=False)
+
     def loss(
         self, progress: float, theta: Tensor, weights: Tensor, buffers: Mapping[str, Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,14 @@ class MentorNet:
         metrics = trainee.report(student, batches.val, statistics, rates[-1])
         return MethodState(student, {"moving_percentile": moving, "mentor": mentor}), metrics
 
+    @torch.no_grad()
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        """The curriculum's values, before the sample dropout."""
+        rows, _ = self._trainee.seen(state.student, batch)
+        losses = cross_entropy(rows.logits, rows.labels)
+        excess = losses - state.extra["moving_percentile"]
+        return self._values(losses, excess, state.extra["mentor"], index)
+
     def _step(
         self, student: StudentState, moving: Tensor, mentor: Tensor, batch: Batch, rate: float, index: int, step: int
     ) -> tuple[StudentState, list[StepStatistics], Float[Tensor, ""]]:

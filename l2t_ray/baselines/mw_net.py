@@ -13,6 +13,7 @@ that every method sees the same images as often.
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.baselines.trainee import Trainee, cross_entropy
@@ -61,6 +62,12 @@ class MWNet:
         metrics = trainee.report(student, val, statistics, rates[-1])
         metrics["hypergradient_norm"] = torch.stack(norms).mean().item()
         return MethodState(student, net._asdict()), metrics
+
+    @torch.no_grad()
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        rows, _ = self._trainee.seen(state.student, batch)
+        losses = cross_entropy(rows.logits, rows.labels)
+        return self._net(Learned.out_of(state.extra).weights, {}, losses[:, None], training=False)[:, 0]
 
     def loss(
         self, theta: Tensor, weights: Tensor, buffers: Mapping[str, Tensor], batch: Batch

@@ -45,6 +45,13 @@ class Trainee:
         outputs, features = self.student(theta, buffers, batch.inputs, with_embedding=True, training=True)
         return self.task.rows(outputs, batch), features
 
+    def seen(self, student: StudentState, batch: Batch) -> tuple[Rows, Float[Tensor, "n d"]]:
+        """Rows and features of a student that is only looked at: in evaluation mode."""
+        outputs, features = self.student(
+            student.theta, student.buffers, batch.inputs, with_embedding=True, training=False
+        )
+        return self.task.rows(outputs, batch), features
+
     def error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         """This worker's share of the validation error."""
         return self.task.error(self.student(theta, buffers, batch.inputs, training=True), batch)

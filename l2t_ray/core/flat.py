@@ -4,13 +4,33 @@ Momentum, weight decay, the co-states of the hypergradient, sums over workers an
 operation on one tensor, whatever the network.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_recomputes_blocks: ContextVar[bool] = ContextVar("recomputes_blocks", default=False)
+
+
+@contextmanager
+def recomputed_blocks() -> Iterator[None]:
+    """Inside, a flat module keeps only what its blocks were given, and computes the rest again on the way back.
+
+    The derivative is the same, for another forward pass; memory is that of one block and of the blocks' inputs. Blocks
+    are the members of an `nn.Sequential` or `nn.ModuleList` that have several parts themselves. Running statistics
+    move twice: call with a copy of the buffers.
+    """
+    token = _recomputes_blocks.set(True)
+    try:
+        yield
+    finally:
+        _recomputes_blocks.reset(token)
 
 
 class FlatModule:
@@ -25,7 +45,7 @@ class FlatModule:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        self._places = _places(module)
+        self._places, self._blocks = _places(module), list(_blocks(module))
         trained = self._trained()
         self._names = list(trained)
         self._shapes = [p.shape for p in trained.values()]
@@ -54,7 +74,8 @@ class FlatModule:
         """The module's output at `theta`. In training, batch-norm statistics in `buffers` are updated in place."""
         if self.module.training != training:
             self.module.train(training)
-        with _in_place(self._places, {**self.views(theta), **buffers}):
+        recomputed = _recomputed(self._blocks) if _recomputes_blocks.get() else nullcontext()
+        with _in_place(self._places, {**self.views(theta), **buffers}), recomputed:
             return self.module(*args, **kwargs)
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:
@@ -102,6 +123,36 @@ def _in_place(places: _Places, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for holder, key, original in originals:
             holder[key] = original
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.Sequential | nn.ModuleList) and len(list(child.children())) > 1:
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+@contextmanager
+def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    for block in blocks:
+        block.forward = partial(_forward_again, block)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _forward_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The block's output. Its second forward pass finds the tensors that are in place now, not those of then."""
+    places, tensors = _places(block), {**dict(block.named_parameters()), **dict(block.named_buffers())}
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _in_place(places, tensors):
+            return type(block).forward(block, *args, **kwargs)
+
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def clone_buffers(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

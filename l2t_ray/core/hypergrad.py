@@ -35,6 +35,7 @@ exact on any number of workers, and needs no collective that can be differentiat
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -45,7 +46,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
-from l2t_ray.core.flat import clone_buffers
+from l2t_ray.core.flat import clone_buffers, recomputed_blocks
+from l2t_ray.core.heap import returned_memory
 from l2t_ray.core.second_order import SecondOrderOperators
 from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
@@ -71,7 +73,13 @@ class Hypergradient(NamedTuple):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Records steps on the way forward and gives their second-order products on the way back, last step first."""
+    """Records steps on the way forward and gives their second-order products on the way back, last step first.
+
+    Attributes:
+        is_lean: memory counts for more than time.
+    """
+
+    is_lean: bool
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """As `unroll.GradientStep`; remembers the step."""
@@ -98,7 +106,10 @@ class _Graph(NamedTuple):
 class StoreEngine:
     """Keeps the graph of each step's gradient. The steps are cut apart, so each graph is used once and freed."""
 
-    def __init__(self, problem: InnerProblem, phi: Tensor):
+    is_lean = False
+
+    def __init__(self, problem: InnerProblem, phi: Tensor, num_steps: int):
+        del num_steps  # graphs cannot be placed
         self._problem, self._phi = problem, phi
         self._operators = SecondOrderOperators()
         self._graphs: list[_Graph] = []
@@ -124,16 +135,28 @@ class _Start(NamedTuple):
 
 
 class RecomputeEngine:
-    """Keeps only each step's starting point and minibatch, and builds its graph again when asked."""
+    """Keeps only each step's starting point and minibatch, and builds its graph again when asked.
 
-    def __init__(self, problem: InnerProblem, phi: Tensor):
-        self._problem, self._phi = problem, phi
+    The starting points lie in rows of tensors that are made once. Made at each step, they would be scattered among the
+    activations that come and go, and keep the memory between them from being used for larger ones.
+    """
+
+    is_lean = True
+
+    def __init__(self, problem: InnerProblem, phi: Tensor, num_steps: int):
+        self._problem, self._phi, self._num_steps = problem, phi, num_steps
         self._operators = SecondOrderOperators()
-        self._starts: list[_Start] = []
+        self._rows: dict[str, Tensor] = {}
+        self._batches: list[Batch] = []
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         # The engine's own copy of the buffers: another forward pass must not move the running statistics again.
-        self._starts.append(_Start(theta, clone_buffers(buffers), batch))
+        start = {"": theta, **buffers}
+        if not self._rows:
+            self._rows = {name: tensor.new_empty(self._num_steps, *tensor.shape) for name, tensor in start.items()}
+        for name, tensor in start.items():
+            self._rows[name][len(self._batches)] = tensor
+        self._batches.append(batch)
         return loss_gradients(self._problem, _leaf(theta), self._phi, buffers, batch)
 
     def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,8 +165,13 @@ class RecomputeEngine:
     def mixed_product(self, nu: Tensor) -> Tensor:
         return _mixed_product(self._graph_again(), nu, self._operators)
 
+    def _last_start(self) -> _Start:
+        batch = self._batches.pop()
+        start = {name: rows[len(self._batches)] for name, rows in self._rows.items()}
+        return _Start(start.pop(""), start, batch)
+
     def _graph_again(self) -> _Graph:
-        start = self._starts.pop()
+        start = self._last_start()
         return _graph(self._problem, start.theta, self._phi, start.buffers, start.batch, self._operators)[0]
 
 
@@ -160,7 +188,7 @@ class ForwardOverReverseEngine(RecomputeEngine):
         return self._along(nu, (1,))[0]
 
     def _along(self, nu: Tensor, arguments: tuple[int, ...]) -> Any:
-        start = self._starts.pop()
+        start = self._last_start()
 
         def loss(theta: Tensor, phi: Tensor) -> Tensor:
             return self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)[0]
@@ -180,7 +208,7 @@ class FiniteDifferenceEngine(RecomputeEngine):
     radius = 0.01
 
     def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
-        start = self._starts.pop()
+        start = self._last_start()
         norm = torch.linalg.vector_norm(nu)
         step = torch.where(norm > 0, self.radius / norm, torch.ones_like(norm))  # nu = 0: any step gives zero
         ahead = self._joint_gradient(start, start.theta + step * nu)
@@ -205,7 +233,7 @@ ENGINES: dict[str, type] = {
 """The exact ones."""
 
 APPROXIMATIONS: dict[str, type] = {
-    "one_step": RecomputeEngine,  # with a horizon of one
+    "one_step": StoreEngine,  # with a horizon of one
     "finite_difference": FiniteDifferenceEngine,
 }
 
@@ -246,13 +274,12 @@ def hypergradient(
         raise ValueError(f"horizon must be at least 1, got {horizon}.")
     num_steps = len(batches)
     first = max(0, num_steps - (1 if engine == "one_step" else horizon or num_steps))
-    tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi)
+    tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi, num_steps - first)
     trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
 
-    theta = _leaf(trained.theta)
-    # The validation pass sees batch statistics and must not move the running ones.
-    error = problem.outer_error(theta, clone_buffers(trained.buffers), val)
-    (costate,) = torch.autograd.grad(error, theta)
+    # A step's graph holds twice what a plain pass does; a validation minibatch beyond that would set the peak.
+    is_large = len(val.targets) > 2 * len(batches[0].targets)
+    error, costate = _validation_gradient(problem, trained, val, is_lean=tape.is_lean and is_large)
     costate = problem.group.sum(costate)
 
     velocity_costate = torch.zeros_like(costate)
@@ -266,7 +293,23 @@ def hypergradient(
         total = total + mixed_product
         costate = costate + problem.group.sum(hessian_product) + problem.weight_decay * velocity_costate
         velocity_costate = problem.momentum * velocity_costate
-    return Hypergradient(error.detach(), total, trained, statistics)
+    return Hypergradient(error, total, trained, statistics)
+
+
+def _validation_gradient(
+    problem: InnerProblem, student: StudentState, val: Batch, *, is_lean: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
+    """This worker's shares of the validation error and of its gradient in theta."""
+    theta = _leaf(student.theta)
+    with ExitStack() as lean:
+        if is_lean:
+            lean.enter_context(recomputed_blocks())
+            if theta.device.type == "cpu":
+                lean.enter_context(returned_memory())
+        # The validation pass sees batch statistics and must not move the running ones.
+        error = problem.outer_error(theta, clone_buffers(student.buffers), val)
+        (gradient,) = torch.autograd.grad(error, theta)
+    return error.detach(), gradient
 
 
 def naive_hypergradient(

@@ -156,6 +156,27 @@ class L2TDLN:
             student = student._replace(buffers=state.student.buffers)
         return MethodState(student, state.extra), metrics
 
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+        """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`Weighing`)."""
+        del index
+        student = state.student
+        with torch.no_grad():
+            outputs = self._student(student.theta, student.buffers, batch.inputs, training=False)
+            rows = self._task.rows(outputs, batch)
+        logits = rows.logits.detach().requires_grad_()
+        phi = self._teacher.read().phi.to(self._device)
+        with torch.enable_grad():
+            learned = self._loss_network.losses_at(phi, logits, rows.labels).sum()
+            (push,) = torch.autograd.grad(learned, logits)
+        label = torch.nn.functional.one_hot(rows.labels, logits.shape[1])
+        reference = torch.linalg.vector_norm(logits.detach().softmax(dim=1) - label, dim=1)
+        ratio = torch.linalg.vector_norm(push, dim=1) / reference.clamp(min=torch.finfo(reference.dtype).eps)
+        if self._reweighting is None or "centers" not in state.extra:
+            return ratio
+        reweigh = self._reweighted(state).reweigh
+        assert reweigh is not None
+        return ratio * reweigh(student.theta, student.buffers, batch).weights
+
     def _unroll(
         self,
         problem: InnerProblem,

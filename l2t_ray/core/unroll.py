@@ -87,16 +87,19 @@ def sgd_steps(
     are what the returned state holds; they are averaged over workers at the end, so that replicas stay replicas.
     """
     theta, velocity, buffers = student.theta, student.velocity, clone_buffers(student.buffers)
-    statistics = []
-    for batch, rate in zip(batches, rates, strict=True):
+    statistics = theta.new_empty(len(batches), len(StepStatistics._fields))
+    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
         if problem.reweigh is not None:
             batch = problem.reweigh(theta, buffers, batch)
         gradient, loss, logit_gradient = step_gradient(theta, buffers, batch)
         gradient = problem.group.sum(gradient)
         velocity = problem.momentum * velocity + gradient + problem.weight_decay * theta
         theta = theta - rate * velocity
-        statistics.append(StepStatistics(loss, logit_gradient.abs().sum(), torch.linalg.vector_norm(gradient)))
-    return StudentState(theta, velocity, average_buffers(buffers, problem.group)), statistics
+        with torch.no_grad():
+            row = StepStatistics(loss, logit_gradient.abs().sum(), torch.linalg.vector_norm(gradient))
+            statistics[step] = torch.stack(row)
+    state = StudentState(theta, velocity, average_buffers(buffers, problem.group))
+    return state, [StepStatistics(*row) for row in statistics]
 
 
 def average_buffers(buffers: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:

@@ -133,6 +133,21 @@ class RoundLoader:
         test = self.dataset.test
         return self._in_order(test, np.arange(len(test)), test.labels)
 
+    def training_images(self, rows: Int[np.ndarray, " n"]) -> list[Batch]:
+        """Images of the training set with their observed labels, unaugmented; the same on each worker, not a share."""
+        pieces = np.array_split(rows, -(-len(rows) // self.test_batch))
+        return [
+            batch
+            for here in pieces
+            for batch in self._batches(
+                self._on_device(self.dataset.train.images[here]),
+                self._observed[here],
+                np.full(len(here), 1 / len(rows)),
+                here,
+                [len(here)],
+            )
+        ]
+
     def _in_order(
         self, images: ImageSet, rows: Int[np.ndarray, " n"], labels: Int[np.ndarray, " l"]
     ) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib import cm, colors, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -102,6 +102,71 @@ def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def wrong_labels(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """What the students memorise, and which samples the methods listen to: wrong labels against right ones."""
+    panels = [("Wrong labels given back", "reproduced", "share [%]", 100.0, "linear")]
+    if _has(rows, "weight_auc"):
+        panels.append(("Weight as a detector of wrong labels", "weight_auc", "area under ROC", 1.0, "linear"))
+    return _panels(rows, panels)
+
+
+def sample_weights(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean weight of samples with right labels (solid) and with wrong ones (dashed), a panel for each method."""
+    names = [arm for arm in arms(rows) if column(rows, arm, "weight_right")[0]]
+    with rc_context(STYLE):
+        figure = blank_figure(2.6 * len(names) + 0.6, 2.6)
+        axes = figure.subplots(1, len(names), squeeze=False)[0]
+        for ax, arm in zip(axes, names, strict=True):
+            for name, colour, dash in zip(("weight_right", "weight_wrong"), COLOURS, DASHES, strict=False):
+                x, y = column(rows, arm, name)
+                ax.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=2.5, label=name[7:])
+            ax.set(title=arm, xlabel="round")
+            ax.set_ylim(bottom=0)
+        axes[0].set_ylabel("mean weight")
+        axes[0].legend(frameon=False, fontsize=8, title="label", title_fontsize=8)
+    return figure
+
+
+def confusion(matrices: Mapping[str, Int[np.ndarray, "c c"]], class_names: Sequence[str]) -> Figure:
+    """Test images by class (row) and answer (column), as percentages of the class; a panel for each method."""
+    shares = {arm: matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1) for arm, matrix in matrices.items()}
+    return _matrices([(arm, share) for arm, share in shares.items()], class_names, "class", "answer")
+
+
+def label_noise(matrices: Sequence[tuple[str, Float[np.ndarray, "c c"]]], class_names: Sequence[str]) -> Figure:
+    """Transition matrices of label noise by title: class (row), and the label it is given (column), in percent."""
+    return _matrices(matrices, class_names, "class", "label")
+
+
+def _matrices(
+    matrices: Sequence[tuple[str, Float[np.ndarray, "c c"]]], class_names: Sequence[str], row: str, col: str
+) -> Figure:
+    """Matrices of shares side by side on one scale, with their entries where there is room for them."""
+    num_classes = len(class_names)
+    is_small = num_classes <= 12
+    per_line = min(len(matrices), 4)
+    lines = -(-len(matrices) // per_line)
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = blank_figure(3.0 * per_line + 0.8, 3.0 * lines + 0.3)
+        axes = figure.subplots(lines, per_line, squeeze=False).ravel()
+        for ax in axes[len(matrices) :]:
+            ax.set_axis_off()
+        for ax, (title, shares) in zip(axes, matrices, strict=False):
+            ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            ax.set(title=title, xlabel=col, ylabel=row)
+            if is_small:
+                ax.set_xticks(range(num_classes), class_names, rotation=90, fontsize=6)
+                ax.set_yticks(range(num_classes), class_names, fontsize=6)
+                for (i, j), share in np.ndenumerate(shares):
+                    if share >= 0.005:
+                        colour = "white" if share > 0.5 else "#333333"
+                        ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=5.5, color=colour)
+        bar = figure.colorbar(cm.ScalarMappable(colors.Normalize(0, 100), "Blues"), ax=list(axes), shrink=0.8, pad=0.02)
+        bar.set_label("% of the class")
+        bar.outline.set_visible(False)
+    return figure
+
+
 def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
     """The learned loss over (p_true, p_other) at several moments, beside cross-entropy.
 
@@ -143,15 +208,25 @@ def cross_entropy(pairs: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, " m"]:
 
 
 def write_figures(
-    run_dir: Path | str, rows: Sequence[Mapping[str, Any]], snapshots: Sequence[tuple[str, Surface]] = ()
+    run_dir: Path | str,
+    rows: Sequence[Mapping[str, Any]],
+    snapshots: Sequence[tuple[str, Surface]] = (),
+    *,
+    confusions: Mapping[str, Int[np.ndarray, "c c"]] | None = None,
+    noise: Sequence[tuple[str, Float[np.ndarray, "c c"]]] = (),
+    class_names: Sequence[str] = (),
 ) -> list[Path]:
-    """Saves the figures that the rows and snapshots have numbers for, as PNG under `run_dir/figures`.
+    """Saves the figures that there are numbers for, as PNG under `run_dir/figures`.
+
+    Args:
+        snapshots: the learned loss at several moments, as for `loss_surfaces`.
+        confusions: as for `confusion`.
+        noise: transition matrices by title, as for `label_noise`.
+        class_names: of both kinds of matrices.
 
     Returns:
         The files written.
     """
-    folder = Path(run_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {}
     if _has(rows, "test_accuracy", "val_error"):
         figures["accuracy_and_error"] = accuracy_and_error(rows)
@@ -161,8 +236,23 @@ def write_figures(
         figures["teacher_steps"] = teacher_steps(rows)
     if _has(rows, *(f"seconds_{part}" for part in PARTS)):
         figures["round_time"] = round_time(rows)
+    if _has(rows, "reproduced"):
+        figures["wrong_labels"] = wrong_labels(rows)
+    if _has(rows, "weight_right"):
+        figures["sample_weights"] = sample_weights(rows)
+    if confusions:
+        figures["confusion"] = confusion(confusions, class_names)
+    if noise:
+        figures["label_noise"] = label_noise(noise, class_names)
     if snapshots:
         figures["loss_surfaces"] = loss_surfaces(snapshots)
+    return save_figures(run_dir, figures)
+
+
+def save_figures(run_dir: Path | str, figures: Mapping[str, Figure]) -> list[Path]:
+    """Saves figures by name under `run_dir/figures`; returns the files written."""
+    folder = Path(run_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with rc_context(STYLE):
         for name, figure in figures.items():
@@ -172,6 +262,7 @@ def write_figures(
 
 
 def blank_figure(width: float, height: float) -> Figure:
+    """A white figure of that size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -205,7 +296,7 @@ def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, 
 
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, *, is_log: bool) -> tuple[float, float]:
     """Draws one arm and returns where its line ends."""
-    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+    colour, dash = COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
     if len(x) >= _MANY:
         ax.plot(x, y, color=colour, alpha=0.18, linewidth=0.6, label="_raw")
         y = np.exp(_smooth(np.log(y))) if is_log else _smooth(y)

@@ -72,7 +72,7 @@ def write_study(directory: Path, results: Results) -> list[Path]:
 def figures(results: Results) -> dict[str, Figure]:
     """The figures that the results have numbers for, by name."""
     found = {}
-    if any(_known(cell) for cell in results["cells"]):
+    if any(len(_known(cell)) for cell in results["cells"]):
         found["final"] = _final_over_axis(results) if len(results["axes"]) > 1 else _final_of_rows(results)
     curves = results["curves"]
     few = {name: curve for name, curve in curves.items() if 0 < len(curve) <= MOST_LINES}

@@ -116,8 +116,6 @@ class Study(Record):
     distributions: dict[str, Distribution] = Field(default_factory=dict)
     samples: Count = 10
     """Draws from the distributions, for each case and combination of the grid."""
-    search: Literal["random", "optuna"] = "random"
-    """Who draws: `optuna` looks where earlier trials did well (needs the extra `tune`)."""
     asha: Asha | None = None
     """null: every trial runs to its end."""
     paper: dict[str, float | dict[str, float]] = Field(default_factory=dict)
@@ -136,8 +134,6 @@ class Study(Record):
             raise ValueError(f"{both.pop()} is in the grid and in the distributions; keep it in one of them")
         if not self.cases and not self.grid and not self.distributions:
             raise ValueError("a study varies something; give cases, a grid or distributions")
-        if self.search == "optuna" and (self.cases or self.grid or not self.distributions):
-            raise ValueError("search=optuna draws from distributions alone; take cases and grid out")
         return self
 
     def _keys(self) -> Sequence[str]:

@@ -51,6 +51,9 @@ def run_trial(trial: Trial, tracker: Tracker) -> Outcome:
     Raises:
         UserError, RuntimeError: where there is no outcome: something is wrong with the data, the disk or the machine.
     """
+    known = read_outcome(trial.directory)
+    if known is not None:  # its process died after the last round, before anybody had heard
+        return known
     try:
         result = Experiment(trial.config, trial.directory).run(quiet=True, tracker=tracker, figures=False)
         outcome = Outcome("finished", result.summaries[-1])

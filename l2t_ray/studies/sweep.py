@@ -1,6 +1,6 @@
 """A study on its way: a directory with its declaration and the run directories of its trials.
 
-runs/<study>-<size>/study.yaml      the study, resolved
+runs/<study>-<size>/study.yaml      the study, resolved, with its experiment in base.yaml
                     trials/<name>/  a run directory for each trial, with `outcome.json` when it has ended
                     results.json    what the tables and figures are made of, with them beside it
 
@@ -14,6 +14,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import yaml
+
+from l2t_ray import config as configuration
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import working_directory
 from l2t_ray.studies.declaration import Study, load_study
@@ -21,6 +24,8 @@ from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
 from l2t_ray.studies.trials import Trial, trials
 
 DECLARATION = "study.yaml"
+BASE = "base.yaml"
+"""The experiment that trials start from: kept, so that a study goes on as it began whatever becomes of its files."""
 
 
 @runtime_checkable
@@ -57,12 +62,16 @@ class Sweep:
                 "place with --runs."
             )
         assert sweep.trials
+        base = configuration.read_tree(study.base)
         try:
             declaration.parent.mkdir(parents=True, exist_ok=True)
-            declaration.write_text(study.to_yaml())
+            (sweep.directory / BASE).write_text(yaml.safe_dump(base, sort_keys=False))
+            temporary = sweep.directory / f".{DECLARATION}"
+            temporary.write_text(study.model_copy(update={"base": Path(BASE)}).to_yaml())
+            temporary.replace(declaration)
         except OSError as error:
             raise UserError(f"cannot write to {sweep.directory}: {error.strerror}; give another --runs.") from None
-        return sweep
+        return cls.resume(sweep.directory)
 
     @classmethod
     def resume(cls, directory: Path) -> "Sweep":

@@ -32,6 +32,12 @@ COLUMNS = (
     Column("val_error", pa.float64(), "nats", "validation error e after the K steps (cross-entropy by default)"),
     Column("test_accuracy", pa.float64(), "fraction", "test accuracy; null unless evaluated in this round"),
     Column("test_error", pa.float64(), "nats", "error e on the test set; null unless evaluated in this round"),
+    Column("validation_accuracy", pa.float64(), "fraction", "accuracy on the whole validation part, likewise"),
+    Column("validation_error", pa.float64(), "nats", "error e on the whole validation part, likewise"),
+    Column("reproduced", pa.float64(), "fraction", "wrong training labels that the student gives back, likewise"),
+    Column("weight_auc", pa.float64(), "1", "area under the ROC curve of a sample's weight as a sign of a wrong label"),
+    Column("weight_right", pa.float64(), "1", "mean weight of the samples with right labels"),
+    Column("weight_wrong", pa.float64(), "1", "mean weight of the samples with wrong labels"),
     Column("lr", pa.float64(), "1", "learning rate of the student"),
     Column("gradient_norm", pa.float64(), "loss", "||dL/dtheta||_2, mean over the K steps (Figure 1, definition b)"),
     Column(

@@ -21,6 +21,7 @@ from l2t_ray.interfaces import (
     Group,
     Method,
     MethodState,
+    Metrics,
     StoppedError,
     StudentState,
     Task,
@@ -29,6 +30,7 @@ from l2t_ray.interfaces import (
 )
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
+from l2t_ray.training.probe import Probe
 from l2t_ray.training.profile import traced
 
 OnRow = Callable[[Mapping[str, Any]], None]
@@ -39,12 +41,14 @@ ShouldStop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Arm:
-    """One method to train, its teacher if it has one, and its own training data if it has some."""
+    """One method to train, its teacher if it has one, its own training data if it has some, and a look at what it
+    makes of wrong labels."""
 
     name: str
     method: Method
     teacher: Teacher | None = None
     data: Data | None = None
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Run:
             seconds = time.perf_counter() - started
             round_done()
             if is_last or done % self.eval_every == 0:
-                metrics |= evaluate(self.student, state.student, self.task, self.data.test(), self.group)
+                metrics |= self._evaluated(arm, state, index)
             row = {
                 "arm": arm.name,
                 "round": index,
@@ -173,6 +177,16 @@ class Run:
         if self.group.size == 1:
             return is_so
         return self.group.sum(torch.tensor([float(is_so)], device=state.student.theta.device)).item() > 0
+
+    def _evaluated(self, arm: Arm, state: MethodState, index: int) -> Metrics:
+        """Metrics on the whole test and validation parts, and what the arm's probe sees."""
+        validation = self.data.validation(self.data.epoch(index))
+        on_test, on_validation = (
+            evaluate(self.student, state.student, self.task, batches, self.group)
+            for batches in (self.data.test(), validation)
+        )
+        metrics = on_test | {f"validation_{name.removeprefix('test_')}": x for name, x in on_validation.items()}
+        return metrics if arm.probe is None else metrics | arm.probe(arm.method, state, index)
 
     def _keep(self, cut: Cut, store: CheckpointStore | None, on_cut: OnCut) -> None:
         if store is not None:

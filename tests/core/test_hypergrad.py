@@ -188,7 +188,7 @@ def test_the_error_of_a_finite_difference_falls_with_the_square_of_its_radius(ma
 
 def test_a_finite_difference_along_nothing_is_nothing(make_problem):
     p = make_problem(num_steps=2, norm="none")
-    tape = FiniteDifferenceEngine(p.problem, p.phi)
+    tape = FiniteDifferenceEngine(p.problem, p.phi, 1)
     tape.gradient(p.start.theta, p.start.buffers, p.batches[0])
     along_theta, along_phi = tape.products(torch.zeros_like(p.start.theta))
     assert not along_theta.any() and not along_phi.any()

@@ -128,6 +128,7 @@ def test_a_study_is_begun_once(start, tmp_path):
     sweep = start()
     with pytest.raises(UserError, match=r"holds a study already; go on with --resume"):
         start()
+    (tmp_path / "experiment.yaml").write_text("training: {num_rounds: 77}")  # too late
     again = Sweep.resume(sweep.directory)
     assert [trial.name for trial in again.trials] == [trial.name for trial in sweep.trials]
     assert [trial.config for trial in again.trials] == [trial.config for trial in sweep.trials]

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from l2t_ray.reports.study import table
 from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.results import collect
-from l2t_ray.studies.sweep import run_in_turn
+from l2t_ray.studies.sweep import Forwarder, run_in_turn
 from l2t_ray.tracking.metrics import TIMES, read_rows
 
 DIVERGES = pytest.mark.filterwarnings("ignore:.* diverged:UserWarning")
@@ -37,6 +39,8 @@ def test_a_study_in_turn_ends_in_a_table(start, heard):
     run_in_turn(sweep.pending(), heard)
     assert sweep.pending() == [] and len(heard.ended) == 4 and not heard.failed
     assert len(heard.rows) == 4 * 4
+    again = run_trial(sweep.trials[0], Forwarder(lambda rows: pytest.fail("trained again")))
+    assert again == heard.ended[sweep.trials[0].name]
     results = collect(sweep, command="python jobs/study.py")
     headings, rows = table(results)
     assert headings == ["case / learning_rate", "0.05", "0.1"]
@@ -90,38 +94,94 @@ def test_on_tune_as_in_turn(start, heard):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["driver", "driver late", "trial"])
-def test_a_killed_study_comes_to_the_same_table(start, heard, victim, tmp_path):
-    changes = {"settings": {"training.num_rounds": 40, "training.num_steps": 10}}
-    undisturbed, killed = start("undisturbed", **changes), start("killed", **changes)
+def test_asha_stops_the_worse_trials(start, heard):
+    """Three learning rates, of which one learns nothing: it does not get all of its rounds."""
+    from l2t_ray.studies.on_tune import run_on_tune
+
+    sweep = start(
+        cases={},
+        grid={"training.learning_rate": [0.1, 0.05, 1.0e-7]},
+        settings={"training.num_rounds": 60, "training.num_steps": 10},
+        asha={"grace_rounds": 4, "reduction": 3},
+    )
+    run_on_tune(sweep.study, sweep.pending(), heard, state=sweep.directory / "tune", at_once=1)
+    ended = [heard.ended[trial.name] for trial in sweep.trials]
+    assert [outcome.kind for outcome in ended] == ["finished", ended[1].kind, "stopped"]
+    assert ended[2].numbers["rounds"] < 60 and ended[2].numbers["test_accuracy"] < 0.5
+    assert sweep.pending() == [] and values(sweep)[2][2] == ["stopped"]
+
+
+LONG = {"settings": {"training.num_rounds": 40, "training.num_steps": 10}}
+
+
+@pytest.mark.slow
+def test_killed_three_times_in_turn(start, heard):
+    undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
     run_in_turn(undisturbed.pending(), heard)
-    command = [sys.executable, str(MAIN), "--resume", str(killed.directory)]
-    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    wanted = 2 if victim == "driver late" else 0
-    deadline = time.monotonic() + 300
-    while len(killed.outcomes()) < wanted or not any(killed.directory.glob("trials/*/checkpoints/*")):
-        assert driver.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    if victim == "trial":
-        os.kill(_trial_process(driver.pid), signal.SIGKILL)
-        assert driver.wait(timeout=300) == 0
-    else:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-        finished = {name: (killed.directory / "trials" / name).stat().st_mtime_ns for name in killed.outcomes()}
-        assert len(finished) < 4
-        assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
-        for name, changed in finished.items():  # kept, not done again
-            assert (killed.directory / "trials" / name).stat().st_mtime_ns == changed
-    assert trajectories(killed) == trajectories(undisturbed)
-    assert values(killed) == values(undisturbed)
-    assert (killed.directory / "table.md").read_text().splitlines()[2:] != []
+    for num_ended in (0, 2, 3):
+        _until(_begun(killed, "--in-turn"), killed, num_ended).kill_all()
+    assert _begun(killed, "--in-turn").wait() == 0
+    assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
 
 
-def _trial_process(driver: int) -> int:
-    import psutil
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ended", [0, 2], ids=["early", "late"])
+def test_a_killed_driver_is_followed_by_another(start, heard, num_ended):
+    undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
+    run_in_turn(undisturbed.pending(), heard)
+    _until(_begun(killed), killed, num_ended).kill_all()
+    kept = {name: (killed.directory / "trials" / name).stat().st_mtime_ns for name in killed.outcomes()}
+    assert num_ended <= len(kept) < 4
+    assert _begun(killed).wait() == 0
+    for name, changed in kept.items():
+        assert (killed.directory / "trials" / name).stat().st_mtime_ns == changed  # not done again
+    assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
 
-    for process in psutil.Process(driver).children(recursive=True):
-        if "TrialActor" in " ".join(process.cmdline()):
-            return process.pid
-    raise AssertionError("no trial process")
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_in_another_process(start, heard):
+    undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
+    run_in_turn(undisturbed.pending(), heard)
+    driver = _until(_begun(killed), killed, 1)
+    driver.kill_a_trial()
+    assert driver.wait() == 0
+    assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
+
+
+class _Driver:
+    """The command in a session of its own, so that all it started can be killed with it."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen([sys.executable, str(MAIN), *arguments], start_new_session=True)
+
+    def wait(self):
+        return self.process.wait(timeout=400)
+
+    def kill_all(self):
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        for process in [self.process, *children]:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def kill_a_trial(self):
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if "TrialActor" in " ".join(process.cmdline()):
+                process.kill()
+                return
+        raise AssertionError("no trial process")
+
+
+def _begun(sweep, *options):
+    return _Driver("--resume", str(sweep.directory), *options)
+
+
+def _until(driver, sweep, num_ended):
+    """Waits until so many trials have ended and another one has a checkpoint."""
+    deadline = time.monotonic() + 400
+    while len(sweep.outcomes()) < num_ended or not any(sweep.directory.glob("trials/*/checkpoints/*-*-*")):
+        assert driver.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return driver

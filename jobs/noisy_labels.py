@@ -1,0 +1,48 @@
+"""Every method of a configuration on the same noisy labels, with several seeds, and one table.
+
+python jobs/noisy_labels.py --config configs/cifar10_noise.yaml ray.use_gpu=true
+python jobs/noisy_labels.py --config configs/cifar10_noise_small.yaml --only cross_entropy,l2t_dln --seeds 0,1
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from l2t_ray.run import exit_codes
+from l2t_ray.studies.comparison import Comparison
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, help="what to compare: its method and its controls")
+    parser.add_argument("--only", type=_names, default=[], metavar="METHOD,...", help="train these alone")
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2")
+    parser.add_argument(
+        "--budget",
+        choices=("parity", "protocol"),
+        default="parity",
+        help="the same steps for all, or each paper's schedule (default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
+    arguments = parser.parse_intermixed_args(argv)
+    with exit_codes():
+        Comparison.of(
+            arguments.config,
+            arguments.overrides,
+            seeds=arguments.seeds,
+            budget=arguments.budget,
+            only=arguments.only,
+        ).run(quiet=arguments.quiet)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in _names(text)]
+
+
+if __name__ == "__main__":
+    main()

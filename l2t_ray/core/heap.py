@@ -1,0 +1,49 @@
+"""When the C library's allocator gives memory back to the system: a choice between time and memory.
+
+A student's activations are a few megabytes each and come and go thousands of times a round. glibc hands such pieces
+back to the system and asks for fresh ones, which the system has to clear: up to a tenth of a round's time. Kept for
+the next activation, they are free, but lie scattered: larger ones then do not fit between them, and the process grows
+far beyond what it uses. So memory is kept, except where a peak is to be cut.
+
+On other C libraries than glibc these functions do nothing.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGE = 1 << 20
+"""Bytes from which on a piece is a mapping of its own, where memory is given back at once."""
+
+
+def keep_freed_memory() -> None:
+    """From now on this process keeps freed memory for its next use. For programs, at their start."""
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_MMAP_THRESHOLD, 2**30) or libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow no more
+
+
+@contextmanager
+def returned_memory() -> Iterator[None]:
+    """Inside, memory that is free is given back to the system, at once and before. Afterwards it is kept again."""
+    if (libc := _glibc()) is None:
+        yield
+        return
+    libc.malloc_trim(0)
+    libc.mallopt(_MMAP_THRESHOLD, _LARGE)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
+@cache
+def _glibc() -> Any:
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if libc.gnu_get_libc_version and libc.mallopt and libc.malloc_trim else None
+    except (OSError, AttributeError, TypeError):  # musl, macOS, Windows
+        return None

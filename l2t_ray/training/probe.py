@@ -1,0 +1,64 @@
+"""What a method makes of labels that are wrong: looked at from outside, on images it trains on, while it trains.
+
+Only the one who looks knows which labels are wrong; no method is told.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from l2t_ray.core.flat import FlatModule
+from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, Weighing
+
+
+class Probe:
+    """Measures an arm in the middle of its training, without touching it.
+
+    - `reproduced`: share of the wrong labels that the student gives back: what it has memorised.
+    - `weight_auc`: how well a sample's weight tells wrong labels from right ones (1: every wrong one weighs less than
+      every right one; .5: not at all), for methods that weigh samples.
+    - `weight_right`, `weight_wrong`: mean weight of either kind.
+    """
+
+    def __init__(self, student: FlatModule, batches: Sequence[Batch], is_wrong: Bool[np.ndarray, " n"]):
+        """
+        Args:
+            batches: training images with the labels that the student is taught, unaugmented, the same on each worker.
+            is_wrong: for each of them in order, whether that label is wrong.
+        """
+        self._student, self._batches, self._is_wrong = student, batches, is_wrong
+
+    @torch.no_grad()
+    def __call__(self, method: Method, state: MethodState, index: int) -> Metrics:
+        is_given_back = self._each(lambda batch: self._predictions(state, batch) == batch.targets)
+        metrics = {"reproduced": float(is_given_back[self._is_wrong].mean())}
+        if isinstance(method, Weighing):
+            weights = self._each(lambda batch: method.sample_weights(state, batch, index))
+            metrics["weight_auc"] = roc_auc(-weights, self._is_wrong)
+            metrics["weight_right"] = float(weights[~self._is_wrong].mean())
+            metrics["weight_wrong"] = float(weights[self._is_wrong].mean())
+        return metrics
+
+    def _predictions(self, state: MethodState, batch: Batch) -> torch.Tensor:
+        student = state.student
+        return self._student(student.theta, student.buffers, batch.inputs, training=False).argmax(dim=1)
+
+    def _each(self, look) -> np.ndarray:
+        return torch.cat([look(batch).double().cpu() for batch in self._batches]).numpy()
+
+
+def roc_auc(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> float:
+    """Probability that a positive scores higher than a negative, ties counted half: the area under the ROC curve.
+
+    Raises:
+        ValueError: if there are only positives, or none.
+    """
+    num_positive = int(is_positive.sum())
+    num_negative = len(scores) - num_positive
+    if not num_positive or not num_negative:
+        raise ValueError(f"an ROC curve needs positives and negatives, got {num_positive} and {num_negative}.")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1; equal scores share the mean of theirs
+    return float((ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
