@@ -40,7 +40,7 @@ class RemoteTeacher:
         self._actor, self._group, self._timeout_s = actor, group, timeout_s
         self._attempt = 0
         self._params: LossParams | None = None
-        self._learning: ray.ObjectRef | None = None
+        self._learning: Any = None  # the reference of the latest call
 
     def begin(self, state: Mapping[str, Any] | None) -> None:
         """As `Teacher.begin`, in a new attempt; waits for a teacher that is just being restarted."""
@@ -117,7 +117,7 @@ class RemoteTeacher:
             self._get(self._learning)
             self._learning = None
 
-    def _get(self, reference: ray.ObjectRef) -> Any:
+    def _get(self, reference: Any) -> Any:
         try:
             return ray.get(reference, timeout=self._timeout_s)
         except RayActorError:

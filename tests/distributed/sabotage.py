@@ -11,6 +11,8 @@ from pathlib import Path
 from signal import SIGKILL, Signals
 from typing import Any
 
+import psutil
+
 
 def register() -> None:
     import ray
@@ -24,16 +26,23 @@ class Blow:
 
     Attributes:
         mark: a file that is made first, so that the round when redone goes well.
+        takes_machine: the (simulated) machine dies as well: its raylet, which all of its processes follow.
     """
 
     mark: Path
     round: int
     signal: Signals = SIGKILL
+    takes_machine: bool = False
 
     def strike(self, round_index: int) -> None:
-        if round_index == self.round and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), self.signal)
+        if round_index != self.round or self.mark.exists():
+            return
+        self.mark.touch()
+        if self.takes_machine:
+            raylet = psutil.Process().parent()
+            assert raylet is not None and raylet.name() == "raylet", raylet
+            raylet.kill()
+        os.kill(os.getpid(), self.signal)
 
 
 def teacher_struck(blow: Blow) -> Callable[..., Any]:
