@@ -32,7 +32,7 @@ else
 endif
 	touch $@
 
-# The table in docs/reliability.md: causes every failure there is a test for. Half an hour on two cores.
+# The table in docs/reliability.md: causes every failure there is a test for.
 matrix: $(BIN)/.ready
 	L2T_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m failure $(ARGS)
 

@@ -288,9 +288,10 @@ def difference(disturbed: Path, undisturbed: Path) -> str:
 
 def is_same(a: Any, b: Any) -> bool:
     """Equal to the last bit, timings apart."""
+    from l2t_ray.tracking.metrics import TIMES
+
     if isinstance(a, Mapping):
-        timings = {"seconds", "images_per_second"}
-        return a.keys() == b.keys() and all(is_same(a[key], b[key]) for key in a.keys() - timings)
+        return a.keys() == b.keys() and all(is_same(a[key], b[key]) for key in a.keys() - set(TIMES))
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(is_same, a, b))
     return bool((a == b).all()) if hasattr(a, "all") else a == b

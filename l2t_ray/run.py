@@ -29,8 +29,10 @@ from safetensors import SafetensorError
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
+from l2t_ray.data.catalog import Dataset
 from l2t_ray.experiment import (
     CorruptedLabels,
     bare_loss_network,
@@ -232,6 +234,7 @@ class Experiment:
 
             launch(config, self.directory, on_rows=on_rows, stop=stop)
             return
+        keep_freed_memory()
         run = build_run(config, group=SingleProcess(), device=device, run_dir=self.directory)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]), should_stop=stop.is_asked)
 
@@ -301,15 +304,17 @@ def _write_noise(config: ExperimentConfig, directory: Path) -> CorruptedLabels |
             "class_names": list(dataset.train.class_names),
             "matrix": noise.matrix.tolist(),
             "realised_matrix": noise.realised.tolist(),
-            "validation": protocol(config),
+            "validation": protocol(config, dataset),
         }
         (directory / "noise.json").write_text(json.dumps(facts, indent=1))
     return noise
 
 
-def protocol(config: ExperimentConfig) -> str:
+def protocol(config: ExperimentConfig, dataset: Dataset) -> str:
     """What is judged by, in words: how many images, whose labels, and whether clean labels leak into training."""
     data = config.data
+    if dataset.validation is not None:
+        return f"the {len(dataset.validation):,} images that were set apart"
     what = f"{data.split} {data.num_validation:,} with {data.validation_labels} labels"
     leaks = data.split == "redivide" and data.validation_labels == "clean" and data.noise.kind != "none"
     return f"{what} (leaks clean labels: every image is judged by sooner or later)" if leaks else what

@@ -23,12 +23,16 @@ def keep_freed_memory() -> None:
     """From now on this process keeps freed memory for its next use. For programs, at their start."""
     if (libc := _glibc()) is not None:
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_MMAP_THRESHOLD, 2**30) or libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow no more
+        if not libc.mallopt(_MMAP_THRESHOLD, 2**30):
+            libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow no more
 
 
 @contextmanager
 def returned_memory() -> Iterator[None]:
-    """Inside, memory that is free is given back to the system, at once and before. Afterwards it is kept again."""
+    """What is free before goes back to the system; inside, so does what had to be taken anew, as soon as it is free.
+
+    Afterwards memory is kept again.
+    """
     if (libc := _glibc()) is None:
         yield
         return

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import socket
 import threading
 import time
 import warnings
@@ -21,6 +22,7 @@ from l2t_ray.stopping import StopRequest
 OnRows = Callable[[list[Mapping[str, Any]]], None]
 POLL_S = 0.5
 NAME_WAIT_S = 20.0
+KNOCK_S = 10.0
 NAMESPACE = "l2t_ray"
 
 # Set before Ray starts, each only where the user has not. Sources: Ray 2.60's own documentation and source.
@@ -82,8 +84,9 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
+            _knock(address)
             ray.init(address=address, logging_level=logging.WARNING)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"RAY_ADDRESS={address}, but no Ray cluster can be joined there ({_first_line(error)}); set it to one "
                 "that runs (and RAY_AUTH_MODE as that one has it), or unset it to start Ray on this machine."
@@ -198,6 +201,13 @@ def _central_node(settings: RayConfig) -> Any:
         nodes = [node for node in nodes if not node["Resources"].get("GPU")] or nodes
     nodes.sort(key=lambda node: (node["NodeID"] != own, node["NodeID"]))
     return NodeAffinitySchedulingStrategy(nodes[0]["NodeID"], soft=True)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at `host:port`. Ray itself would go on trying for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def _first_line(error: Exception) -> str:

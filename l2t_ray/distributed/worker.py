@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
+from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.distributed.gauges import Gauges
 from l2t_ray.distributed.remote_teacher import RemoteTeacher, TeacherLostError
 from l2t_ray.experiment import build_run, build_store
@@ -76,6 +77,7 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     # Ray Train tells of every report, by a logger that is named after a file and can only be met at the root.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("l2t_ray").setLevel(logging.INFO)
+    keep_freed_memory()
     spec = arguments["spec"]
     if ray.train.get_context().get_world_rank() == 0:
         warnings.showwarning = lambda message, *_, **__: spec.board.note.remote(str(message))

@@ -27,7 +27,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def assert_same_cut(a: Cut, b: Cut) -> None:
-    for part in ("arm", "round", "state", "teacher", "rows", "snapshots", "finished"):
+    for part in ("arm", "round", "state", "teacher", "rows", "snapshots", "finished", "diverged"):
         assert same(getattr(a, part), getattr(b, part)), part
 
 

@@ -111,7 +111,7 @@ def test_asha_stops_the_worse_trials(start, heard):
     assert sweep.pending() == [] and values(sweep)[2][2] == ["stopped"]
 
 
-LONG = {"settings": {"training.num_rounds": 40, "training.num_steps": 10}}
+LONG = {"settings": {"training.num_rounds": 40}}
 
 
 @pytest.mark.slow
