@@ -278,6 +278,24 @@ class Experiment:
         return Result(directory, summaries, loss_network)
 
 
+def _check_same_run(there: ExperimentConfig, wanted: ExperimentConfig, directory: Path) -> None:
+    """Refuses to go on with a run that is finished, or that computes something else than what is wanted."""
+    if (directory / "summary.json").exists():
+        raise UserError(f"{directory} holds a finished run already; set another name=, or remove that directory.")
+    old, new = there.flat(), wanted.flat()
+    differing = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in MAY_CHANGE_ON_RESUME and old.get(key) != new.get(key)
+    ]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{directory} holds a run already, with {key}={old.get(key)} where this one has {new.get(key)}; set "
+            f"another name=, or go on with it by --resume {directory}."
+        )
+
+
 def _noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise that the training images really have, for tracking."""
     noise = corrupted_labels(config, load_dataset(config.data))
@@ -335,24 +353,6 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
         noise = noise.model_copy(update={"file": (here / noise.file.expanduser()).resolve()})
     data = data.model_copy(update={"root": root.resolve(), "noise": noise})
     return config.model_copy(update={"data": data, "runs": (here / config.runs.expanduser()).resolve()})
-
-
-def _check_same_run(there: ExperimentConfig, wanted: ExperimentConfig, directory: Path) -> None:
-    """Refuses to go on with a run that is finished, or that computes something else than what is wanted."""
-    if (directory / "summary.json").exists():
-        raise UserError(f"{directory} holds a finished run already; set another name=, or remove that directory.")
-    old, new = there.flat(), wanted.flat()
-    differing = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if key.split(".")[0] not in MAY_CHANGE_ON_RESUME and old.get(key) != new.get(key)
-    ]
-    if differing:
-        key = differing[0]
-        raise UserError(
-            f"{directory} holds a run already, with {key}={old.get(key)} where this one has {new.get(key)}; set "
-            f"another name=, or go on with it by --resume {directory}."
-        )
 
 
 def working_directory() -> Path:

@@ -16,6 +16,21 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def job_agent(ray_cluster):
+    """Ray takes jobs once its agent is up, which on a busy machine is long after everything else."""
+    from ray.job_submission import JobSubmissionClient
+
+    client, give_up = JobSubmissionClient(f"http://{ray_cluster['webui_url']}"), time.monotonic() + 120
+    while True:
+        try:
+            client.submit_job(entrypoint="true")
+            return
+        except RuntimeError:
+            assert time.monotonic() < give_up
+            time.sleep(1)
+
+
 def submit(cluster, command: list[str]) -> subprocess.CompletedProcess:
     """The command's paths are those inside the uploaded copy."""
     ray = Path(sys.executable).parent / "ray"
