@@ -113,7 +113,7 @@ def test_a_stopped_job_keeps_its_last_round_and_goes_on_bit_for_bit(tmp_path, nu
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     directory = tmp_path / "twice"
-    slow = ["student.name=resnet8", "training.batch_size=400", "training.num_steps=50"]
+    slow = ["student.name=resnet8", "training.batch_size=400", "training.num_steps=150"]  # seconds a round
     job = start_job(directory, *slow, "tracking.mlflow=false")
     await_line(job, r"round 1/")
     os.killpg(job.pid, signal.SIGINT)
@@ -122,7 +122,6 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     code, said, seconds = ended(job)
     assert (code, said) == (130, f"stopped at once; go on with --resume {directory}\n")
     assert seconds < 5
-    assert not (directory / "checkpoints").exists()
 
 
 def test_a_signal_before_the_first_round_interrupts_and_handlers_are_put_back():

@@ -58,9 +58,9 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: St
     for key, value in environment.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.ray.timeout_s))
-    stop = stop or StopRequest(say=logging.getLogger(__name__).warning)
     with ray_session(config):
-        stop.listen()  # again: ray.init has put its own handler in place
+        if stop is not None:
+            stop.listen()  # again: ray.init has put its own handler in place
         outcome = _train(config, run_dir.resolve(), on_rows, stop)
     if outcome["outcome"] == "user_error":
         raise UserError(outcome["message"])
@@ -115,7 +115,7 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopRequest) -> dict[str, str]:
+def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopRequest | None) -> dict[str, str]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -237,7 +237,7 @@ def _in_a_thread(work: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def _relayed(board: Any, on_rows: OnRows, stop: StopRequest) -> Iterator[None]:
+def _relayed(board: Any, on_rows: OnRows, stop: StopRequest | None) -> Iterator[None]:
     """Brings rows from the board to `on_rows`, and the wish to stop to the board, while the body runs."""
     import ray
     from ray.exceptions import RayError
@@ -246,7 +246,7 @@ def _relayed(board: Any, on_rows: OnRows, stop: StopRequest) -> Iterator[None]:
 
     def take() -> None:
         try:
-            rows, notes = ray.get(board.take.remote(stop.is_asked()))
+            rows, notes = ray.get(board.take.remote(stop is not None and stop.is_asked()))
         except RayError:  # a lost board costs the screen a few lines: the rows are in the checkpoints
             return
         for note in notes:
