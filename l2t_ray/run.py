@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig
@@ -44,7 +45,7 @@ from l2t_ray.experiment import (
     load_dataset,
     resolve_device,
 )
-from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
+from l2t_ray.interfaces import DivergenceError, FailureLimitError, StoppedError, Tracker, UserError
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening
 from l2t_ray.tracking.metrics import write_rows
@@ -85,17 +86,19 @@ class Experiment:
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Experiment":
-        """A new experiment. Its run directory gets the configuration's name and the time, unless `name` is set.
+        """An experiment. Its run directory gets the configuration's name and the time, unless `name` is set.
+
+        With a name, the same command goes on where it was interrupted: a job that is submitted again loses nothing.
 
         Raises:
-            UserError: if the configuration is wrong, or the run directory exists already.
+            UserError: if the configuration is wrong, or the run directory holds a finished or another run.
         """
         config = configuration.load(Path(path), overrides)
         name = config.name or f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         experiment = cls.of(config.model_copy(update={"name": name}))
         directory = experiment.directory
         if (directory / "config.yaml").exists():
-            raise UserError(f"{directory} holds a run already; go on with --resume {directory} or set another name=.")
+            _check_same_run(configuration.load(directory / "config.yaml"), experiment.config, directory)
         return experiment
 
     @classmethod
@@ -190,7 +193,14 @@ class Experiment:
             stop.rounds_ended()
             cut = store.latest()
             assert cut is not None
-            result = self._write(cut, figures=figures)
+            try:
+                result = self._write(cut, figures=figures)
+            except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                raise UserError(
+                    f"cannot write the results to {directory}: {reason}; the checkpoints hold everything: free space, "
+                    f"then --resume {directory}."
+                ) from None
             tracker.log_rows([_closing_row(summary) for summary in result.summaries])
             tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
@@ -266,6 +276,24 @@ class Experiment:
                 class_names=class_names,
             )
         return Result(directory, summaries, loss_network)
+
+
+def _check_same_run(there: ExperimentConfig, wanted: ExperimentConfig, directory: Path) -> None:
+    """Refuses to go on with a run that is finished, or that computes something else than what is wanted."""
+    if (directory / "summary.json").exists():
+        raise UserError(f"{directory} holds a finished run already; set another name=, or remove that directory.")
+    old, new = there.flat(), wanted.flat()
+    differing = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in MAY_CHANGE_ON_RESUME and old.get(key) != new.get(key)
+    ]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{directory} holds a run already, with {key}={old.get(key)} where this one has {new.get(key)}; set "
+            f"another name=, or go on with it by --resume {directory}."
+        )
 
 
 def _noise_facts(config: ExperimentConfig) -> dict[str, Any]:
@@ -428,12 +456,15 @@ def _tracker(config: ExperimentConfig, directory: Path, screen: Screen) -> Track
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turns what stops a run into one sentence and an exit code: 2 a user's mistake, 3 divergence, 130 a signal."""
+    """Turns what stops a run into one sentence and an exit code: 1 too many lost parts, 2 a user's mistake,
+    3 divergence, 130 a signal."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", flush=True)
     try:
         yield
     except UserError as error:
         raise SystemExit(_said(f"error: {error}", 2)) from None
+    except FailureLimitError as error:
+        raise SystemExit(_said(f"failed: {error}", 1)) from None
     except DivergenceError as error:
         raise SystemExit(_said(f"diverged: {error}", 3)) from None
     except StoppedError as stopped:

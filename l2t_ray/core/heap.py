@@ -23,7 +23,8 @@ def keep_freed_memory() -> None:
     """From now on this process keeps freed memory for its next use. For programs, at their start."""
     if (libc := _glibc()) is not None:
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_MMAP_THRESHOLD, 2**30) or libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow no more
+        if not libc.mallopt(_MMAP_THRESHOLD, 2**30):
+            libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow no more
 
 
 @contextmanager
