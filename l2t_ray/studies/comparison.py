@@ -219,7 +219,9 @@ class Comparison:
         names = load_dataset(self.config.data).train.class_names
         write_figures(self.directory, rows, confusions=confusions, class_names=names)
         if lines:
-            figure = table.comparison_figure(lines, self._published())
+            # Beside a smaller size the paper's figures would squeeze ours together; they stay in the table.
+            is_whole = self.config.data.num_train is None and self.config.data.image_size is None
+            figure = table.comparison_figure(lines, self._published() if is_whole else {})
             save_figures(self.directory, {"table": figure})
 
     def _train(

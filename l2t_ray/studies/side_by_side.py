@@ -44,7 +44,7 @@ def train_side_by_side(
         failures = {}
         while running:
             ended, _ = ray.wait(list(running), timeout=POLL_S)
-            rows, _ = ray.get(board.take.remote())
+            rows, _ = ray.get(board.take.remote(is_stopping=False))
             on_rows(rows)
             for reference in ended:
                 trial = running.pop(reference)
