@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run test check lock clean
+.PHONY: run test check matrix lock clean
 
 run: $(BIN)/.ready
 	$(BIN)/python jobs/cifar.py --config configs/digits.yaml $(ARGS)
@@ -31,6 +31,10 @@ else
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 endif
 	touch $@
+
+# The table in docs/reliability.md: causes every failure there is a test for.
+matrix: $(BIN)/.ready
+	L2T_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m failure $(ARGS)
 
 # The lock file names versions, and no index: it serves whichever one pip is set to.
 lock:

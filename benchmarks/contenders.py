@@ -137,10 +137,12 @@ def autograd(setting: Setting) -> Contender:
     return lambda: naive_hypergradient(s.problem, s.start, s.phi, s.batches, s.val, rates=s.rates).gradient
 
 
-def released(setting: Setting, *, whole_round: bool = False) -> Contender:
+def released(setting: Setting, *, on_hypergradient: Callable[[], None] | None = None) -> Contender:
     """The released code's procedure: a backward pass through the unroll for each of the loss network's five tensors;
-    for a whole round, the paper's LSTM makes a step of it, and a second stored unroll from the same start under the
-    new loss gives the LSTM's own gradient. The first graph stays alive meanwhile, as it does there.
+    the paper's LSTM makes a step of it, and a second stored unroll from the same start under the new loss gives the
+    LSTM's own gradient. The first graph stays alive meanwhile, as it does there.
+
+    Without `on_hypergradient`, which is called in between, the procedure ends with the hypergradient.
     """
     s = setting
     spec = s.loss_network.spec
@@ -161,7 +163,8 @@ def released(setting: Setting, *, whole_round: bool = False) -> Contender:
         tensors = [piece.clone().requires_grad_() for piece in s.phi.split(sizes)]
         error = error_under(torch.cat(tensors))
         gradient = torch.cat([torch.autograd.grad(error, tensor, retain_graph=True)[0] for tensor in tensors])
-        if whole_round:
+        if on_hypergradient is not None:
+            on_hypergradient()
             output, _ = lstm(preprocess_gradient(gradient), lstm.initial_state(len(gradient)))
             outcome = error_under(s.phi - 1e-3 * output)
             adam.zero_grad()
@@ -280,24 +283,3 @@ APPROXIMATE = ("one_step", "finite_difference")
 
 def is_installed(name: str) -> bool:
     return name not in LIBRARIES or find_spec(name) is not None
-
-
-def whole_round(name: str, setting: Setting) -> Contender:
-    """A round with the teacher's part: a step of phi, and the LSTM's own learning.
-
-    The released procedure has its own; every other hypergradient goes to this project's default teacher.
-    """
-    if name == "plain":
-        return plain(setting)
-    if name == "released":
-        return released(setting, whole_round=True)
-    hypergradient_of, teacher = HYPERGRADIENTS[name](setting), setting.teacher()
-
-    def run() -> Tensor:
-        gradient = hypergradient_of()
-        version = teacher.read().version
-        teacher.propose(version, gradient, 0.0)
-        teacher.learn(version)
-        return gradient
-
-    return run

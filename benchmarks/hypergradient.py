@@ -18,13 +18,14 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import APPROXIMATE, HYPERGRADIENTS, LIBRARIES, Case, Setting, autograd, is_installed, plain, whole_round
+from contenders import APPROXIMATE, HYPERGRADIENTS, LIBRARIES, Case, Setting, is_installed, ours, plain, released
 from rich.console import Console
 from rich.table import Table
 
@@ -34,21 +35,26 @@ HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results"
 SIZES = ((8, "narrow"), (8, "wide"), (32, "narrow"))
 ENGINES = ("store", "recompute", "forward_over_reverse")
-QUICK = ("plain", "store", "recompute", "released", *LIBRARIES)
+OURS = (*ENGINES, *APPROXIMATE)
+REFERENCE = ours("recompute")  # tests/core holds it against plain autograd, to 1e-10; autograd's memory grows with K
+QUICK_SECONDS = 180
+"""Wall time after which `--quick` takes no further turns."""
+MEMORY_PROCESSES = 2
+QUICK = ("plain", "store", "recompute", "autograd", "released", *LIBRARIES)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one size only; ends with one line of JSON")
     parser.add_argument("--scaling", action="store_true", help="curves over K, batch, width and classes")
-    parser.add_argument("--repeats", type=int, help="turns of each contender (default 3, with --quick 2)")
+    parser.add_argument("--repeats", type=int, help="turns of each contender (default 3)")
     parser.add_argument("--sizes", nargs="*", help="of the full run, such as 8-narrow 32-narrow")
     parser.add_argument("--steps", nargs="*", type=int, default=[5, 15, 50], help="of the full run: values of K")
     parser.add_argument("--contenders", nargs="*", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where table and plot go")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    options.repeats = options.repeats or (2 if options.quick else 3)
+    options.repeats = options.repeats or 3
     torch.set_num_threads(1)
     keep_freed_memory()
     warnings.simplefilter("ignore")  # the libraries' and torch's own deprecations
@@ -66,49 +72,95 @@ def compare(options: argparse.Namespace) -> None:
     cases = [Case()] if options.quick else [Case(d, w, num_steps=k) for d, w in sizes for k in options.steps]
     wanted = options.contenders or (QUICK if options.quick else HYPERGRADIENTS)
     names = ["plain", *(n for n in HYPERGRADIENTS if n != "plain" and n in wanted and is_installed(n))]
-    console, tables = Console(), []
+    until = time.monotonic() + (QUICK_SECONDS if options.quick else float("inf"))
+    stem, console = "hypergradient-quick" if options.quick else "hypergradient", Console()
     for case in cases:
-        rows = measure_case(case, names, options.repeats, console)
-        tables.append({"case": case.as_dict(), "title": case.title, "rows": rows})
+        rows = measure_case(case, names, options.repeats, until, console)
+        write(options.out, stem, {"case": case.as_dict(), "title": case.title, "rows": rows}, comparison_figure)
         console.print(comparison_table(case.title, rows))
-    write(options.out, "hypergradient-quick" if options.quick else "hypergradient", tables, comparison_figure)
     if options.quick:
-        print(json.dumps(headline(tables[0]["rows"])))
+        print(json.dumps(headline(rows)))
 
 
-def measure_case(case: Case, names: Sequence[str], repeats: int, console: Console) -> dict[str, dict[str, Any]]:
-    with console.status(f"{case.title}: float64 reference"):
-        reference = autograd(Setting(replace(case, dtype="float64")))()
+def measure_case(
+    case: Case, names: Sequence[str], repeats: int, until: float, console: Console
+) -> dict[str, dict[str, Any]]:
     setting = Setting(case)
+    with console.status(f"{case.title}: memory"), ThreadPoolExecutor(MEMORY_PROCESSES) as pool:
+        memory = dict(zip(names, pool.map(lambda name: memory_of(case, name), names), strict=True))
+    with console.status(f"{case.title}: time"):
+        runs = {name: HYPERGRADIENTS[name](setting) for name in names if name != "released"}
+        seconds, gradients = alternate(runs, repeats, until)
+        teaching = teacher_seconds(setting, gradients[names[-1]])
+    rounds = {name: [t + teaching for t in seconds[name]] for name in OURS if name in seconds}
+    rounds |= {"plain": seconds["plain"]}
+    if "released" in names:
+        with console.status(f"{case.title}: a round of the released procedure"):
+            rounds["released"], seconds["released"], gradients["released"] = released_seconds(setting)
+    with console.status(f"{case.title}: reference"):
+        reference = REFERENCE(Setting(replace(case, dtype="float64")))()
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
-        with console.status(f"{case.title}: memory of {name}"):
-            rows[name] = {"memory_mib": memory_of(case, name)}
-    with console.status(f"{case.title}: time of a hypergradient"):
-        seconds, gradients = alternate({name: HYPERGRADIENTS[name](setting) for name in names}, repeats)
-    # With the teacher's part on top; the libraries' rounds would add the same part to their hypergradients.
-    round_names = [n for n in names if n in ("plain", "store", "recompute", "released")]
-    with console.status(f"{case.title}: time of a round"):
-        round_seconds, _ = alternate({name: whole_round(name, setting) for name in round_names}, repeats)
-    for name, row in rows.items():
-        row["seconds"], row["round_seconds"] = seconds[name], round_seconds.get(name)
+        rows[name] = {"memory_mib": memory[name], "seconds": seconds[name], "round_seconds": rounds.get(name)}
         if name != "plain":
-            row["relative_error"] = ((gradients[name] - reference).norm() / reference.norm()).item()
+            rows[name]["relative_error"] = relative_error(gradients[name], reference)
+        if name in ENGINES and "autograd" in gradients:
+            rows[name]["to_autograd"] = relative_error(gradients[name], gradients["autograd"])
     return rows
 
 
-def alternate(runs: dict[str, Any], repeats: int) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
-    """CPU seconds of each turn, and what came of it. Taking turns spreads what else the machine does evenly."""
+def alternate(
+    runs: dict[str, Any], repeats: int, until: float = float("inf")
+) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    """CPU seconds of each turn, and what came of it. Taking turns spreads what else the machine does evenly.
+
+    After the first turns, none are begun that would probably end later than `until`.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    gradients = {"plain": runs["plain"]()}  # not timed: it warms up
-    for _ in range(repeats):
+    gradients = {name: runs[name]() for name in ("plain", "store") if name in runs}  # not timed: they warm up
+    began = time.monotonic()
+    for turn in range(repeats):
+        if turn and time.monotonic() + (time.monotonic() - began) / turn > until:
+            break
         for name, run in runs.items():
             # What all ratios are taken of is short, and has more turns.
             for _ in range(4 if name == "plain" else 2 if name == "store" else 1):
-                started = time.process_time()
-                gradients[name] = run()
-                seconds[name].append(time.process_time() - started)
+                spent, gradients[name] = timed(run)
+                seconds[name].append(spent)
     return seconds, gradients
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def timed(run: Any) -> tuple[float, Any]:
+    """CPU seconds, and what came of it."""
+    started = time.process_time()
+    result = run()
+    return time.process_time() - started, result
+
+
+def teacher_seconds(setting: Setting, gradient: torch.Tensor) -> float:
+    """The teacher's part of a round: a step of phi, and a tenth of what the LSTM learns after ten."""
+    teacher, num_rounds = setting.teacher(), 20
+
+    def rounds() -> None:
+        for _ in range(num_rounds):
+            version = teacher.read().version
+            teacher.propose(version, gradient, 0.0)
+            teacher.learn(version)
+
+    return timed(rounds)[0] / num_rounds
+
+
+def released_seconds(setting: Setting) -> tuple[list[float], list[float], torch.Tensor]:
+    """Of a whole round of the released procedure, and of the hypergradient that is its first half; one turn each."""
+    marks: list[float] = []
+    run = released(setting, on_hypergradient=lambda: marks.append(time.process_time()))
+    started = time.process_time()
+    gradient = run()
+    return [time.process_time() - started], [marks[0] - started], gradient
 
 
 def memory_of(case: Case, name: str) -> float:
@@ -143,7 +195,7 @@ def ratio(rows: dict[str, dict[str, Any]], key: str, name: str, base: str) -> fl
 
 
 def headline(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    exact = [n for n in ENGINES if n in rows]
+    errors = [row["to_autograd"] for row in rows.values() if "to_autograd" in row]
     values: dict[str, float | None] = {
         "round_over_plain": ratio(rows, "round_seconds", "store", "plain"),
         "memory_over_plain": rows["recompute"]["memory_mib"] / rows["plain"]["memory_mib"]
@@ -151,14 +203,24 @@ def headline(rows: dict[str, dict[str, Any]]) -> dict[str, float | None]:
         else None,
         "released_over_ours": ratio(rows, "round_seconds", "released", "store"),
         **{f"{name}_over_ours": ratio(rows, "seconds", name, "store") for name in LIBRARIES},
-        "max_relative_error": max((rows[n]["relative_error"] for n in exact), default=None),
+        "max_relative_error": max(errors, default=None),
     }
     return {key: value if value is None else float(f"{value:.3g}") for key, value in values.items()}
 
 
 def comparison_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
     table = Table(title=title)
-    for column in ("", "hypergradient s", "x plain", "round s", "x plain", "peak MiB", "x plain", "relative error"):
+    for column in (
+        "",
+        "hypergradient s",
+        "x plain",
+        "round s",
+        "x plain",
+        "peak MiB",
+        "x plain",
+        "to float64",
+        "to autograd",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():
         table.add_row(
@@ -169,7 +231,7 @@ def comparison_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
             _times(ratio(rows, "round_seconds", name, "plain")),
             f"{row['memory_mib']:,.0f}",
             _times(row["memory_mib"] / rows["plain"]["memory_mib"]),
-            f"{row['relative_error']:.1e}" if "relative_error" in row else "",
+            *(f"{row[key]:.1e}" if key in row else "" for key in ("relative_error", "to_autograd")),
         )
     return table
 
@@ -187,7 +249,7 @@ def scaling(options: argparse.Namespace) -> None:
         "width": [(w, replace(base, widths=n, num_steps=5)) for w, n in ((16, "narrow"), (64, "wide"))],
         "classes": [(c, replace(base, num_classes=c, num_steps=5)) for c in (10, 100, 1000)],
     }
-    console, tables = Console(), []
+    console = Console()
     for axis, points in axes.items():
         table = Table(title=f"by {axis}")
         for column in (axis, "plain s", "store x", "recompute x", "plain MiB", "store MiB", "recompute MiB"):
@@ -197,7 +259,8 @@ def scaling(options: argparse.Namespace) -> None:
             setting = Setting(case)
             seconds, _ = alternate({name: HYPERGRADIENTS[name](setting) for name in names}, options.repeats)
             rows = {name: {"seconds": seconds[name], "memory_mib": memory_of(case, name)} for name in names}
-            tables.append({"case": case.as_dict(), "axis": axis, "value": value, "rows": rows})
+            found = {"case": case.as_dict(), "axis": axis, "value": value, "rows": rows}
+            write(options.out, "scaling", found, scaling_figure)
             table.add_row(
                 f"{value:g}",
                 f"{statistics.median(seconds['plain']):.2f}",
@@ -205,15 +268,19 @@ def scaling(options: argparse.Namespace) -> None:
                 *(f"{rows[n]['memory_mib']:,.0f}" if n in rows else "" for n in ("plain", "store", "recompute")),
             )
         console.print(table)
-    write(options.out, "scaling", tables, scaling_figure)
 
 
-def write(directory: Path, stem: str, tables: list[dict[str, Any]], draw: Any) -> None:
+def write(directory: Path, stem: str, table: dict[str, Any], draw: Any) -> None:
+    """Puts one case's rows in the file, in place of earlier ones of that case, and draws the plot anew."""
     directory.mkdir(parents=True, exist_ok=True)
-    record = {"date": date.today().isoformat(), "versions": versions(), "tables": tables}
-    (directory / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    path = directory / f"{stem}.json"
+    tables = json.loads(path.read_text())["tables"] if path.exists() else []
+    table |= {"date": date.today().isoformat(), "versions": versions(), "command": " ".join(sys.argv)}
+    tables = [t for t in tables if (t["case"], t.get("axis")) != (table["case"], table.get("axis"))] + [table]
+    tables.sort(key=lambda t: (t.get("axis", ""), t.get("value", 0), t["case"]["depth"], t["case"]["widths"]))
+    path.write_text(json.dumps({"tables": tables}, indent=1) + "\n")
     draw(tables).savefig(directory / f"{stem}.png", dpi=120, bbox_inches="tight")
-    print(f"wrote {directory / stem}.json and .png")
+    print(f"wrote {path} and .png")
 
 
 def versions() -> dict[str, str]:

@@ -189,12 +189,22 @@ class RayConfig(Record):
     enabled: bool = True
     """false: the same training in this process, without Ray."""
     num_workers: Count = 2
+    min_workers: Count | None = None
+    """Go on with as few as this many where machines are lost, and with more again when they come; null: wait."""
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts of the worker group, each from the last checkpoint."""
     timeout_s: Positive = 300
     """Longest wait for the teacher or for a collective, before the worker gives up."""
+    teacher_on_gpu_node: bool = False
+    """false: the teacher keeps off machines with GPUs as long as there is another one."""
+
+    @model_validator(mode="after")
+    def _at_least_is_not_more_than_at_most(self) -> "RayConfig":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"ray.min_workers is {self.min_workers}, more than ray.num_workers={self.num_workers}")
+        return self
 
 
 class TrackingConfig(Record):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.gce import generalised_cross_entropy
@@ -17,7 +18,7 @@ from l2t_ray.baselines.l2r import L2R
 from l2t_ray.baselines.mentornet import MentorNet
 from l2t_ray.baselines.mw_net import MWNet
 from l2t_ray.baselines.slf import SLF
-from l2t_ray.baselines.trainee import Trainee, cross_entropy
+from l2t_ray.baselines.trainee import RowLoss, Trainee, cross_entropy
 from l2t_ray.config import (
     AdamConfig,
     CrossEntropyConfig,
@@ -127,23 +128,70 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
         l2t_dln = build_l2t_dln(
             method, trainee.student, trainee.task, data, teacher, trainee.sgd, parts.group, parts.device
         )
-        return Arm(method.arm, fine_tuned(l2t_dln, method, parts), teacher, data, parts.probe)
-    return Arm(method.arm, fine_tuned(build_baseline(method, data, parts), method, parts), data=data, probe=parts.probe)
+        ending = ending_of(method, parts, learned_loss(method, teacher, parts))
+        return Arm(method.arm, in_turn(l2t_dln, ending, method, parts), teacher, data, parts.probe)
+    baseline = build_baseline(method, data, parts)
+    ending = ending_of(method, parts, fixed_loss(method, parts))
+    return Arm(method.arm, in_turn(baseline, ending, method, parts), data=data, probe=parts.probe)
 
 
-def fine_tuned(trained: Method, method: MethodConfig, parts: Parts) -> Method:
-    """The method, with its last rounds given to plain cross-entropy where its configuration says so.
+def in_turn(method: Method, ending: Method | None, settings: MethodConfig, parts: Parts) -> Method:
+    return method if ending is None else MethodInTurn(method, ending, switch=ending_start(settings, parts))
 
-    The images of those rounds are clean. A loss that was learned to distrust labels would learn too little from them.
+
+def ending_of(method: MethodConfig, parts: Parts, loss: RowLoss | None) -> Method | None:
+    """What the last rounds do with clean images, where the configuration gives them to the student.
+
+    Their loss is plain cross-entropy: one that was learned to distrust labels would learn too little from them.
+
+    Raises:
+        UserError: if noisy images are to go on under the method's loss, and it has none.
     """
-    if method.clean_images != "fine_tuned":
-        return trained
-    return MethodInTurn(trained, FixedLoss(parts.trainee, cross_entropy), switch=fine_tuning_start(method, parts))
+    if method.clean_images == "fine_tuned":
+        return FixedLoss(parts.trainee, cross_entropy)
+    if method.clean_images != "trusted":
+        return None
+    if loss is None:
+        raise UserError(
+            f"clean_images 'trusted' needs a method with a loss of its own, and {method.name!r} has none; "
+            "set clean_images=mixed or fine_tuned."
+        )
+    return FixedLoss(parts.trainee, loss, is_clean=clean_images(parts))
 
 
-def fine_tuning_start(method: MethodConfig, parts: Parts) -> int:
+def ending_start(method: MethodConfig, parts: Parts) -> int:
+    share = method.fine_tuning_share if method.clean_images == "fine_tuned" else method.trusted_share
     num_rounds = parts.config.training.num_rounds
-    return num_rounds - rounds_of(method.fine_tuning_share, num_rounds)
+    return num_rounds - rounds_of(share, num_rounds)
+
+
+def clean_images(parts: Parts) -> Bool[Tensor, " images"]:
+    """By image of the training set, whether it is one of the validation images, which are the same in every epoch."""
+    is_clean = torch.zeros(len(parts.dataset.train), dtype=torch.bool)
+    is_clean[torch.from_numpy(build_policy(parts.config, parts.dataset).at(0).validation)] = True
+    return is_clean.to(parts.device)
+
+
+def learned_loss(method: L2TDLNConfig, teacher: Teacher, parts: Parts) -> RowLoss:
+    """The loss network as the teacher has it at the time."""
+    network = bare_loss_network(method.loss_network, parts.dataset.num_classes).to(parts.device)
+    return lambda logits, labels: network.losses_at(teacher.read().phi.to(logits), logits, labels)
+
+
+def fixed_loss(method: MethodConfig, parts: Parts) -> RowLoss | None:
+    """The loss of a method that has a fixed one."""
+    match method:
+        case CrossEntropyConfig():
+            return cross_entropy
+        case GCEConfig():
+            return generalised_cross_entropy(method.q)
+        case StaticDLNConfig():
+            network = build_loss_network(method.loss_network, parts.dataset.num_classes, seed=parts.config.seed)
+            return network.requires_grad_(False).to(parts.device).losses
+        case ForwardCorrectionConfig():
+            _, matrix = observed_labels(parts.config, parts.dataset)
+            return forward_correction(torch.from_numpy(matrix).to(parts.device))
+    return None
 
 
 def check_centers(parts: Parts) -> None:
@@ -167,22 +215,15 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
     """Any method but L2T-DLN."""
     config, trainee = parts.config, parts.trainee
     num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
+    loss = fixed_loss(method, parts)
+    if loss is not None:
+        return FixedLoss(trainee, loss)
     match method:
-        case CrossEntropyConfig():
-            return FixedLoss(trainee, cross_entropy)
-        case GCEConfig():
-            return FixedLoss(trainee, generalised_cross_entropy(method.q))
-        case StaticDLNConfig():
-            network = build_loss_network(method.loss_network, num_classes, seed=seed)
-            return FixedLoss(trainee, network.requires_grad_(False).to(parts.device).losses)
-        case ForwardCorrectionConfig():
-            _, matrix = observed_labels(config, parts.dataset)
-            return FixedLoss(trainee, forward_correction(torch.from_numpy(matrix).to(parts.device)))
         case GLCConfig():
-            is_clean = torch.zeros(len(parts.dataset.train), dtype=torch.bool)
-            is_clean[torch.from_numpy(build_policy(config, parts.dataset).at(0).validation)] = True
             warm_rounds = rounds_of(method.warm_share, num_rounds)
-            return GoldLossCorrection(trainee, data, is_clean, warm_rounds=warm_rounds, restarts=method.restarts)
+            return GoldLossCorrection(
+                trainee, data, clean_images(parts), warm_rounds=warm_rounds, restarts=method.restarts
+            )
         case MWNetConfig():
             return MWNet(
                 trainee,
@@ -281,7 +322,10 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
         return build_loader(parts, splits.mixed(policy), trains_on_validation=True)
     if method.clean_images == "fine_tuned":
         alone = build_loader(parts, splits.validation_alone(policy), trains_on_validation=True)
-        return DataInTurn(plain, alone, switch=fine_tuning_start(method, parts))
+        return DataInTurn(plain, alone, switch=ending_start(method, parts))
+    if method.clean_images == "trusted":
+        both = build_loader(parts, splits.mixed(policy), trains_on_validation=True)
+        return DataInTurn(plain, both, switch=ending_start(method, parts))
     return plain
 
 

@@ -19,6 +19,10 @@ class DivergenceError(Exception):
     """Training produced numbers that are not finite or exploded. Exit code 3; the last checkpoint stays."""
 
 
+class FailureLimitError(Exception):
+    """Machines or processes were lost more often than the run may lose them. Exit code 1; the last checkpoint stays."""
+
+
 class StoppedError(Exception):
     """Somebody asked the run to stop. It did so between two rounds, and the last checkpoint holds all of them."""
 

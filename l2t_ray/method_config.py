@@ -18,12 +18,15 @@ class MethodRecord(Record):
     name: str
     label: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
     """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
-    clean_images: Literal["judge", "mixed", "fine_tuned"] = "judge"
+    clean_images: Literal["judge", "mixed", "fine_tuned", "trusted"] = "judge"
     """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
     images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone,
-    with plain cross-entropy."""
+    with plain cross-entropy; `trusted`: as `judge`, but in the last rounds they are trained on as well, with plain
+    cross-entropy, while the noisy ones go on under the method's loss as it then stands."""
     fine_tuning_share: Share = 0.2
     """Share of the rounds that `fine_tuned` gives to the validation images."""
+    trusted_share: Share = 0.3
+    """Share of the rounds in which `trusted` trains on the validation images as well."""
 
     @property
     def arm(self) -> str:

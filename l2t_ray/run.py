@@ -24,12 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
+from l2t_ray.data.catalog import Dataset
 from l2t_ray.experiment import (
     CorruptedLabels,
     bare_loss_network,
@@ -42,7 +45,7 @@ from l2t_ray.experiment import (
     load_dataset,
     resolve_device,
 )
-from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
+from l2t_ray.interfaces import DivergenceError, FailureLimitError, StoppedError, Tracker, UserError
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening
 from l2t_ray.tracking.metrics import write_rows
@@ -83,17 +86,19 @@ class Experiment:
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Experiment":
-        """A new experiment. Its run directory gets the configuration's name and the time, unless `name` is set.
+        """An experiment. Its run directory gets the configuration's name and the time, unless `name` is set.
+
+        With a name, the same command goes on where it was interrupted: a job that is submitted again loses nothing.
 
         Raises:
-            UserError: if the configuration is wrong, or the run directory exists already.
+            UserError: if the configuration is wrong, or the run directory holds a finished or another run.
         """
         config = configuration.load(Path(path), overrides)
         name = config.name or f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         experiment = cls.of(config.model_copy(update={"name": name}))
         directory = experiment.directory
         if (directory / "config.yaml").exists():
-            raise UserError(f"{directory} holds a run already; go on with --resume {directory} or set another name=.")
+            _check_same_run(configuration.load(directory / "config.yaml"), experiment.config, directory)
         return experiment
 
     @classmethod
@@ -188,7 +193,14 @@ class Experiment:
             stop.rounds_ended()
             cut = store.latest()
             assert cut is not None
-            result = self._write(cut, figures=figures)
+            try:
+                result = self._write(cut, figures=figures)
+            except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                raise UserError(
+                    f"cannot write the results to {directory}: {reason}; the checkpoints hold everything: free space, "
+                    f"then --resume {directory}."
+                ) from None
             tracker.log_rows([_closing_row(summary) for summary in result.summaries])
             tracker.log_artifacts(*(str(path) for path in sorted(directory.iterdir()) if path.name in ARTIFACTS))
             screen.stop()
@@ -222,6 +234,7 @@ class Experiment:
 
             launch(config, self.directory, on_rows=on_rows, stop=stop)
             return
+        keep_freed_memory()
         run = build_run(config, group=SingleProcess(), device=device, run_dir=self.directory)
         run.train(start=start, store=store, on_row=lambda row: on_rows([row]), should_stop=stop.is_asked)
 
@@ -265,6 +278,24 @@ class Experiment:
         return Result(directory, summaries, loss_network)
 
 
+def _check_same_run(there: ExperimentConfig, wanted: ExperimentConfig, directory: Path) -> None:
+    """Refuses to go on with a run that is finished, or that computes something else than what is wanted."""
+    if (directory / "summary.json").exists():
+        raise UserError(f"{directory} holds a finished run already; set another name=, or remove that directory.")
+    old, new = there.flat(), wanted.flat()
+    differing = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in MAY_CHANGE_ON_RESUME and old.get(key) != new.get(key)
+    ]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{directory} holds a run already, with {key}={old.get(key)} where this one has {new.get(key)}; set "
+            f"another name=, or go on with it by --resume {directory}."
+        )
+
+
 def _noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise that the training images really have, for tracking."""
     noise = corrupted_labels(config, load_dataset(config.data))
@@ -291,15 +322,17 @@ def _write_noise(config: ExperimentConfig, directory: Path) -> CorruptedLabels |
             "class_names": list(dataset.train.class_names),
             "matrix": noise.matrix.tolist(),
             "realised_matrix": noise.realised.tolist(),
-            "validation": protocol(config),
+            "validation": protocol(config, dataset),
         }
         (directory / "noise.json").write_text(json.dumps(facts, indent=1))
     return noise
 
 
-def protocol(config: ExperimentConfig) -> str:
+def protocol(config: ExperimentConfig, dataset: Dataset) -> str:
     """What is judged by, in words: how many images, whose labels, and whether clean labels leak into training."""
     data = config.data
+    if dataset.validation is not None:
+        return f"the {len(dataset.validation):,} images that were set apart"
     what = f"{data.split} {data.num_validation:,} with {data.validation_labels} labels"
     leaks = data.split == "redivide" and data.validation_labels == "clean" and data.noise.kind != "none"
     return f"{what} (leaks clean labels: every image is judged by sooner or later)" if leaks else what
@@ -423,12 +456,15 @@ def _tracker(config: ExperimentConfig, directory: Path, screen: Screen) -> Track
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turns what stops a run into one sentence and an exit code: 2 a user's mistake, 3 divergence, 130 a signal."""
+    """Turns what stops a run into one sentence and an exit code: 1 too many lost parts, 2 a user's mistake,
+    3 divergence, 130 a signal."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", flush=True)
     try:
         yield
     except UserError as error:
         raise SystemExit(_said(f"error: {error}", 2)) from None
+    except FailureLimitError as error:
+        raise SystemExit(_said(f"failed: {error}", 1)) from None
     except DivergenceError as error:
         raise SystemExit(_said(f"diverged: {error}", 3)) from None
     except StoppedError as stopped:

@@ -1,9 +1,49 @@
 """What tests of several parts use."""
 
+import os
 import threading
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+
+RELIABILITY = Path(__file__).parents[1] / "docs/reliability.md"
+BEGIN, END = "<!-- matrix: written by `make matrix` -->\n", "<!-- end of matrix -->\n"
+COLUMNS = ("this process", "2 workers", "3 machines")
+OUTCOMES = pytest.StashKey[dict]()
+"""By (failure, where): what each of its tests came to."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    mark = item.get_closest_marker("failure")
+    if mark is not None and (report.when == "call" or report.failed):
+        outcomes = item.config.stash.setdefault(OUTCOMES, defaultdict(list))
+        outcomes[mark.args].append(mark.kwargs.get("ends", "same end") if report.passed else report.outcome)
+    return report
+
+
+def pytest_sessionfinish(session):
+    """Writes what failures came to into the documents, when `make matrix` asks for it."""
+    outcomes = session.config.stash.get(OUTCOMES, None)
+    if outcomes is None or "L2T_MATRIX" not in os.environ:
+        return
+    before, rest = RELIABILITY.read_text().split(BEGIN)
+    old, after = rest.split(END)
+    rows = dict(
+        (name.strip(), [cell.strip() for cell in cells])
+        for line in old.splitlines()[2:]
+        for _, name, *cells, _ in [line.split("|")]
+    )
+    for (failure, where), ends in outcomes.items():
+        row = rows.setdefault(failure, [""] * len(COLUMNS))
+        row[COLUMNS.index(where)] = ", ".join(sorted(set(ends)))
+    header = ["failure", *COLUMNS]
+    lines = [header, ["---"] * len(header), *([name, *cells] for name, cells in rows.items())]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    RELIABILITY.write_text(before + BEGIN + table + END + after)
 
 
 class TwoThreads:

@@ -69,3 +69,9 @@ def test_similar_classes_are_known_for_cifar_alone():
     config = experiment(data={"noise": {"kind": "flip_to_similar", "rate": 0.2}})
     with pytest.raises(UserError, match="knows cifar10 and cifar100 alone, not digits"):
         observed_labels(config, load_dataset(config.data))
+
+
+def test_clean_images_are_not_trusted_by_a_method_without_a_loss_of_its_own():
+    config = experiment(data={"num_validation": 100}, method={"name": "mw_net", "clean_images": "trusted"}, controls=[])
+    with pytest.raises(UserError, match="needs a method with a loss of its own, and 'mw_net' has none"):
+        build_run(config, group=SingleProcess(), device=torch.device("cpu"))

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.interfaces import FailureLimitError
+from l2t_ray.run import exit_codes
 from l2t_ray.tracking.metrics import PARTS, TIMES, read_rows
 
 JOB = Path(__file__).parents[1] / "jobs" / "cifar.py"
@@ -173,13 +175,54 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
     assert deterministic_part(cut) == deterministic_part(directory)
 
 
+def interrupted(directory, name):
+    """A copy of a finished run, as it was when only its first checkpoint and its configuration were there."""
+    copy = directory.with_name(name)
+    shutil.copytree(directory, copy)
+    for path in sorted((copy / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    for path in ("metrics.parquet", "summary.json", "loss.safetensors"):
+        (copy / path).unlink()
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("name: whole", f"name: {name}"))
+    return copy
+
+
+def test_the_same_command_goes_on_with_an_interrupted_run(finished, configs):
+    directory, _ = finished
+    copy = interrupted(directory, "again-and-again")
+    output = cifar(*SMALL, "name=again-and-again", cwd=configs)
+    assert "from round" in output
+    assert deterministic_part(copy) == deterministic_part(directory)
+
+
+def test_another_command_does_not_go_on_with_an_interrupted_run(finished, configs):
+    interrupted(finished[0], "other")
+    output = cifar(*SMALL, "name=other", "seed=3", cwd=configs, code=2)
+    assert "holds a run already, with seed=0 where this one has 3" in output
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_sentence(finished, configs):
+    copy = interrupted(finished[0], "full")
+    (copy / "summary.json").mkdir()  # so that it cannot be written
+    output = cifar("--quiet", "--resume", str(copy), cwd=configs, code=2)
+    assert output.startswith("error: cannot write the results to") and output.count("\n") == 1, output
+
+
+def test_too_many_failures_are_one_sentence_and_exit_code_1(capsys):
+    with pytest.raises(SystemExit) as stopped, exit_codes():
+        raise FailureLimitError("training failed more than ray.max_failures=3 times")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "failed: training failed more than ray.max_failures=3 times\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
         (["training.lerning_rate=1"], "did you mean training.learning_rate?"),
         (["--resume", "runs/none"], "holds no run"),
-        (["name=whole"], "holds a run already; go on with --resume"),
+        ([*SMALL, "name=whole"], "holds a finished run already; set another name="),
         (["data.name=cifar10", "data.root=nowhere", "data.download=false"], "cifar-10"),
         (["data.num_validation=5"], "data.num_validation=5"),
         (["data.num_validation=1500"], "data.num_validation"),

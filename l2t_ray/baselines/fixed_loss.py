@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from l2t_ray.baselines.trainee import RowLoss, Trainee
+from l2t_ray.baselines.trainee import RowLoss, Trainee, cross_entropy
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
 
 
@@ -13,10 +14,15 @@ class FixedLoss:
     """K SGD steps a round on the mean of a fixed loss, with the batches that any other method would be given.
 
     The validation minibatch is looked at after the round, for the record only.
+
+    Args:
+        is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted; such images are
+            under plain cross-entropy. A row must then be an image. None: all images are under `loss`.
     """
 
-    def __init__(self, trainee: Trainee, loss: RowLoss):
+    def __init__(self, trainee: Trainee, loss: RowLoss, *, is_clean: Bool[Tensor, " images"] | None = None):
         self._trainee, self._row_loss = trainee, loss
+        self._is_clean = is_clean
         self._no_weights = torch.zeros(0, device=trainee.device)
 
     def init(self) -> MethodState:
@@ -33,4 +39,7 @@ class FixedLoss:
     ) -> tuple[Tensor, Tensor]:
         del weights  # it has none
         rows = self._trainee.rows(theta, buffers, batch)
-        return (rows.weights * self._row_loss(rows.logits, rows.labels)).sum(), rows.logits
+        losses = self._row_loss(rows.logits, rows.labels)
+        if self._is_clean is not None:
+            losses = torch.where(self._is_clean[batch.indices], cross_entropy(rows.logits, rows.labels), losses)
+        return (rows.weights * losses).sum(), rows.logits

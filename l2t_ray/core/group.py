@@ -18,16 +18,32 @@ class SingleProcess:
 
 
 class ProcessGroup:
-    """The default `torch.distributed` group (nccl on GPUs, gloo on CPUs), which must be initialised already."""
+    """The default `torch.distributed` group (nccl on GPUs, gloo on CPUs), which must be initialised already.
 
-    def __init__(self) -> None:
+    Args:
+        timeout_s: the longest wait that the group was initialised with, for the message when it is over.
+    """
+
+    def __init__(self, *, timeout_s: float | None = None) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self._timeout_s = timeout_s
 
     @part("collectives")
     def sum(self, tensor: Tensor) -> Tensor:
+        """The element-wise sum over all workers.
+
+        Raises:
+            TimeoutError: if another worker does not come.
+        """
         tensor = tensor.contiguous()
-        dist.all_reduce(tensor)
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            if "imed out" not in str(error):
+                raise
+            waited = "long enough" if self._timeout_s is None else f"ray.timeout_s={self._timeout_s:g} s"
+            raise TimeoutError(f"waited {waited} for the sum over workers: another worker hangs") from error
         return tensor
 
 

@@ -28,7 +28,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def returned_memory() -> Iterator[None]:
-    """Inside, memory that is free is given back to the system, at once and before. Afterwards it is kept again."""
+    """What is free before goes back to the system; inside, so does what had to be taken anew, as soon as it is free.
+
+    Afterwards memory is kept again.
+    """
     if (libc := _glibc()) is None:
         yield
         return

@@ -14,14 +14,15 @@ pass against K plain steps in parentheses (measured ones are in benchmarks/):
 
 - `store` keeps each step's graph on the way forward: 9 F a step (3.2 times), fastest while memory lasts, which grows
   with K;
-- `recompute` builds it again on the way back: 12 F (4.1 times), activation memory of one step whatever K;
+- `recompute` builds it again on the way back: 12 F (4.3 times), activation memory of one step whatever K. The
+  validation pass, whose minibatch is larger, keeps only what the student's blocks were given (`recomputed_blocks`);
 - `forward_over_reverse` takes both products as one directional derivative of the gradient: 12 F, as `recompute`, but
   no graph of a graph, and it knows every operator that has a forward-mode derivative.
 
 These are exact. What others use in place of the exact products is here as well, to be compared with:
 
-- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 5 F
-  once (1.4 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
+- `one_step`: the last step alone, as the one-step lookaheads of DARTS, Meta-Weight-Net and SAMA: 3 F a step, and 2 F
+  once (1.3 times). Its error is all that earlier steps contribute. `horizon` is the dial between it and exactness.
 - `finite_difference`: both products by a central difference of first derivatives (DARTS): 9 F, memory of a plain
   step. Its error falls with the square of the radius until rounding takes over, and with ReLU students kinks do
   before. It costs what `store` costs: memory is all it saves, and `recompute` saves that exactly.
@@ -34,6 +35,8 @@ exact on any number of workers, and needs no collective that can be differentiat
 """
 
 import os
+import socket
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -157,7 +160,10 @@ class RecomputeEngine:
         for name, tensor in start.items():
             self._rows[name][len(self._batches)] = tensor
         self._batches.append(batch)
-        return loss_gradients(self._problem, _leaf(theta), self._phi, buffers, batch)
+        # A graph, though it is dropped: with one, some derivatives are rounded differently, and training amplifies
+        # that. So every engine takes the same steps to the last bit, and a run may change engines.
+        graph, loss, logit_gradient = _graph(self._problem, theta, self._phi, buffers, batch, self._operators)
+        return graph.gradient.detach().clone(), loss, logit_gradient
 
     def products(self, nu: Tensor) -> tuple[Tensor, Tensor]:
         return _vector_products(self._graph_again(), nu)
@@ -277,9 +283,7 @@ def hypergradient(
     tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi, num_steps - first)
     trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
 
-    # A step's graph holds twice what a plain pass does; a validation minibatch beyond that would set the peak.
-    is_large = len(val.targets) > 2 * len(batches[0].targets)
-    error, costate = _validation_gradient(problem, trained, val, is_lean=tape.is_lean and is_large)
+    error, costate = _validation_gradient(problem, trained, val, is_lean=tape.is_lean)
     costate = problem.group.sum(costate)
 
     velocity_costate = torch.zeros_like(costate)
@@ -299,7 +303,10 @@ def hypergradient(
 def _validation_gradient(
     problem: InnerProblem, student: StudentState, val: Batch, *, is_lean: bool
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
-    """This worker's shares of the validation error and of its gradient in theta."""
+    """This worker's shares of the validation error and of its gradient in theta.
+
+    A validation minibatch is often several times a training minibatch, and its activations would then be the peak.
+    """
     theta = _leaf(student.theta)
     with ExitStack() as lean:
         if is_lean:
@@ -343,12 +350,33 @@ class Choice(NamedTuple):
     reason: str
 
 
+def agreed_engine(
+    problem: InnerProblem, student: StudentState, phi: Float[Tensor, " m"], batch: Batch, num_steps: int
+) -> Choice:
+    """`choose_engine` for a whole group: `store` if every worker has the memory for it. All of them must call it.
+
+    Free memory differs between hosts, and workers on one host, or on one GPU, share it.
+    """
+    size = graph_bytes(problem, student, phi, batch)
+    device, group = student.theta.device, problem.group
+    place = f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid if device.type == 'cuda' else ''}"
+    places = torch.zeros(group.size, dtype=torch.float64, device=device)
+    places[group.rank] = zlib.crc32(place.encode())
+    places = group.sum(places)
+    num_sharing = int((places == places[group.rank]).sum())
+    choice = choose_engine(size, num_steps, free_bytes(device) // num_sharing)
+    num_without = group.sum(torch.tensor([float(choice.engine != "store")], device=device)).item()
+    if num_without and choice.engine == "store":
+        return Choice("recompute", f"{num_without:.0f} of {group.size} workers lack the memory for stored graphs")
+    return choice
+
+
 def choose_engine(graph_bytes: int, num_steps: int, free_bytes: int) -> Choice:
     """The fastest exact engine whose memory fits: `store` while its graphs fit, else `recompute`.
 
     The rule is that short because the measurements are (benchmarks/): `store` is the faster of the two for every
-    student and K, by the forward and backward pass it saves; `forward_over_reverse` is slower than `recompute`
-    wherever both run.
+    student and K measured, by the forward and backward pass it saves; `forward_over_reverse` is slower than
+    `recompute` and takes more memory. All of them take the same steps to the last bit.
 
     Args:
         graph_bytes: of one step's stored graph (`graph_bytes`).

@@ -25,9 +25,7 @@ from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.hypergrad import (
     EngineName,
     Hypergradient,
-    choose_engine,
-    free_bytes,
-    graph_bytes,
+    agreed_engine,
     hypergradient,
 )
 from l2t_ray.core.loss_network import DynamicLossNetwork
@@ -107,7 +105,7 @@ class L2TDLN:
         Args:
             loss_network: architecture of the loss; its weights are the teacher's to say.
             engine: how second-order products are computed (`hypergrad`); `auto`: chosen, and logged, at the first
-                round. Workers may choose differently: exact engines agree and exchange the same sums.
+                round; the workers agree on one.
             horizon: student steps the hypergradient goes back through; None: all of a round's.
             reweighting: None: uniform weights.
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
@@ -201,8 +199,7 @@ class L2TDLN:
     ) -> EngineName:
         if self._engine == "auto":
             num_steps = min(self._horizon or len(batches.train), len(batches.train))
-            size = graph_bytes(problem, student, phi.to(self._device), batches.train[0])
-            choice = choose_engine(size, num_steps, free_bytes(student.theta.device))
+            choice = agreed_engine(problem, student, phi.to(self._device), batches.train[0], num_steps)
             _LOG.info("engine: %s (%s)", choice.engine, choice.reason)
             self._engine = choice.engine
         return self._engine

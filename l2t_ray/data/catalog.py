@@ -4,13 +4,16 @@ CIFAR and MNIST are read from torchvision's layout below a root folder, converte
 memory-mapped from then on. The digits come with scikit-learn and need no file. Own images: see `own.py`.
 """
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import importlib.util
 import os
 import pickle
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -180,6 +183,22 @@ class _Kind:
 
 
 def _part(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool) -> ImageSet:
+    with _one_at_a_time(f"{kind.name}-{part}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"):
+        return _prepared(kind, part, root, verify=verify, download=download)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """Lets one process of this machine prepare a set while the others wait, and then find it prepared."""
+    with contextlib.ExitStack() as stack:
+        # Not beside the images: that may be a file system of several machines, on which locks are not to be trusted.
+        with contextlib.suppress(OSError):  # without a place for it, each prepares its own
+            lock = stack.enter_context((Path(tempfile.gettempdir()) / f"l2t_ray-{os.getuid()}-{name}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, also by a process that dies
+        yield
+
+
+def _prepared(kind: _Kind, part: str, root: Path, *, verify: bool, download: bool) -> ImageSet:
     paths = [directory / f"{kind.name}-{part}.arrow" for directory in _arrow_directories(root)]
     folder = root / kind.folder
     for path in paths:

@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import os
+import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -12,13 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from l2t_ray.config import ExperimentConfig, L2TDLNConfig
+from l2t_ray.config import ExperimentConfig, L2TDLNConfig, RayConfig
 from l2t_ray.experiment import build_teacher, load_dataset
-from l2t_ray.interfaces import StoppedError, UserError
+from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
 from l2t_ray.stopping import StopRequest
 
 OnRows = Callable[[list[Mapping[str, Any]]], None]
 POLL_S = 0.5
+NAME_WAIT_S = 20.0
+KNOCK_S = 10.0
 NAMESPACE = "l2t_ray"
 
 # Set before Ray starts, each only where the user has not. Sources: Ray 2.60's own documentation and source.
@@ -46,8 +50,10 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: St
 
     Raises:
         UserError, StoppedError: as a run in this process would.
-        RuntimeError: if workers died more often than `ray.max_failures`.
+        FailureLimitError: if workers died more often than `ray.max_failures`.
     """
+    if config.ray.min_workers is not None:  # how long it waits for machines that may be gone, before it takes fewer
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     environment = ENVIRONMENT if os.environ.get("RAY_ADDRESS") else ENVIRONMENT | LOOPBACK
     for key, value in environment.items():
         os.environ.setdefault(key, value)
@@ -64,7 +70,11 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: St
 
 @contextmanager
 def ray_session(config: ExperimentConfig) -> Iterator[None]:
-    """Ray, joined or started; a Ray that was running before is left running."""
+    """Ray, joined or started; a Ray that was running before is left running.
+
+    Raises:
+        UserError: if the cluster cannot be reached, or this machine lacks the GPUs that are asked for.
+    """
     import ray
 
     if ray.is_initialized():
@@ -73,7 +83,14 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING)
+        try:
+            _knock(address)
+            ray.init(address=address, logging_level=logging.WARNING)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}, but no Ray cluster can be joined there ({_first_line(error)}); set it to one "
+                "that runs (and RAY_AUTH_MODE as that one has it), or unset it to start Ray on this machine."
+            ) from None
     else:
         # A cluster of our own on loopback needs no token, and one that is asked for must be asked for on both sides.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -81,10 +98,18 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, -int(-wanted // 1)),
-            include_dashboard=None if config.ray.enabled else False,  # Ray Train asks it; studies without it need none
+            # Nine more processes, which start together and on a small machine make Ray miss its own 30 s. Whoever wants
+            # to look into Ray starts one that stays (`ray start --head`) and sets RAY_ADDRESS.
+            include_dashboard=False,
             logging_level=logging.WARNING,
         )
     try:
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        if not address and config.ray.use_gpu and num_gpus < (config.ray.min_workers or config.ray.num_workers):
+            raise UserError(
+                f"ray.use_gpu=true with ray.num_workers={config.ray.num_workers}, but this machine has {num_gpus} "
+                "GPUs; set ray.use_gpu=false, fewer workers, or RAY_ADDRESS to a cluster that has them."
+            )
         yield
     finally:
         ray.shutdown()
@@ -93,38 +118,37 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
 def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopRequest) -> dict[str, str]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from l2t_ray.distributed.board import Board
+    from l2t_ray.distributed.lean_trainer import LeanTrainer
     from l2t_ray.distributed.restarts import NoteRestarts, describe
     from l2t_ray.distributed.teacher_actor import TeacherService
     from l2t_ray.distributed.worker import WorkerSpec, train_worker
 
     method = config.method
-    try:
-        board = ray.remote(Board).options(**_named("board", run_dir), num_cpus=0, max_restarts=-1).remote()
-    except ValueError as error:  # the name is taken
-        raise UserError(
-            f"{run_dir} is in training on this cluster already; wait for that run to end, or set another name=."
-        ) from error
-    # A teacher that dies comes back empty and refuses the attempt it had served: the workers fail, and the next
-    # attempt begins from the checkpoint. Its calls are never retried: a hypergradient must not be applied twice.
+    settings = config.ray
+    central: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": _central_node(settings)}
+    board = _board(run_dir, ray.remote(Board).options(**_named("board", run_dir), **central))
+    # A teacher that dies comes back empty and refuses the attempt it had served: the workers begin another one from the
+    # checkpoint. Its calls are never retried: a hypergradient must not be applied twice.
     teacher = None
     if isinstance(method, L2TDLNConfig):
         teacher = (
             ray.remote(TeacherService)
-            .options(**_named("teacher", run_dir), num_cpus=0, max_restarts=-1, max_task_retries=0)
+            .options(**_named("teacher", run_dir), **central, max_task_retries=0)
             .remote(partial(build_teacher, method, load_dataset(config.data).num_classes, seed=config.seed))
         )
-    settings = config.ray
-    trainer = TorchTrainer(
+    trainer = LeanTrainer(
         train_worker,
         train_loop_config={"spec": WorkerSpec(config, run_dir, teacher, board)},
         torch_config=TorchConfig(timeout_s=int(settings.timeout_s)),
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=settings.num_workers
+            if settings.min_workers is None
+            else (settings.min_workers, settings.num_workers),
             use_gpu=settings.use_gpu,
             resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
         ),
@@ -141,12 +165,53 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopR
             result = _in_a_thread(trainer.fit)
         except TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {})
-            raise RuntimeError(
+            raise FailureLimitError(
                 f"training failed more than ray.max_failures={settings.max_failures} times, at last by "
                 f"{describe(failures) if failures else error}; go on from the last checkpoint with --resume {run_dir}."
             ) from error
     assert result.return_value is not None  # every worker says how it ended
     return result.return_value
+
+
+def _board(run_dir: Path, make: Any) -> Any:
+    """The board of this run. After a driver that was killed, Ray needs a moment to end its actors."""
+    give_up = time.monotonic() + NAME_WAIT_S
+    while True:
+        try:
+            return make.remote()
+        except ValueError as error:  # the name is taken
+            if time.monotonic() > give_up:
+                raise UserError(
+                    f"{run_dir} is in training on this cluster already; wait for that run to end, or set another name=."
+                ) from error
+            time.sleep(POLL_S)
+
+
+def _central_node(settings: RayConfig) -> Any:
+    """Where teacher and board should live: with the driver, or else on another machine without a GPU.
+
+    A wish, not a condition: when that machine is lost, they come back elsewhere.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not settings.teacher_on_gpu_node:
+        nodes = [node for node in nodes if not node["Resources"].get("GPU")] or nodes
+    nodes.sort(key=lambda node: (node["NodeID"] != own, node["NodeID"]))
+    return NodeAffinitySchedulingStrategy(nodes[0]["NodeID"], soft=True)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at `host:port`. Ray itself would go on trying for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def _named(kind: str, run_dir: Path) -> dict[str, str]:

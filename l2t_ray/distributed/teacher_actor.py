@@ -3,8 +3,9 @@
 It collects every worker's share of a hypergradient, moves the loss network once all have come, and answers all with
 the same new weights. Learning of the LSTM happens after the answer, while the workers unroll.
 
-Every call names the *attempt* it belongs to, a number that rank 0 draws when a group of workers starts. After a
-restart the calls of the old group are refused, never mixed in.
+Every call names the *attempt* it belongs to, a number that rank 0 draws whenever a group of workers begins from a
+checkpoint. Younger attempts have larger numbers, and end the older ones: the calls of a group that was replaced are
+refused, never mixed in. A teacher that died comes back without an attempt, and refuses every call until one begins.
 """
 
 import asyncio
@@ -22,7 +23,22 @@ Share = tuple[float, np.ndarray]  # (error, hypergradient) of one worker
 
 
 class StaleAttemptError(RuntimeError):
-    """A call from a group of workers that has been replaced."""
+    """A call of another attempt than the current one.
+
+    Attributes:
+        is_replaced: whether a younger attempt is served. If not, the teacher has lost its memory.
+    """
+
+    def __init__(self, attempt: int, current: int | None):
+        super().__init__(attempt, current)  # the arguments as they are: the exception travels as a pickle
+        self.attempt, self.current = attempt, current
+
+    @property
+    def is_replaced(self) -> bool:
+        return self.current is not None and self.current >= self.attempt
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} is not served; the current one is {self.current}"
 
 
 class TeacherService:
@@ -35,7 +51,7 @@ class TeacherService:
     def __init__(self, make_teacher: Callable[[], LocalTeacher]):
         self._teacher = make_teacher()
         self._beginning = self._teacher.state_dict()
-        self._attempt: str | None = None
+        self._attempt: int | None = None
         self._num_workers = 0
         self._shares: dict[tuple[str, int], dict[int, Share]] = {}
         self._answers: dict[int, LossParams | Exception] = {}
@@ -43,21 +59,27 @@ class TeacherService:
         self._failure: Exception | None = None  # of learning, which nobody waits for: the next call hears of it
         self._changed = asyncio.Condition()
 
-    async def begin(self, attempt: str, num_workers: int, state: Mapping[str, Any] | None) -> None:
-        """Starts an attempt from a checkpoint's state, or from the beginning; every earlier attempt ends here."""
+    async def begin(self, attempt: int, num_workers: int, state: Mapping[str, Any] | None) -> None:
+        """Starts an attempt from a checkpoint's state, or from the beginning; every earlier attempt ends here.
+
+        Raises:
+            StaleAttemptError: if this attempt or a younger one has begun already.
+        """
         async with self._changed:
+            if self._attempt is not None and attempt <= self._attempt:
+                raise StaleAttemptError(attempt, self._attempt)
             self._attempt, self._num_workers = attempt, num_workers
             self._shares, self._answers = {}, {}
             self._learned, self._failure = -1, None
             self._teacher.begin(self._beginning if state is None else state)
             self._changed.notify_all()
 
-    async def read(self, attempt: str) -> tuple[int, np.ndarray]:
+    async def read(self, attempt: int) -> tuple[int, np.ndarray]:
         self._check(attempt)
         return _plain(self._teacher.read())
 
     async def propose(
-        self, attempt: str, rank: int, version: int, error: float, gradient: np.ndarray
+        self, attempt: int, rank: int, version: int, error: float, gradient: np.ndarray
     ) -> tuple[int, np.ndarray]:
         """Waits for the shares of all workers, then answers each with the same new weights.
 
@@ -68,8 +90,8 @@ class TeacherService:
             StaleVersionError: if the share was taken at weights that are no longer current.
             DivergenceError: if the summed error or hypergradient is not finite, or learning before was not.
         """
-        self._check(attempt)
         async with self._changed:
+            self._check(attempt)
             if version not in self._answers:
                 current = self._teacher.read().version
                 if version != current:
@@ -88,10 +110,10 @@ class TeacherService:
             raise answer
         return _plain(answer)
 
-    async def learn(self, attempt: str, rank: int, version: int, gradient: np.ndarray | None) -> None:
+    async def learn(self, attempt: int, rank: int, version: int, gradient: np.ndarray | None) -> None:
         """As `Teacher.learn`. Without a gradient (the one given to `propose` is meant) rank 0 speaks for all."""
-        self._check(attempt)
         async with self._changed:
+            self._check(attempt)
             if version <= self._learned:
                 return  # a share that came twice
             total = None if gradient is None else self._gather("learn", version, rank, (0.0, gradient))
@@ -104,18 +126,23 @@ class TeacherService:
             self._learned = version
             self._changed.notify_all()
 
-    async def state(self, attempt: str, rank: int) -> dict[str, Any]:
+    async def state(self, attempt: int, rank: int) -> dict[str, Any]:
         """The teacher's state, once everything sent to `learn` has been learned. Only rank 0 is given its content."""
-        self._check(attempt)
         async with self._changed:
+            self._check(attempt)
             await self._changed.wait_for(lambda: self._attempt != attempt or not self._shares)
             self._check(attempt)
             self._check_learning()
             return self._teacher.state_dict() if rank == 0 else {}
 
-    def _check(self, attempt: str) -> None:
+    async def absent(self) -> list[int]:
+        """Workers whose shares others are waiting for."""
+        came = set().union(*self._shares.values())
+        return [rank for rank in range(self._num_workers) if rank not in came] if self._shares else []
+
+    def _check(self, attempt: int) -> None:
         if attempt != self._attempt:
-            raise StaleAttemptError(f"attempt {attempt} is over; the current one is {self._attempt}.")
+            raise StaleAttemptError(attempt, self._attempt)
 
     def _check_learning(self) -> None:
         if self._failure is not None:

@@ -1,24 +1,23 @@
 """What every Ray Train worker runs: its replica of the student, its slice of each batch, its line to the teacher."""
 
 import logging
-import secrets
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
-from ray.train.collective import broadcast_from_rank_zero
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup
+from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.distributed.gauges import Gauges
-from l2t_ray.distributed.remote_teacher import RemoteTeacher
+from l2t_ray.distributed.remote_teacher import RemoteTeacher, TeacherLostError
 from l2t_ray.experiment import build_run, build_store
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
@@ -27,6 +26,8 @@ from l2t_ray.training.loop import Run
 POST_EVERY_S = 0.5
 LAST_POST_S = 10
 ANSWER_S = 1.0
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,13 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     # Ray Train tells of every report, by a logger that is named after a file and can only be met at the root.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("l2t_ray").setLevel(logging.INFO)
+    keep_freed_memory()
     spec = arguments["spec"]
-    rank = ray.train.get_context().get_world_rank()
-    attempt = str(broadcast_from_rank_zero(secrets.token_hex(4) if rank == 0 else None))
-    if rank == 0:
+    if ray.train.get_context().get_world_rank() == 0:
         warnings.showwarning = lambda message, *_, **__: spec.board.note.remote(str(message))
     poster = Poster(spec.board, Gauges(spec.run_dir.name))
     try:
-        run, store, start = _prepared(spec, attempt)
-        run.train(start=start, store=store, on_row=poster.post, on_cut=_report, should_stop=poster.should_stop)
+        _train(spec, poster)
     except UserError as error:
         return {"outcome": "user_error", "message": str(error)}
     except StoppedError as stopped:
@@ -94,39 +93,79 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     return {"outcome": "finished", "message": ""}
 
 
-def _prepared(spec: WorkerSpec, attempt: str) -> tuple[Run, CheckpointStore, Cut | None]:
-    """The parts of this worker's run and the cut it starts from.
+def _train(spec: WorkerSpec, poster: Poster) -> None:
+    """Trains from the newest checkpoint to the end. A lost teacher costs the rounds since then, and no worker.
 
     Raises:
-        UserError: on all workers, if one of them cannot start, or if they do not see the same checkpoint.
+        TeacherLostError: if it was lost more than `ray.max_failures` times without a checkpoint between.
+        TimeoutError: if another worker hangs.
     """
-    config, group = spec.config, ProcessGroup()
-    store = build_store(config, spec.run_dir)
-    device = torch.device("cuda", torch.cuda.current_device()) if config.ray.use_gpu else torch.device("cpu")
-    run = start = problem = None
-    try:
-        run = build_run(
-            config,
-            group=group,
-            device=device,
-            make_teacher=lambda *_: RemoteTeacher(spec.teacher, attempt, group, timeout_s=config.ray.timeout_s),
-            run_dir=spec.run_dir,
-        )
-        start = store.latest()
-    except UserError as error:
-        problem = str(error)
+    group, max_failures = ProcessGroup(timeout_s=spec.config.ray.timeout_s), spec.config.ray.max_failures
+    store = build_store(spec.config, spec.run_dir)
+    run = _agreed(lambda: _build(spec, group), group)
+    start = _newest(store, spec, group)
+    num_losses = 0
+    while True:
+        try:
+            run.train(start=start, store=store, on_row=poster.post, on_cut=_report, should_stop=poster.should_stop)
+            return
+        except TeacherLostError as error:
+            before, start = start, _newest(store, spec, group)
+            num_losses = num_losses + 1 if _place(start) == _place(before) else 1
+            if num_losses > max_failures:
+                raise
+            if group.rank == 0:
+                spec.board.note.remote(
+                    f"{error}; it is restarted, going on from the last checkpoint "
+                    f"(loss {num_losses} of ray.max_failures={max_failures} since then)"
+                )
+
+
+def _build(spec: WorkerSpec, group: ProcessGroup) -> Run:
+    config = spec.config
+    return build_run(
+        config,
+        group=group,
+        device=torch.device("cuda", torch.cuda.current_device()) if config.ray.use_gpu else torch.device("cpu"),
+        make_teacher=lambda *_: RemoteTeacher(spec.teacher, group, timeout_s=config.ray.timeout_s),
+        run_dir=spec.run_dir,
+    )
+
+
+def _newest(store: CheckpointStore, spec: WorkerSpec, group: ProcessGroup) -> Cut | None:
+    """The cut to start from.
+
+    Raises:
+        UserError: on all workers, if one of them cannot read it, or if they do not see the same one.
+    """
+    newest = _agreed(store.latest, group)
     seen: list[Any] = [None] * group.size
-    dist.all_gather_object(seen, (problem, start and (start.arm, start.round)))
-    problems = [problem for problem, _ in seen if problem is not None]
-    if problems:
-        raise UserError(problems[0])
-    if len({cut for _, cut in seen}) > 1:
+    dist.all_gather_object(seen, _place(newest))
+    if len(set(seen)) > 1:
         raise UserError(
             f"the workers do not see the same checkpoints in {spec.run_dir}; "
             "set runs=DIR to a directory that all machines share, or storage=URI."
         )
-    assert run is not None
-    return run, store, start
+    return newest
+
+
+def _place(cut: Cut | None) -> tuple[str, int] | None:
+    return cut and (cut.arm, cut.round)
+
+
+def _agreed(make: Callable[[], Made], group: ProcessGroup) -> Made:
+    """What `make` gives. A user's mistake that one worker meets is raised by all: nobody waits for one that stopped."""
+    made = problem = None
+    try:
+        made = make()
+    except UserError as error:
+        problem = str(error)
+    problems: list[Any] = [None] * group.size
+    dist.all_gather_object(problems, problem)
+    for problem in problems:
+        if problem is not None:
+            raise UserError(problem)
+    return cast(Made, made)
 
 
 def _report(cut: Cut) -> None:

@@ -121,7 +121,7 @@ def sample_weights(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 x, y = column(rows, arm, name)
                 ax.plot(x, y, color=colour, linestyle=dash, marker="o", markersize=2.5, label=name[7:])
             ax.set(title=arm, xlabel="round")
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         axes[0].set_ylabel("mean weight")
         axes[0].legend(frameon=False, fontsize=8, title="label", title_fontsize=8)
     return figure

@@ -24,7 +24,7 @@ import pyarrow.parquet as parquet
 from l2t_ray import config as configuration
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
 from l2t_ray.experiment import build_policy, load_dataset
-from l2t_ray.interfaces import DivergenceError, Tracker, UserError
+from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports.comparison import ARM_TAG, OUTCOME, SEED_TAG, TrialResult, trial_directory
 from l2t_ray.reports.figures import save_figures, write_figures
@@ -147,6 +147,7 @@ class Comparison:
 
         Raises:
             UserError: if a trial's directory holds another experiment, or the data is not there.
+            StoppedError: on Ctrl-C or SIGTERM; checkpoints have what was reached.
             RuntimeError: at the end, naming the trials that stopped for other reasons than divergence.
         """
         trials = self.trials()
@@ -179,6 +180,8 @@ class Comparison:
             self.write_figures(results)
             tracker.log_artifacts(*(str(path) for path in sorted(self.directory.iterdir()) if _is_result(path)))
             status = "FAILED" if failures else "FINISHED"
+        except (KeyboardInterrupt, StoppedError):
+            raise StoppedError("stopped; the same command goes on from here") from None
         finally:
             screen.stop()
             tracker.finish(status)
@@ -241,7 +244,7 @@ class Comparison:
 
     def _caption(self) -> str:
         data, training = self.config.data, self.config.training
-        noise = data.noise
+        noise, judges = data.noise, protocol(self.config, load_dataset(data))
         what = f"{noise.kind} {noise.rate:g}" if noise.file is None else f"{noise.kind} of {noise.file.name}"
         size = "" if data.image_size is None else f" at {data.image_size}x{data.image_size}"
         images = "all other" if data.num_train is None else f"{data.num_train:,}"
@@ -252,7 +255,7 @@ class Comparison:
         )
         lines = [
             f"{data.name}{size}, {images} training images, noise {what}; {self.config.student.name} "
-            f"({self.config.student.widths}). Validation: {protocol(self.config)}. Budget `{self.budget}`: {budget}.",
+            f"({self.config.student.widths}). Validation: {judges}. Budget `{self.budget}`: {budget}.",
             "Mean ± standard deviation (number of seeds). Final: after the last step. Best seen: picked on the test "
             "set, for information. Time: training steps alone.",
         ]

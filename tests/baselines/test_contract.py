@@ -15,7 +15,7 @@ from l2t_ray.core import loss_network
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.experiment import Parts, build_arm, build_sgd, build_teacher, load_dataset
-from l2t_ray.interfaces import MethodState, StudentState
+from l2t_ray.interfaces import MethodState, StudentState, Weighing
 from l2t_ray.students.initialise import seeded
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.evaluate import evaluate
@@ -25,10 +25,12 @@ METHODS = {
     "l2t_dln": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam"},
     "l2t_dln-mixed": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam", "clean_images": "mixed"},
     "l2t_dln-fine_tuned": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "clean_images": "fine_tuned"},
+    "l2t_dln-trusted": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "clean_images": "trusted"},
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
     "gce": {"name": "gce"},
+    "gce-trusted": {"name": "gce", "clean_images": "trusted"},
     "static_dln": {"name": "static_dln", "loss_network": {"hidden": 6}},
     "forward_correction": {"name": "forward_correction"},
     "glc": {"name": "glc"},
@@ -234,3 +236,33 @@ def test_learns_what_is_easy(method, digits):
     student = FlatModule(small_student(64, 10, 16))
     scores = evaluate(student, state.student, Classification(), arm.data.test(), SingleProcess())
     assert scores["test_accuracy"] > 0.6
+
+
+WEIGHING = ["l2t_dln", "mw_net", "mentornet", "mentornet-dd", "l2r"]
+
+
+@pytest.mark.parametrize("name", WEIGHING)
+def test_weights_can_be_asked_for_without_a_trace(name, digits):
+    arm = make_arm(configuration(name), digits)
+    state, _ = run(arm)
+    before = [tensor.clone() for tensor in tensors(state)]
+    batch = arm.data.round(0).train[0]
+    weights = arm.method.sample_weights(state, batch, NUM_ROUNDS - 1)
+    assert weights.shape == (len(batch.targets),) and weights.isfinite().all() and (weights >= 0).all()
+    assert not weights.requires_grad
+    for tensor, old in zip(tensors(state), before, strict=True):
+        assert torch.equal(tensor, old)
+
+
+def test_methods_without_weights_claim_none(digits):
+    assert [name for name in METHODS if isinstance(make_arm(configuration(name), digits).method, Weighing)] == [
+        name for name in METHODS if name in (*WEIGHING, "l2t_dln-mixed")
+    ]
+
+
+def test_a_loss_that_starts_as_cross_entropy_weighs_all_alike(digits, monkeypatch):
+    """Its gradient at the logits is that of cross-entropy, up to the error of the fit; a reweighted one's is not."""
+    arm = make_arm(configuration("l2t_dln"), digits)
+    batch = arm.data.round(0).train[0]
+    weights = arm.method.sample_weights(arm.method.init(), batch, 0)
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0.2, atol=0)

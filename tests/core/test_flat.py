@@ -2,10 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from l2t_ray.core.flat import FlatModule, clone_buffers
+from l2t_ray.core.flat import FlatModule, clone_buffers, recomputed_blocks
 
 
 def module():
@@ -87,6 +88,68 @@ def test_load_hands_the_module_out_with_these_weights():
     expected = flat(theta, buffers, inputs(1), training=False)
     loaded = flat.load(theta, buffers)
     torch.testing.assert_close(loaded.eval()(inputs(1)), expected)
+
+
+def test_tied_weights_are_all_in_place():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    net[2].weight = net[0].weight
+    flat = FlatModule(net)
+    theta = flat.initial() * 2
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2)
+    expected = net(inputs().float())
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    torch.testing.assert_close(flat(theta, {}, inputs().float(), training=True), expected)
+
+
+def test_the_template_is_back_in_place_after_an_error():
+    flat = FlatModule(module())
+    before = dict(flat.module.named_parameters())
+    with pytest.raises(RuntimeError):
+        flat(flat.initial(), flat.initial_buffers(), torch.zeros(2, 99).double(), training=True)
+    assert all(p is before[name] for name, p in flat.module.named_parameters())
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.norm(self.linear(x)).tanh()
+
+
+def test_recomputed_blocks_give_the_same_derivative_with_less_kept():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = nn.Sequential(*[Residual() for _ in range(4)], nn.Linear(3, 2)).double()
+    flat = FlatModule(net)
+
+    def gradient(theta):
+        kept = []
+
+        def note(tensor):
+            kept.append(tensor.nbytes)
+            return tensor
+
+        theta = theta.requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = flat(theta, flat.initial_buffers(), inputs(), training=True).square().sum()
+        return torch.autograd.grad(output, theta)[0], sum(kept)
+
+    theta = flat.initial() * 1.3  # not the template's: the second forward pass must not see those
+    expected, all_bytes = gradient(theta.clone())
+    with recomputed_blocks():
+        actual, kept_bytes = gradient(theta.clone())
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+    assert kept_bytes < all_bytes / 2
+    assert [block.calls for block in net[:4]] == [3] * 4  # once, and twice
+    assert all("forward" not in vars(block) for block in net)
 
 
 def test_clone_buffers_copies():

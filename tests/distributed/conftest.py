@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from same_end import LONGER
 
 from l2t_ray.distributed.launch import ENVIRONMENT
 from l2t_ray.run import Experiment
@@ -32,13 +33,22 @@ SMALL = [
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """The address of a Ray started here, which ends with this process."""
+def ray_cluster(request):
+    """The address of a Ray started here, which ends with this process.
+
+    It has a dashboard only where a test submits jobs to it: that is nine processes which start together, and on a busy
+    machine Ray's own 30 seconds are over before it is up.
+    """
     ray = pytest.importorskip("ray")
     os.environ.update(ENVIRONMENT)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", OMP_NUM_THREADS="1")
     context = ray.init(
-        address="local", num_cpus=8, object_store_memory=200 * 2**20, log_to_driver=False, logging_level="ERROR"
+        address="local",
+        num_cpus=8,
+        object_store_memory=200 * 2**20,
+        include_dashboard=any("test_job.py" in item.nodeid for item in request.session.items),
+        log_to_driver=False,
+        logging_level="ERROR",
     )
     yield context.address_info
     ray.shutdown()
@@ -63,3 +73,12 @@ def small_job():
         return [sys.executable, str(JOB), "--config", str(CONFIG), *SMALL, *here, *overrides]
 
     return command
+
+
+@pytest.fixture(scope="session")
+def undisturbed(ray_cluster, small_experiment, tmp_path_factory):
+    """The directory of a run of 40 rounds of each arm on two workers, to its end."""
+    experiment = small_experiment(tmp_path_factory.mktemp("runs") / "undisturbed", LONGER)
+    result = experiment.run(quiet=True)
+    assert [summary["rounds"] for summary in result.summaries] == [40, 40]
+    return experiment.directory

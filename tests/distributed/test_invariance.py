@@ -128,7 +128,7 @@ def train_all(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name, config in configs.items():
         for dtype in DTYPES:
             key = f"{name} {dtype}"
-            teacher = RemoteTeacher(OneOf(faculty, key), f"{group.size} workers", group, timeout_s=60)
+            teacher = RemoteTeacher(OneOf(faculty, key), group, timeout_s=60)
             end = end_of_run(config, dtype, group, lambda *_, teacher=teacher: teacher)
             ends[key] = {part: value.numpy() for part, value in end.items()}  # Ray Train returns no tensors
     return ends

@@ -35,13 +35,13 @@ def whole(num_workers, index, kind=0):
     return torch.from_numpy(np.sum([share(r, index, kind) for r in range(num_workers)], axis=0, dtype=np.float32))
 
 
-async def begun(make_teacher=lstm_teacher, num_workers=2, attempt="a", state=None):
+async def begun(make_teacher=lstm_teacher, num_workers=2, attempt=1, state=None):
     service = TeacherService(make_teacher)
     await service.begin(attempt, num_workers, state)
     return service
 
 
-async def proposals(service, index, ranks, attempt="a"):
+async def proposals(service, index, ranks, attempt=1):
     """Sends a share from each of `ranks`, each before the next is sent, and gathers the answers."""
     tasks = []
     for rank in ranks:
@@ -80,7 +80,7 @@ def test_any_order_of_arrival_gives_the_same_weights_bit_for_bit():
     async def summed(order):
         service = await begun(adam_teacher, num_workers=4)
         await proposals(service, 0, order)
-        return (await service.state("a", 0))["last_gradient"]
+        return (await service.state(1, 0))["last_gradient"]
 
     sums = [asyncio.run(summed(order)) for order in itertools.permutations(range(4))]
     assert all(torch.equal(total, sums[0]) for total in sums)
@@ -92,10 +92,10 @@ def test_a_share_that_comes_twice_counts_once():
     async def main():
         service = await begun()
         await proposals(service, 0, [0, 0, 1])
-        again = await service.propose("a", 1, 0, 0.5, share(1, 0))
+        again = await service.propose(1, 1, 0, 0.5, share(1, 0))
         for rank in (0, 1, 1):
-            await service.learn("a", rank, 1, share(rank, 0, kind=1))
-        return again, await asyncio.wait_for(service.state("a", 0), 1)
+            await service.learn(1, rank, 1, share(rank, 0, kind=1))
+        return again, await asyncio.wait_for(service.state(1, 0), 1)
 
     (version, phi), state = asyncio.run(main())
     local = lstm_teacher()
@@ -109,16 +109,16 @@ def test_a_share_that_comes_twice_counts_once():
 def test_an_attempt_that_is_over_is_refused():
     async def main():
         service = await begun()
-        await service.begin("b", 2, None)
+        await service.begin(2, 2, None)
         for call in (
-            service.read("a"),
-            service.propose("a", 0, 0, 0.5, share(0, 0)),
-            service.learn("a", 0, 0, None),
-            service.state("a", 0),
+            service.read(1),
+            service.propose(1, 0, 0, 0.5, share(0, 0)),
+            service.learn(1, 0, 0, None),
+            service.state(1, 0),
         ):
             with pytest.raises(StaleAttemptError):
                 await call
-        answers = await proposals(service, 0, [0, 1], attempt="b")
+        answers = await proposals(service, 0, [0, 1], attempt=2)
         assert [version for version, _ in answers] == [1, 1]
 
     asyncio.run(main())
@@ -127,17 +127,17 @@ def test_an_attempt_that_is_over_is_refused():
 def test_an_attempt_that_ends_while_waiting_is_refused_and_leaves_nothing():
     async def main():
         service = await begun()
-        waiting = asyncio.create_task(service.propose("a", 0, 0, 0.5, share(0, 0)))
+        waiting = asyncio.create_task(service.propose(1, 0, 0, 0.5, share(0, 0)))
         await settle()
-        await service.learn("a", 0, 1, share(0, 0))
-        asking = asyncio.create_task(service.state("a", 0))
+        await service.learn(1, 0, 1, share(0, 0))
+        asking = asyncio.create_task(service.state(1, 0))
         await settle()
         assert not waiting.done() and not asking.done()
-        await service.begin("b", 1, None)
+        await service.begin(2, 1, None)
         for task in (waiting, asking):
             with pytest.raises(StaleAttemptError):
                 await asyncio.wait_for(task, 1)
-        _, phi = await service.propose("b", 0, 0, 0.5, share(0, 0))
+        _, phi = await service.propose(2, 0, 0, 0.5, share(0, 0))
         return phi
 
     local = lstm_teacher()
@@ -148,12 +148,12 @@ def test_an_attempt_that_ends_while_waiting_is_refused_and_leaves_nothing():
 def test_a_share_taken_at_other_weights_is_refused(version):
     async def main():
         service = await begun(num_workers=1)
-        await service.propose("a", 0, 0, 0.5, share(0, 0))
-        await service.learn("a", 0, 1, share(0, 0))
+        await service.propose(1, 0, 0, 0.5, share(0, 0))
+        await service.learn(1, 0, 1, share(0, 0))
         if version == 0:  # answered from memory only until the next proposal
-            await service.propose("a", 0, 1, 0.5, share(0, 1))
+            await service.propose(1, 0, 1, 0.5, share(0, 1))
         with pytest.raises(StaleVersionError, match="version"):
-            await service.propose("a", 0, version, 0.5, share(0, 0))
+            await service.propose(1, 0, version, 0.5, share(0, 0))
 
     asyncio.run(main())
 
@@ -163,9 +163,9 @@ def test_divergence_is_told_to_every_worker(error, bad):
     async def main():
         service = await begun(num_workers=3)
         gradient = np.full(SIZE, np.inf, dtype=np.float32) if bad else share(2, 0)
-        tasks = [asyncio.create_task(service.propose("a", r, 0, 0.5, share(r, 0))) for r in range(2)]
+        tasks = [asyncio.create_task(service.propose(1, r, 0, 0.5, share(r, 0))) for r in range(2)]
         await settle()
-        tasks.append(asyncio.create_task(service.propose("a", 2, 0, error, gradient)))
+        tasks.append(asyncio.create_task(service.propose(1, 2, 0, error, gradient)))
         return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 1)
 
     assert [type(answer) for answer in asyncio.run(main())] == [DivergenceError] * 3
@@ -175,12 +175,12 @@ def test_divergence_in_learning_is_told_to_every_worker_at_its_next_call():
     async def main():
         service = await begun(num_workers=2)
         await proposals(service, 0, [0, 1])
-        await service.learn("a", 0, 1, share(0, 0))
-        await service.learn("a", 1, 1, np.full(SIZE, np.nan, dtype=np.float32))
+        await service.learn(1, 0, 1, share(0, 0))
+        await service.learn(1, 1, 1, np.full(SIZE, np.nan, dtype=np.float32))
         answers = await proposals(service, 1, [0, 1])
-        states = await asyncio.gather(service.state("a", 0), service.state("a", 1), return_exceptions=True)
-        await service.begin("b", 1, None)  # another attempt begins with a clean slate
-        await service.propose("b", 0, 0, 0.5, share(0, 0))
+        states = await asyncio.gather(service.state(1, 0), service.state(1, 1), return_exceptions=True)
+        await service.begin(2, 1, None)  # another attempt begins with a clean slate
+        await service.propose(2, 0, 0, 0.5, share(0, 0))
         return answers + states
 
     assert [type(answer) for answer in asyncio.run(main())] == [DivergenceError] * 4
@@ -190,11 +190,11 @@ def test_state_waits_for_shares_that_are_still_on_their_way():
     async def main():
         service = await begun()
         await proposals(service, 0, [0, 1])
-        await service.learn("a", 0, 1, share(0, 0, kind=1))
-        asking = [asyncio.create_task(service.state("a", rank)) for rank in range(2)]
+        await service.learn(1, 0, 1, share(0, 0, kind=1))
+        asking = [asyncio.create_task(service.state(1, rank)) for rank in range(2)]
         await settle()
         assert not any(task.done() for task in asking)
-        await service.learn("a", 1, 1, share(1, 0, kind=1))
+        await service.learn(1, 1, 1, share(1, 0, kind=1))
         return await asyncio.wait_for(asyncio.gather(*asking), 1)
 
     state, empty = asyncio.run(main())
@@ -205,13 +205,13 @@ def test_state_waits_for_shares_that_are_still_on_their_way():
 def test_begin_without_a_state_starts_over(make_teacher):
     async def main():
         service = await begun(make_teacher)
-        fresh = await service.state("a", 0)
+        fresh = await service.state(1, 0)
         for index in range(5):
             await proposals(service, index, [0, 1])
-            await service.learn("a", 0, index, None)
-        assert not same(await service.state("a", 0), fresh)
-        await service.begin("b", 2, None)
-        return fresh, await service.state("b", 0)
+            await service.learn(1, 0, index, None)
+        assert not same(await service.state(1, 0), fresh)
+        await service.begin(2, 2, None)
+        return fresh, await service.state(2, 0)
 
     fresh, again = asyncio.run(main())
     assert same(fresh, again) and same(fresh, make_teacher().state_dict())
@@ -234,12 +234,12 @@ def test_equals_the_local_teacher_bit_for_bit_and_across_a_restart(schedule, ord
 
     async def main():
         service = await begun(num_workers=3)
-        await rounds(service, "a", range(stop))
-        saved = await service.state("a", 0)
-        await rounds(service, "a", range(stop, 6))  # went on, and is thrown back
-        await service.begin("b", 3, saved)
-        await rounds(service, "b", range(stop, 7))
-        return await service.state("b", 0)
+        await rounds(service, 1, range(stop))
+        saved = await service.state(1, 0)
+        await rounds(service, 1, range(stop, 6))  # went on, and is thrown back
+        await service.begin(2, 3, saved)
+        await rounds(service, 2, range(stop, 7))
+        return await service.state(2, 0)
 
     local = lstm_teacher()
     for index in range(7):

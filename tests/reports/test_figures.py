@@ -115,3 +115,28 @@ def test_write_figures_leaves_matplotlib_as_it_was(tmp_path):
 def test_only_figures_with_numbers_are_written(tmp_path):
     plain = [{"arm": "cross_entropy", "round": r, "val_error": 1.0} for r in range(3)]
     assert [p.stem for p in figures.write_figures(tmp_path, plain)] == ["accuracy_and_error"]
+
+
+def test_matrices_hold_their_entries_in_percent():
+    shares = np.array([[0.75, 0.25], [0.0, 1.0]])
+    figure = figures.label_noise([("drawn from", shares), ("realised", shares)], ["cat", "dog"])
+    first, second, bar = figure.axes
+    assert [ax.get_title(loc="left") for ax in (first, second)] == ["drawn from", "realised"]
+    assert [text.get_text() for text in first.texts] == ["75", "25", "100"] and first.get_ylabel() == "class"
+    assert bar.get_ylabel() == "% of the class"
+    counts = figures.confusion({"gce": np.array([[3, 1], [0, 5]])}, ["cat", "dog"])
+    np.testing.assert_allclose(counts.axes[0].images[0].get_array(), shares)
+
+
+def test_weights_of_right_and_wrong_labels_stand_side_by_side():
+    weighed = [
+        {"arm": arm, "round": r, "reproduced": 0.5, "weight_auc": 0.7, "weight_right": 2.0, "weight_wrong": 1.0}
+        for arm in ("mw_net", "l2r")
+        for r in range(3)
+    ]
+    axes = figures.sample_weights([*weighed, {"arm": "gce", "round": 0, "reproduced": 0.5}]).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["mw_net", "l2r"]
+    assert [line.get_ydata()[0] for line in axes[0].lines] == [2.0, 1.0]
+    given_back, detector = figures.wrong_labels(weighed).axes
+    assert given_back.lines[0].get_ydata()[0] == 50 and detector.lines[1].get_ydata()[0] == 0.7
+    assert len(figures.wrong_labels([{"arm": "gce", "round": 0, "reproduced": 0.5}]).axes) == 1

@@ -141,6 +141,7 @@ def test_resumed_run_sends_no_row_twice_and_warns_of_changed_params(directory):
     assert params == {"lr": "0.1", "seed": "0", "new": "True"}
 
 
+@pytest.mark.failure("MLflow store gone for a while", "this process", ends="all rows arrive")
 def test_rows_of_a_store_that_comes_back_arrive_within_the_run(tmp_path, directory):
     blocked = tmp_path / "store"
     blocked.write_text("a file where the folder should be")

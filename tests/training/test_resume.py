@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and resumed ends like the one that was not: bit for bit, in this process."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,48 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(undisturbed, tmp_path, stops
     assert_same(train(config, tmp_path), expected)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    config = load(DIGITS, OVERRIDES)
+    return config, train(config, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: content[: len(content) // 2], id="truncated"),
+        pytest.param(lambda content: content[:99] + bytes([content[99] ^ 4]) + content[100:], id="bit_flipped"),
+    ],
+)
+@pytest.mark.failure("checkpoint truncated, or a bit of it flipped", "this process")
+def test_a_damaged_checkpoint_costs_rounds_and_no_more(plain, tmp_path, damage):
+    config, expected = plain
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop_after=12)
+    newest = sorted(tmp_path.iterdir())[-1] / "student.pt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match=r"student\.pt does not match its checksum.*using the one before"):
+        cut = train(config, tmp_path)
+    assert_same(cut, expected)
+
+
+@pytest.mark.failure("checkpoint directory full, then freed", "this process")
+def test_a_full_disk_stops_the_run_and_costs_rounds_and_no_more(plain, tmp_path):
+    """The operating system itself refuses to write on: files may not grow beyond a limit for a while."""
+    config, expected = plain
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop_after=8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .*earlier checkpoints are untouched"):
+            train(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_same(train(config, tmp_path), expected)
+
+
+@pytest.mark.failure("checkpoint directory cannot be written", "this process", ends="one sentence, exit code 2")
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the directory should be")
     config = load(DIGITS, OVERRIDES)

@@ -1,0 +1,61 @@
+"""Parts of a run die, hang or run full, each for real, and it ends as if nothing had happened: to the last bit.
+
+The table in docs/reliability.md is written by these tests: `make matrix`.
+"""
+
+import re
+from signal import SIGKILL, SIGSTOP
+
+import pytest
+import sabotage
+from sabotage import Blow
+from same_end import LONGER, assert_same_end
+
+from l2t_ray.distributed import launch, worker
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+KILL, STOP = SIGKILL, SIGSTOP
+SPARES_WORKERS = "going on from the last checkpoint \\(loss 1 of"
+RESTARTS_WORKERS = "going on from the last checkpoint \\(failure 1 of"
+IN_TWO_WORKERS = {
+    "worker killed in the middle of an unroll": (None, KILL, [], ["lost worker .*" + RESTARTS_WORKERS]),
+    "teacher killed between proposal and answer": (KILL, None, [], ["the teacher died.*" + SPARES_WORKERS]),
+    "worker and teacher killed": (KILL, KILL, [], ["the teacher died", "lost worker"]),
+    "worker hangs": (None, STOP, ["ray.timeout_s=15"], ["ray.timeout_s=15 s.* hangs"]),
+    "teacher hangs": (STOP, None, ["ray.timeout_s=15"], ["the teacher did not answer within ray.timeout_s=15 s"]),
+}
+QUICK = ["worker and teacher killed"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.failure(name, "2 workers"), *([] if name in QUICK else [pytest.mark.slow])],
+            id=name.replace(" ", "_"),
+        )
+        for name in IN_TWO_WORKERS
+    ],
+)
+def test_parts_that_fail_change_nothing(failure, ray_cluster, undisturbed, small_experiment, tmp_path, monkeypatch):
+    teacher_signal, worker_signal, overrides, notes = IN_TWO_WORKERS[failure]
+    sabotage.register()
+    marks = []
+    if teacher_signal:
+        marks.append(tmp_path / "teacher struck")
+        blow = Blow(marks[-1], round=10, signal=teacher_signal)
+        monkeypatch.setattr(launch, "build_teacher", sabotage.teacher_struck(blow))
+    if worker_signal:
+        marks.append(tmp_path / "worker struck")
+        blow = Blow(marks[-1], round=25, signal=worker_signal)
+        monkeypatch.setattr(worker, "train_worker", sabotage.worker_struck(blow, rank=1))
+    experiment = small_experiment(tmp_path / "struck", LONGER, *overrides)
+    with pytest.warns(UserWarning) as warned:
+        experiment.run(quiet=True)
+    assert all(mark.exists() for mark in marks)
+    said = "\n".join(str(warning.message) for warning in warned)
+    for note in notes:
+        assert re.search(note, said), said
+    assert_same_end(experiment.directory, undisturbed)

@@ -1,0 +1,72 @@
+"""The table of a comparison, by hand-computed cells."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as parquet
+
+from l2t_ray.reports import comparison as table
+from l2t_ray.reports.comparison import TrialResult
+from l2t_ray.reports.published import noisy_labels
+from l2t_ray.tracking.metrics import write_rows
+
+RESULTS = [
+    TrialResult("cross_entropy", 0, {"test_accuracy": 0.40, "best_test_accuracy": 0.50, "seconds": 10.0}),
+    TrialResult("cross_entropy", 1, {"test_accuracy": 0.42, "best_test_accuracy": 0.52, "seconds": 20.0}),
+    TrialResult("gce", 0, {"test_accuracy": None, "best_test_accuracy": 0.3, "diverged": True}),
+    TrialResult("l2t_dln", 0, {"test_accuracy": 0.6, "best_test_accuracy": 0.6, "seconds": 5.0}),
+]
+ARMS = ["cross_entropy", "mw_net", "gce", "l2t_dln"]
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines()]
+
+
+def test_ours_and_the_papers_stand_apart():
+    lines = cells(table.as_markdown(table.entries(RESULTS, ARMS), noisy_labels("cifar10", 0.4)))
+    assert lines[0] == ["method", "final [%]", "best seen [%]", "time [s]", "diverged", "paper [%]", "source"]
+    assert lines[2] == [
+        "cross_entropy", "41.00 ± 1.41 (2)", "51.00 ± 1.41 (2)", "15 ± 7 (2)", "0 of 2", "70.77",
+        "paper (copied there from Shu et al. 2019)",
+    ]  # fmt: skip
+    assert lines[3] == ["gce", "–", "–", "–", "1 of 1", "–", "–"]
+    assert lines[4][:2] == ["l2t_dln", "60.00 (1)"] and len(lines) == 5
+
+
+def test_without_published_figures_there_are_no_such_columns():
+    lines = cells(table.as_markdown(table.entries(RESULTS[:2], ARMS), {}))
+    assert lines[0] == ["method", "final [%]", "best seen [%]", "time [s]"]
+
+
+def test_parquet(tmp_path):
+    table.write_table(tmp_path / "t.parquet", table.entries(RESULTS, ARMS), noisy_labels("cifar10", 0.4))
+    first, gce, ours = parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert first["test_accuracy_n"] == 2 and round(first["test_accuracy_std"], 5) == 0.01414
+    assert first["paper_accuracy_percent"] == 70.77 and ours["paper_accuracy_percent"] is None
+    assert gce["diverged"] == 1 and gce["test_accuracy_mean"] is None
+    table.write_table(tmp_path / "empty.parquet", [], {})
+
+
+def test_trials_on_disk_and_the_mean_of_their_rounds(tmp_path):
+    for seed, accuracy in ((0, 0.2), (1, 0.4)):
+        folder = tmp_path / "gce" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "outcome.json").write_text(json.dumps({"arm": "gce", "seed": seed, "numbers": {"seconds": 1.0}}))
+        rows = [
+            {"arm": "gce", "round": r, "test_accuracy": accuracy if r else None, "step": 1} for r in range(2 + seed)
+        ]
+        write_rows(folder / "metrics.parquet", rows)
+        np.savez(folder / "confusion.npz", gce=np.eye(2, dtype=int))
+    results = table.from_directories(tmp_path)
+    assert [(r.arm, r.seed) for r in results] == [("gce", 0), ("gce", 1)]
+    first, second = table.mean_rows(tmp_path, results)  # the third round has one seed alone
+    assert "test_accuracy" not in first and round(second["test_accuracy"], 9) == 0.3
+    assert table.summed_confusions(tmp_path, results)["gce"].tolist() == [[2, 0], [0, 2]]
+
+
+def test_figure_has_all_and_marks_the_papers():
+    figure = table.comparison_figure(table.entries(RESULTS, ARMS), noisy_labels("cifar10", 0.4))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cross_entropy", "gce", "l2t_dln"]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"] == [70.77]
