@@ -18,6 +18,8 @@ ROLE = "l2t_ray.role"
 COMPLETE = "mlflow_complete"
 """Marks the directory of a trial that MLflow has all of."""
 ARTIFACTS = ("config.yaml", "loss.md", "loss.safetensors", "metrics.parquet", "outcome.json", "summary.json")
+PATIENCE_S = 60.0
+"""Longest wait, once, for the parent's id, without which no child can be opened."""
 _LINE_EVERY_S = 30.0
 
 
@@ -30,9 +32,11 @@ class StudyLog:
         tracking = sweep.trials[0].config.tracking
         self._parent = self._start(sweep.directory, sweep.directory.name, "study", {}) if tracking.mlflow else None
         self._trackers: dict[str, MlflowTracker] = {}
+        self._finished: set[str] = set()
         self._closing = ThreadPoolExecutor(2, thread_name_prefix="mlflow-closing")
         self._began, self._last_line = time.monotonic(), time.monotonic()
         self._num_ended = self._num_before = len(sweep.outcomes())
+        self._patience = PATIENCE_S
         self.failures: list[str] = []
         if self._parent is not None:
             self._parent.log_params({"study": sweep.study.model_dump(mode="json", exclude={"sizes"})})
@@ -42,7 +46,8 @@ class StudyLog:
             tracker.log_rows(rows)
         now = time.monotonic()
         if rows and now - self._last_line >= _LINE_EVERY_S:
-            self._line(f"{_called(trial)}: round {rows[-1]['round'] + 1}/{trial.config.training.num_rounds}")
+            total = trial.config.training.num_rounds  # closing numbers come with the round after the last
+            self._line(f"{_called(trial)}: round {min(rows[-1]['round'] + 1, total)}/{total}")
 
     def on_end(self, trial: Trial, outcome: Outcome) -> None:
         self._num_ended += 1
@@ -63,15 +68,13 @@ class StudyLog:
         outcomes = self._sweep.outcomes()
         for trial in self._sweep.trials:
             outcome = outcomes.get(trial.name)
-            if outcome is None or (trial.directory / COMPLETE).exists():
+            if outcome is None or trial.name in self._finished or (trial.directory / COMPLETE).exists():
                 continue
-            if tracker := self._tracker(trial):
-                table = trial.directory / "metrics.parquet"
-                tracker.log_rows(read_rows(table) if table.exists() else [])
-                self._finish(trial, outcome)
+            self._finish(trial, outcome)
 
     def close(self, status: str, artifacts: Sequence[Path], numbers: Mapping[str, float]) -> None:
         """Ends the parent run, with the study's tables and figures."""
+        self.catch_up()  # of trials that ended before the store had answered
         for tracker in self._trackers.values():
             self._closing.submit(tracker.finish, "KILLED")
         self._closing.shutdown(wait=True)
@@ -90,7 +93,11 @@ class StudyLog:
         if tracker is None:
             return
         del self._trackers[trial.name]
+        self._finished.add(trial.name)
         value = outcome.numbers.get(self._sweep.study.metric)
+        table = trial.directory / "metrics.parquet"
+        # All rows: those it has are not sent again, and it may have been away when the first ones came.
+        tracker.log_rows(read_rows(table) if table.exists() else [])
         tracker.log_rows([{"arm": "final", "round": 0, self._sweep.study.metric: value}])
         tracker.log_artifacts(*(str(path) for name in ARTIFACTS if (path := trial.directory / name).exists()))
 
@@ -105,7 +112,8 @@ class StudyLog:
         if self._parent is None:
             return None
         if trial.name not in self._trackers:
-            if self._parent.wait_for_run_id() is None:
+            if self._parent.wait_for_run_id(self._patience) is None:
+                self._patience = 0.0
                 return None  # the parent has warned; what MLflow lacks is sent when the study is resumed
             cell = dict(zip(axes(self._sweep.study), trial.cell, strict=True))
             tracker = self._start(trial.directory, trial.name, "trial", {"cell": ", ".join(trial.cell)})

@@ -10,6 +10,7 @@ from l2t_ray.config import ExperimentConfig
 from l2t_ray.interfaces import UserError
 from l2t_ray.studies.command import main
 from l2t_ray.studies.log import COMPLETE, ROLE
+from l2t_ray.tracking.mlflow import MlflowTracker
 from l2t_ray.tracking.runs import find_runs
 
 # MLflow's table definitions on SQLAlchemy 2.1.
@@ -24,6 +25,7 @@ def no_ambient_store(monkeypatch):
 def test_one_command_to_a_table_an_mlflow_tree_and_a_page(write, tmp_path, capsys, monkeypatch):
     runs, config = tmp_path / "runs", write(table="Table 9", grid={}, sizes={"digits": {"seeds": 1}})
     command = ["--config", str(config), "--runs", str(runs), "--in-turn"]
+    monkeypatch.setattr("l2t_ray.studies.log.PATIENCE_S", 300.0)  # MLflow's import alone can take a minute
     main(None, [*command, "tracking.mlflow=true"])
     said = capsys.readouterr().out
     assert "[2/2]" in said and "| learned" in said
@@ -58,6 +60,21 @@ def test_one_command_to_a_table_an_mlflow_tree_and_a_page(write, tmp_path, capsy
     main(None, ["--resume", str(runs / "tiny-digits"), "--in-turn", "--quiet"])
     assert len(find_runs(uri, "l2t_ray", parent_run_id=parent.run_id)) == 3
     assert (trial / COMPLETE).exists()
+
+
+def test_without_a_store_the_study_goes_on(write, tmp_path, monkeypatch, capsys):
+    """The store is waited for once, not for each row; what it lacks stays marked as lacking."""
+    monkeypatch.setattr("l2t_ray.studies.log.PATIENCE_S", 0.1)
+    waits = []
+    wait = MlflowTracker.wait_for_run_id
+    monkeypatch.setattr(
+        MlflowTracker, "wait_for_run_id", lambda self, timeout: waits.append(timeout) or wait(self, timeout)
+    )
+    config = write(grid={}, settings={"tracking.mlflow": True, "tracking.uri": "http://127.0.0.1:1"})
+    main(None, ["--config", str(config), "--runs", str(tmp_path / "runs"), "--in-turn"])
+    assert "| learned" in capsys.readouterr().out
+    assert waits[0] == 0.1 and set(waits[1:]) == {0.0}
+    assert not list((tmp_path / "runs").rglob(COMPLETE))
 
 
 @pytest.mark.parametrize(

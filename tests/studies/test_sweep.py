@@ -94,6 +94,7 @@ def test_on_tune_as_in_turn(start, heard):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_asha_stops_the_worse_trials(start, heard):
     """Three learning rates, of which one learns nothing: it does not get all of its rounds."""
     from l2t_ray.studies.on_tune import run_on_tune
@@ -115,6 +116,7 @@ LONG = {"settings": {"training.num_rounds": 40}}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_three_times_in_turn(start, heard):
     undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
     run_in_turn(undisturbed.pending(), heard)
@@ -126,6 +128,7 @@ def test_killed_three_times_in_turn(start, heard):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("num_ended", [0, 2], ids=["early", "late"])
 def test_a_killed_driver_is_followed_by_another(start, heard, num_ended):
     undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
@@ -141,6 +144,7 @@ def test_a_killed_driver_is_followed_by_another(start, heard, num_ended):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_trial_goes_on_in_another_process(start, heard):
     undisturbed, killed = start("undisturbed", **LONG), start("killed", **LONG)
     run_in_turn(undisturbed.pending(), heard)
@@ -157,7 +161,7 @@ class _Driver:
         self.process = subprocess.Popen([sys.executable, str(MAIN), *arguments], start_new_session=True)
 
     def wait(self):
-        return self.process.wait(timeout=400)
+        return self.process.wait(timeout=900)
 
     def kill_all(self):
         children = psutil.Process(self.process.pid).children(recursive=True)
@@ -180,7 +184,7 @@ def _begun(sweep, *options):
 
 def _until(driver, sweep, num_ended):
     """Waits until so many trials have ended and another one has a checkpoint."""
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while len(sweep.outcomes()) < num_ended or not any(sweep.directory.glob("trials/*/checkpoints/*-*-*")):
         assert driver.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
