@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run test check matrix lock clean
+.PHONY: run test lint check matrix lock clean
 
 run: $(BIN)/.ready
 	$(BIN)/python jobs/cifar.py --config configs/digits.yaml $(ARGS)
@@ -13,11 +13,13 @@ run: $(BIN)/.ready
 test: $(BIN)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
 
-check: $(BIN)/.ready
+lint: $(BIN)/.ready
 	$(BIN)/ruff format --check l2t_ray jobs tests benchmarks
 	$(BIN)/ruff check l2t_ray jobs tests benchmarks
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not ray and not slow and not gpu" $(ARGS)
 
 $(BIN)/.ready: requirements.lock pyproject.toml
