@@ -5,6 +5,7 @@ is its run directory. Tune knows nothing of it: whatever dies, the trial begins 
 checkpoint there, and goes on bit for bit. So a study is resumed from its directory too, not from Tune's own state.
 """
 
+import logging
 import math
 import os
 import queue
@@ -56,6 +57,8 @@ def run_on_tune(
         return
     for key, value in {**ENVIRONMENT, **TUNE_ENVIRONMENT}.items():
         os.environ.setdefault(key, value)
+    # Every trial has its own tables: that Tune misses its own is no news.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     shutil.rmtree(state, ignore_errors=True)
     config = pending[0].config
     with ray_session(config):
