@@ -6,6 +6,7 @@ from small_problem import small_round, small_student, small_trainee
 from torch.func import functional_call
 
 from l2t_ray.baselines.mw_net import MWNet
+from l2t_ray.core.adam import Learned
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
 
@@ -24,7 +25,7 @@ def test_round_is_virtual_step_adam_and_real_step():
     state = method.init()
     # The default initialisation leaves weights too alike to tell mistakes apart.
     spread = 3 * state.extra["weights"].double()
-    state = state._replace(extra={**state.extra, "weights": spread})
+    state = state._replace(extra={**state.extra, **Learned.begin(spread)._asdict()})
 
     actual, metrics = method.round(state, batches, 0)
 

@@ -53,6 +53,7 @@ def test_a_checkpoint_that_rank_0_cannot_write_ends_all_workers(ray_cluster, sma
     assert time.monotonic() - began < 120  # well before ray.timeout_s
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:l2t_dln diverged")
 def test_divergence_names_its_round_and_leaves_the_checkpoint(ray_cluster, small_experiment, tmp_path):
     experiment = small_experiment(

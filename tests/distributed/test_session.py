@@ -11,6 +11,11 @@ from l2t_ray.distributed import launch
 from l2t_ray.interfaces import UserError
 
 
+@pytest.fixture(autouse=True)
+def no_ray_yet(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have started one
+
+
 def test_an_address_where_nobody_listens_is_one_sentence(monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

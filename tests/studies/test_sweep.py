@@ -38,7 +38,7 @@ def test_a_study_in_turn_ends_in_a_table(start, heard):
     sweep = start()
     run_in_turn(sweep.pending(), heard)
     assert sweep.pending() == [] and len(heard.ended) == 4 and not heard.failed
-    assert len(heard.rows) == 4 * 4
+    assert len(heard.rows) == 4 * (4 + 1)  # of each trial the rounds and a closing row
     again = run_trial(sweep.trials[0], Forwarder(lambda rows: pytest.fail("trained again")))
     assert again == heard.ended[sweep.trials[0].name]
     results = collect(sweep, command="python jobs/study.py")
