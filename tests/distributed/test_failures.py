@@ -13,7 +13,12 @@ from same_end import LONGER, assert_same_end
 
 from l2t_ray.distributed import launch, worker
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("default"),  # what was lost is told by a warning, from a thread that must live on
+]
 
 KILL, STOP = SIGKILL, SIGSTOP
 SPARES_WORKERS = "going on from the last checkpoint \\(loss 1 of"
