@@ -130,8 +130,9 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
         )
         ending = ending_of(method, parts, learned_loss(method, teacher, parts))
         return Arm(method.arm, in_turn(l2t_dln, ending, method, parts), teacher, data, parts.probe)
-    baseline = build_baseline(method, data, parts)
-    ending = ending_of(method, parts, fixed_loss(method, parts))
+    loss = fixed_loss(method, parts)
+    baseline = build_baseline(method, data, parts) if loss is None else FixedLoss(parts.trainee, loss)
+    ending = ending_of(method, parts, loss)
     return Arm(method.arm, in_turn(baseline, ending, method, parts), data=data, probe=parts.probe)
 
 
@@ -212,12 +213,9 @@ def check_centers(parts: Parts) -> None:
 
 
 def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
-    """Any method but L2T-DLN."""
+    """Any method but L2T-DLN and those with a fixed loss."""
     config, trainee = parts.config, parts.trainee
     num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
-    loss = fixed_loss(method, parts)
-    if loss is not None:
-        return FixedLoss(trainee, loss)
     match method:
         case GLCConfig():
             warm_rounds = rounds_of(method.warm_share, num_rounds)
@@ -315,18 +313,15 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     policy = build_policy(parts.config, parts.dataset)
     num_rounds = parts.config.training.num_rounds
     plain = build_loader(parts, policy)
+    if method.clean_images == "judge":
+        return plain
+    trained_on = splits.validation_alone(policy) if method.clean_images == "fine_tuned" else splits.mixed(policy)
+    with_clean = build_loader(parts, trained_on, trains_on_validation=True)
     if isinstance(method, GLCConfig):
-        both = build_loader(parts, splits.mixed(policy), trains_on_validation=True)
-        return DataInTurn(plain, both, switch=rounds_of(method.warm_share, num_rounds))
+        return DataInTurn(plain, with_clean, switch=rounds_of(method.warm_share, num_rounds))
     if method.clean_images == "mixed":
-        return build_loader(parts, splits.mixed(policy), trains_on_validation=True)
-    if method.clean_images == "fine_tuned":
-        alone = build_loader(parts, splits.validation_alone(policy), trains_on_validation=True)
-        return DataInTurn(plain, alone, switch=ending_start(method, parts))
-    if method.clean_images == "trusted":
-        both = build_loader(parts, splits.mixed(policy), trains_on_validation=True)
-        return DataInTurn(plain, both, switch=ending_start(method, parts))
-    return plain
+        return with_clean
+    return DataInTurn(plain, with_clean, switch=ending_start(method, parts))
 
 
 def build_policy(config: ExperimentConfig, dataset: Dataset) -> Policy:
