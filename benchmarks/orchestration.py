@@ -34,7 +34,7 @@ from rich.table import Table
 from l2t_ray.config import L2TDLNConfig
 from l2t_ray.distributed.launch import ray_session
 from l2t_ray.distributed.teacher_actor import TeacherService
-from l2t_ray.experiment import build_teacher
+from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.run import Experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]

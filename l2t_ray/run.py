@@ -33,18 +33,10 @@ from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.data.catalog import Dataset
-from l2t_ray.experiment import (
-    CorruptedLabels,
-    bare_loss_network,
-    build_run,
-    build_store,
-    check_hypergradient,
-    closing_look,
-    corrupted_labels,
-    data_root,
-    load_dataset,
-    resolve_device,
-)
+from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, data_root, load_dataset
+from l2t_ray.experiment.looks import check_hypergradient, closing_look
+from l2t_ray.experiment.run import build_run, build_store, resolve_device
+from l2t_ray.experiment.teachers import bare_loss_network
 from l2t_ray.interfaces import DivergenceError, FailureLimitError, StoppedError, Tracker, UserError
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening

@@ -8,7 +8,8 @@ import torch
 
 from l2t_ray import config as configuration
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment import build_policy, build_run, data_root, load_dataset, observed_labels
+from l2t_ray.experiment.images import build_policy, data_root, load_dataset, observed_labels
+from l2t_ray.experiment.run import build_run
 from l2t_ray.interfaces import UserError
 
 

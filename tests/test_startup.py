@@ -7,7 +7,7 @@ PROGRAM = """
 import sys
 from l2t_ray import run
 from l2t_ray.config import L2TDLNConfig
-from l2t_ray.experiment import build_teacher
+from l2t_ray.experiment.teachers import build_teacher
 
 method = L2TDLNConfig(loss_network={"init": "released"})  # to fit one, torch's L-BFGS imports the compiler
 teacher = build_teacher(method, 10, seed=0)

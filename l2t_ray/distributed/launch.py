@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from l2t_ray.config import ExperimentConfig, L2TDLNConfig, RayConfig
-from l2t_ray.experiment import build_teacher, load_dataset
+from l2t_ray.experiment.images import load_dataset
+from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
 from l2t_ray.stopping import StopRequest
 

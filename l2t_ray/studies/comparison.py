@@ -23,7 +23,7 @@ import pyarrow.parquet as parquet
 
 from l2t_ray import config as configuration
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
-from l2t_ray.experiment import build_policy, load_dataset
+from l2t_ray.experiment.images import build_policy, load_dataset
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports.comparison import ARM_TAG, OUTCOME, SEED_TAG, TrialResult, trial_directory

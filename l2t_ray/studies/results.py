@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from l2t_ray.experiment import load_dataset
+from l2t_ray.experiment.images import load_dataset
 from l2t_ray.reports.study import write_study
 from l2t_ray.studies.outcome import Outcome, read_outcome
 from l2t_ray.studies.sweep import Sweep

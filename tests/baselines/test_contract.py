@@ -14,7 +14,11 @@ from l2t_ray.config import NoiseConfig, validate
 from l2t_ray.core import loss_network
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment import Parts, build_arm, build_sgd, build_teacher, load_dataset
+from l2t_ray.experiment.images import load_dataset
+from l2t_ray.experiment.methods import build_arm
+from l2t_ray.experiment.parts import Parts
+from l2t_ray.experiment.students import build_sgd
+from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.interfaces import MethodState, StudentState, Weighing
 from l2t_ray.students.initialise import seeded
 from l2t_ray.tasks.classification import Classification

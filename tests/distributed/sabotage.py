@@ -49,7 +49,7 @@ def teacher_struck(blow: Blow) -> Callable[..., Any]:
     """Makes a teacher that is hit when it has computed new weights, and before anybody is told."""
 
     def make(*arguments: Any, **options: Any) -> Any:
-        from l2t_ray.experiment import build_teacher
+        from l2t_ray.experiment.teachers import build_teacher
 
         teacher = build_teacher(*arguments, **options)
         propose = teacher.propose

@@ -20,7 +20,8 @@ from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup, SingleProcess
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.distributed.teacher_actor import TeacherService
-from l2t_ray.experiment import build_run, build_teacher
+from l2t_ray.experiment.run import build_run
+from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.interfaces import Batch, RoundBatches, StudentState
 
 pytestmark = pytest.mark.ray

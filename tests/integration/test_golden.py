@@ -14,7 +14,7 @@ import torch
 
 from l2t_ray import config as configuration
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment import build_run
+from l2t_ray.experiment.run import build_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "digits.txt"
 COLUMNS = ("train_loss", "val_error", "gradient_norm", "hypergradient_norm", "phi_step_norm")

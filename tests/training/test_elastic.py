@@ -11,7 +11,8 @@ import torch
 
 from l2t_ray.config import load
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment import build_run, build_teacher
+from l2t_ray.experiment.run import build_run
+from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.training.checkpoint import CheckpointStore
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"

@@ -8,7 +8,7 @@ import torch
 
 from l2t_ray.config import ExperimentConfig, load
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment import build_run
+from l2t_ray.experiment.run import build_run
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.tracking.metrics import TIMES
 from l2t_ray.training.checkpoint import CheckpointStore

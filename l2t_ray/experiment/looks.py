@@ -1,0 +1,103 @@
+"""Looks at a run that change nothing in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, L2TDLNConfig
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.hypergrad import hypergradient, naive_hypergradient
+from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.core.unroll import InnerProblem
+from l2t_ray.data.loader import RoundLoader
+from l2t_ray.experiment.images import corrupted_labels
+from l2t_ray.experiment.run import build_run
+from l2t_ray.experiment.students import build_sgd
+from l2t_ray.interfaces import Batch, StudentState, UserError
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What a trained student does: test images by class and answer, and the wrong labels that it gives back."""
+
+    confusion: Int[np.ndarray, "c c"]
+    reproduced: float | None
+
+
+@torch.no_grad()
+def closing_look(
+    config: ExperimentConfig, students: Mapping[str, StudentState], device: torch.device
+) -> dict[str, Closing]:
+    """A look at each trained student, on all test images and all training images with wrong labels."""
+    config = config.model_copy(update={"controls": (), "method": CrossEntropyConfig()})
+    run = build_run(config, group=SingleProcess(), device=device)
+    assert isinstance(run.data, RoundLoader)
+    num_classes = run.data.num_classes
+    corrupted = corrupted_labels(config, run.data.dataset)
+    looks = {}
+    for arm, state in students.items():
+        theta = state.theta.to(device)
+        buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
+
+        def answers(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
+            return run.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
+
+        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        for batch in run.data.test():
+            np.add.at(confusion, (batch.targets.cpu().numpy(), answers(batch).cpu().numpy()), 1)
+        reproduced = None
+        if corrupted is not None:
+            batches = run.data.training_images(corrupted.rows[corrupted.is_wrong])
+            reproduced = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
+        looks[arm] = Closing(confusion, reproduced)
+    return looks
+
+
+def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:
+    """Relative errors of the engine in use on the first real round, against naive autograd in float64.
+
+    Returns:
+        `float64`: the engine in double precision; `float32`: as it is used. And whether the engine is an exact one,
+        which is not to differ in double precision by more than rounding.
+
+    Raises:
+        UserError: if the method has no hypergradient.
+    """
+    method = config.method
+    if not isinstance(method, L2TDLNConfig):
+        raise UserError(f"--check-hypergradient needs method.name=l2t_dln, got {method.name!r}.")
+    group, device = SingleProcess(), torch.device("cpu")
+    run = build_run(config.model_copy(update={"controls": ()}), group=group, device=device)
+    arm = run.arms[0]
+    assert isinstance(arm.method, L2TDLN) and arm.teacher is not None
+    problem, phi = arm.method.problem, arm.teacher.read().phi
+    engine = "store" if method.engine == "auto" else method.engine
+    student, batches = arm.method.init().student, run.data.round(0)
+    rates = build_sgd(config.training).rates(0, len(batches.train))
+
+    def in_double(batch: Batch) -> Batch:
+        return batch._replace(inputs=batch.inputs.double(), weights=batch.weights.double())
+
+    def at(problem: InnerProblem, is_double: bool, is_naive: bool) -> torch.Tensor:
+        start, weights, train, val = student, phi, list(batches.train), batches.val
+        if is_double:
+            buffers = {name: b.double() if b.is_floating_point() else b for name, b in student.buffers.items()}
+            start = StudentState(student.theta.double(), student.velocity.double(), buffers)
+            weights, train, val = phi.double(), [in_double(batch) for batch in train], in_double(val)
+        if is_naive:
+            return naive_hypergradient(problem, start, weights, train, val, rates=rates).gradient
+        return hypergradient(
+            problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
+        ).gradient.double()
+
+    problem = replace(problem, reweigh=None)  # sample weights are constants for both sides
+    reference = at(problem, is_double=True, is_naive=True)
+    is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
+    errors = {
+        name: ((at(problem, is_double=name == "float64", is_naive=False) - reference).norm() / reference.norm()).item()
+        for name in ("float64", "float32")
+    }
+    return errors, is_exact
