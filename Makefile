@@ -10,9 +10,9 @@ run: $(BIN)/.ready
 	$(BIN)/python jobs/cifar.py --config configs/digits.yaml $(ARGS)
 
 # OMP_NUM_THREADS: two processes with two threads each on two cores spin against each other.
-# Two processes: those that start a Ray, one after the other in the first, and the others meanwhile.
+# Two processes: one for the tests that start a Ray, one after the other (tests/conftest.py), and one for the rest.
 test: $(BIN)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff format --check l2t_ray jobs tests benchmarks

@@ -11,17 +11,21 @@ import pytest
 RELIABILITY = Path(__file__).parents[1] / "docs/reliability.md"
 BEGIN, END = "<!-- matrix: written by `make matrix` -->\n", "<!-- end of matrix -->\n"
 COLUMNS = ("this process", "2 workers", "3 machines")
+STARTS_RAY = ("tests/distributed/", "tests/studies/test_sweep.py")
 OUTCOMES = pytest.StashKey[dict]()
 """By (failure, where): what each of its tests came to."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With several processes, tests that start a Ray share one of them, and begin at once: they wait more than work."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of several processes one runs all tests that start a Ray, from the beginning: they wait more than they work."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneProcessForRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "ray" if nodeid.startswith(STARTS_RAY) else nodeid
+
+    return OneProcessForRay(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
