@@ -116,6 +116,9 @@ class Study(Record):
     distributions: dict[str, Distribution] = Field(default_factory=dict)
     samples: Count = 10
     """Draws from the distributions, for each case and combination of the grid."""
+    search: Literal["random", "optuna"] = "random"
+    """How samples are chosen: drawn beforehand, or by Optuna (a tree-structured Parzen estimator, Bergstra et al. 2011)
+    from what earlier ones came to."""
     asha: Asha | None = None
     """null: every trial runs to its end."""
     paper: dict[str, float | dict[str, float]] = Field(default_factory=dict)
@@ -134,6 +137,8 @@ class Study(Record):
             raise ValueError(f"{both.pop()} is in the grid and in the distributions; keep it in one of them")
         if not self.cases and not self.grid and not self.distributions:
             raise ValueError("a study varies something; give cases, a grid or distributions")
+        if self.search == "optuna" and (self.cases or self.grid or not self.distributions):
+            raise ValueError("search: optuna chooses among distributions alone; take cases and grid out")
         return self
 
     def _keys(self) -> Sequence[str]:

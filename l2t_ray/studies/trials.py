@@ -20,23 +20,26 @@ from l2t_ray.studies.declaration import Distribution, Study, label_of
 
 @dataclass(frozen=True)
 class Trial:
-    """One experiment of a study.
+    """One experiment of a study or comparison.
 
     Attributes:
-        name: of its run directory.
+        name: no other trial of the same study has it.
         cell: label on each axis of the study, in the order of `axes`.
         seed: of the experiment.
-        config: the experiment.
+        config: the experiment, with the name of its run directory.
+        is_lean: leaves numbers behind, and neither figures nor, when it has ended, checkpoints.
     """
 
     name: str
     cell: tuple[str, ...]
     seed: int
     config: ExperimentConfig
+    is_lean: bool = True
 
     @property
     def directory(self) -> Path:
-        return self.config.runs / self.name
+        assert self.config.name is not None
+        return self.config.runs / self.config.name
 
 
 def axes(study: Study) -> list[str]:
@@ -59,6 +62,17 @@ def trials(study: Study, directory: Path, *, source: str) -> list[Trial]:
     ]
 
 
+def trial_of_sample(study: Study, directory: Path, index: int, sample: Mapping[str, Any], *, source: str) -> Trial:
+    """The trial of one sample, in a study that has only samples and one seed.
+
+    Raises:
+        UserError: as `trials`.
+    """
+    return _trial(
+        study, directory, index, (_listed(index, sample),), {**study.settings, **sample}, study.seeds[0], source
+    )
+
+
 def _cells(study: Study) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Labels and settings of each cell of the table."""
     places: list[list[tuple[str, Mapping[str, Any]]]] = []
@@ -67,7 +81,8 @@ def _cells(study: Study) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     for key, axis in study.grid.items():
         places.append([(label, {key: value}) for label, value in axis.items()])
     if study.distributions:
-        places.append([(_listed(sample), sample) for sample in draws(study.distributions, study.samples)])
+        samples = draws(study.distributions, study.samples)
+        places.append([(_listed(i, sample), sample) for i, sample in enumerate(samples)])
     for chosen in product(*places):
         settings = dict(study.settings)
         for _, part in chosen:
@@ -118,8 +133,9 @@ def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> Ex
     return Experiment.of(configuration.load(base, overrides, source=source)).config
 
 
-def _listed(sample: Mapping[str, Any]) -> str:
-    return ", ".join(
+def _listed(index: int, sample: Mapping[str, Any]) -> str:
+    """With its number, for small samples and rounded ones may be the same."""
+    return f"{index + 1}: " + ", ".join(
         f"{key.split('.')[-1]}={f'{value:.3g}' if isinstance(value, float) else label_of(value)}"
         for key, value in sample.items()
     )

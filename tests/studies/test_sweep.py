@@ -14,6 +14,7 @@ import pytest
 from l2t_ray.reports.study import table
 from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.results import collect
+from l2t_ray.studies.search import Search
 from l2t_ray.studies.sweep import Forwarder, run_in_turn
 from l2t_ray.tracking.metrics import TIMES, read_rows
 
@@ -32,6 +33,20 @@ def trajectories(sweep):
 
 def values(sweep):
     return [(cell["cell"], cell["values"], cell["outcomes"]) for cell in collect(sweep, command="")["cells"]]
+
+
+def on_tune_all(sweep, listener, *, at_once=None):
+    from l2t_ray.studies.on_tune import run_on_tune
+
+    search = Search(sweep, listener) if sweep.study.search == "optuna" else None
+    run_on_tune(
+        search or sweep.pending(),
+        search or listener,
+        state=sweep.directory / "tune",
+        config=sweep.planned[0].config,
+        asha=sweep.study.asha,
+        at_once=at_once,
+    )
 
 
 def test_a_study_in_turn_ends_in_a_table(start, heard):
@@ -79,14 +94,12 @@ def test_a_trial_without_outcome_is_tried_again(start, heard, monkeypatch):
 @pytest.mark.ray
 def test_on_tune_as_in_turn(start, heard):
     """Numbers to the last bit, with a divergence among them, and two processes for five trials."""
-    from l2t_ray.studies.on_tune import run_on_tune
-
     grid = {"training.learning_rate": [1.0e30, 0.1]}
     in_turn, on_tune = start("in_turn", grid=grid), start("on_tune", grid=grid)
     run_in_turn(in_turn.pending(), heard)
     ended = dict(heard.ended)
     heard.ended, heard.rows = {}, []
-    run_on_tune(on_tune.study, on_tune.pending(), heard, state=on_tune.directory / "tune")
+    on_tune_all(on_tune, heard)
     assert {name: outcome.kind for name, outcome in heard.ended.items()} == {n: o.kind for n, o in ended.items()}
     assert trajectories(on_tune) == trajectories(in_turn) and values(on_tune) == values(in_turn)
     assert not heard.failed
@@ -97,15 +110,13 @@ def test_on_tune_as_in_turn(start, heard):
 @pytest.mark.timeout(1800)
 def test_asha_stops_the_worse_trials(start, heard):
     """Three learning rates, of which one learns nothing: it does not get all of its rounds."""
-    from l2t_ray.studies.on_tune import run_on_tune
-
     sweep = start(
         cases={},
         grid={"training.learning_rate": [0.1, 0.05, 1.0e-7]},
         settings={"training.num_rounds": 60, "training.num_steps": 10},
         asha={"grace_rounds": 4, "reduction": 3},
     )
-    run_on_tune(sweep.study, sweep.pending(), heard, state=sweep.directory / "tune", at_once=1)
+    on_tune_all(sweep, heard, at_once=1)
     ended = [heard.ended[trial.name] for trial in sweep.trials]
     assert [outcome.kind for outcome in ended] == ["finished", ended[1].kind, "stopped"]
     assert ended[2].numbers["rounds"] < 60 and ended[2].numbers["test_accuracy"] < 0.5
