@@ -55,7 +55,8 @@ pre { background: #f4f6f8; padding: .6rem .8rem; border-radius: 6px; white-space
   body { padding: 1rem .9rem 3rem; }
   table { font-size: .85rem; }
   th, td { padding: .3rem .35rem; }
-  th, th:first-child, td:first-child { white-space: normal; vertical-align: bottom; }
+  th, td:first-child { white-space: normal; }
+  th { vertical-align: bottom; }
   .spread { display: block; font-size: .85em; color: #57606a; }
 }
 @media print {
@@ -149,7 +150,8 @@ def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     claim = f'<p class="meta">{html.escape(study["claim"])}</p>' if study["claim"] else ""
     return (
         f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}'
-        f'<div class="scroll" tabindex="0"><table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0"><table{wide}><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
         f'<div class="notes">{"".join(f"<p>{html.escape(note)}</p>" for note in notes(study))}</div>'
         f"<pre>{html.escape(study['command'])}</pre>"
         f'<div class="figures">{pictures}</div></section>'

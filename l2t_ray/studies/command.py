@@ -54,6 +54,7 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
                     "--resume goes on with the study as it was begun; leave overrides, --seeds, --size out."
                 )
             sweep = Sweep.resume(arguments.resume)
+            sweep.check_data()
         elif path is None:
             raise UserError("which study? give --config FILE, or --resume STUDY_DIR.")
         else:

@@ -19,11 +19,12 @@ from typing import Any, Protocol, runtime_checkable
 import yaml
 
 from l2t_ray import config as configuration
+from l2t_ray.experiment import load_dataset
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import working_directory
 from l2t_ray.studies.declaration import Study, load_study
 from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
-from l2t_ray.studies.trials import Trial, trial_of_sample, trials
+from l2t_ray.studies.trials import Trial, check_paper, trial_of_sample, trials
 
 DECLARATION = "study.yaml"
 SAMPLES = "samples.json"
@@ -54,7 +55,8 @@ class Sweep:
         """A new study, in a directory named after it.
 
         Raises:
-            UserError: if there is one already, or a trial is not a possible experiment; nothing is written then.
+            UserError: if there is one already, a trial is not a possible experiment, its data is missing, or the
+                paper's numbers are of something else; nothing is written then.
         """
         name = f"{study.name}-{study.size}" if study.size else str(study.name)
         sweep = cls(study, (working_directory() / runs.expanduser()).resolve() / name)
@@ -64,7 +66,8 @@ class Sweep:
                 f"{sweep.directory} holds a study already; go on with --resume {sweep.directory}, or give another "
                 "place with --runs."
             )
-        assert sweep.planned
+        check_paper(study, [trial.cell for trial in sweep.planned])
+        sweep.check_data()
         base = configuration.read_tree(study.base)
         try:
             declaration.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,14 @@ class Sweep:
     def planned(self) -> list[Trial]:
         """All trials, as far as that can be said beforehand: what is searched for is drawn at random here."""
         return trials(self.study, self.directory / "trials", source=f"the study {self.study.name}")
+
+    def check_data(self) -> None:
+        """
+        Raises:
+            UserError: if data is missing: that is to be said once, and not by each trial.
+        """
+        for data in {trial.config.data.model_dump_json(): trial.config.data for trial in self.planned}.values():
+            load_dataset(data)
 
     @property
     def trials(self) -> list[Trial]:

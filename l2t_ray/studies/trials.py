@@ -14,6 +14,7 @@ import numpy as np
 
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
+from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
 from l2t_ray.studies.declaration import Distribution, Study, label_of
 
@@ -125,6 +126,30 @@ def _trial(
         source=f"trial {', '.join(cell)!r} of {source}",
     )
     return Trial(name, cell, seed, config)
+
+
+def check_paper(study: Study, cells: Sequence[tuple[str, ...]]) -> None:
+    """
+    Raises:
+        UserError: if a number of the paper has no place in the table.
+    """
+    is_matrix = len(axes(study)) > 1
+    rows = {", ".join(cell[:-1]) if is_matrix else cell[0] for cell in cells}
+    columns = {cell[-1] for cell in cells}
+    for row, numbers in study.paper.items():
+        if row not in rows:
+            raise UserError(
+                f"paper of the study {study.name} has a row {row!r}; its rows are {', '.join(sorted(rows))}."
+            )
+        if isinstance(numbers, Mapping) != is_matrix:
+            wanted = f"a number for each column ({', '.join(sorted(columns))})" if is_matrix else "one number"
+            raise UserError(f"paper.{row} of the study {study.name} must be {wanted}, got {numbers!r}.")
+        for column in numbers if isinstance(numbers, Mapping) else ():
+            if column not in columns:
+                raise UserError(
+                    f"paper.{row} of the study {study.name} has a column {column!r}; "
+                    f"its columns are {', '.join(sorted(columns))}."
+                )
 
 
 def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from machines import cluster_of
 
 from l2t_ray.reports.study import table
 from l2t_ray.studies.outcome import run_trial
@@ -165,11 +166,52 @@ def test_a_killed_trial_goes_on_in_another_process(start, heard):
     assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_lost_machine_costs_nothing(start, heard):
+    """Two machines of three have a trial each; one of them is lost, and the other one does all that is left."""
+    undisturbed, struck = start("undisturbed", **LONG), start("struck", **LONG)
+    run_in_turn(undisturbed.pending(), heard)
+    with cluster_of({"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}) as cluster:
+        driver = _until(_begun(struck, RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled"), struck, 1)
+        _, lost = sorted(cluster.worker_nodes, key=lambda node: _trial_on(node) is not None)
+        victim = _trial_on(lost)
+        assert victim is not None
+        cluster.remove_node(lost, allow_graceful=False)
+        assert driver.wait() == 0
+        assert not victim.is_running()
+    assert trajectories(struck) == trajectories(undisturbed) and values(struck) == values(undisturbed)
+
+
+def _trial_on(node):
+    """The process of a trial on one of the cluster's machines."""
+    processes = node.all_processes["raylet"][0].process.pid
+    for process in psutil.Process(processes).children():
+        if "TrialActor" in " ".join(process.cmdline()):
+            return process
+    return None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_trial_on_ray_train_is_the_plain_one(start, heard):
+    """Each trial is a Ray Train run with a worker and a teacher of its own, to the last bit the plain run."""
+    plain = start("plain", grid={})
+    on_train = start("on_train", grid={}, settings={"ray": {"enabled": True, "num_workers": 1}})
+    run_in_turn(plain.pending(), heard)
+    assert _begun(on_train).wait() == 0
+    assert trajectories(on_train) == trajectories(plain) and values(on_train) == values(plain)
+
+
 class _Driver:
     """The command in a session of its own, so that all it started can be killed with it."""
 
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen([sys.executable, str(MAIN), *arguments], start_new_session=True)
+    def __init__(self, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, str(MAIN), *arguments], start_new_session=True, env={**os.environ, **environment}
+        )
 
     def wait(self):
         return self.process.wait(timeout=900)
@@ -189,8 +231,8 @@ class _Driver:
         raise AssertionError("no trial process")
 
 
-def _begun(sweep, *options):
-    return _Driver("--resume", str(sweep.directory), *options)
+def _begun(sweep, *options, **environment):
+    return _Driver("--resume", str(sweep.directory), *options, **environment)
 
 
 def _until(driver, sweep, num_ended):
