@@ -29,7 +29,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: mean ± standard deviation over the seeds, and the paper's number where it has one.
 
     Two axes or more: the last one makes the columns. One axis: a row each, with the difference to the first row, taken
-    seed by seed.
+    seed by seed; samples of distributions instead the best one first.
     """
     return _matrix(results) if len(results["axes"]) > 1 else _list(results)
 
@@ -110,28 +110,36 @@ def _matrix(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def _list(results: Results) -> tuple[list[str], list[list[str]]]:
     _, factor, digits = unit_of(results)
-    first = results["cells"][0]
+    cells, first = results["cells"], results["cells"][0]
+    is_drawn = results["axes"] == ["sample"]
+    if is_drawn:
+        cells = sorted(cells, key=lambda cell: _rank(cell, results))
     has_paper = bool(results["paper"])
-    headings = [
-        results["axes"][0],
-        _label(results),
-        f"difference to {first['cell'][0]}",
-        *(["paper"] if has_paper else []),
-    ]
+    headings = [results["axes"][0], _label(results)]
+    headings += [f"difference to {first['cell'][0]}"] * (not is_drawn) + ["paper"] * has_paper
     rows = []
-    for cell in results["cells"]:
-        pairs = zip(cell["values"], first["values"], strict=True)
-        difference = spread(a - b for a, b in pairs if a is not None and b is not None)
-        shown = MISSING
-        if difference is not None and cell is not first:
-            std = "" if difference.std is None else f" ± {factor * difference.std:.{digits}f}"
-            shown = f"{factor * difference.mean:+.{digits}f}{std}"
-        row = [cell["cell"][0], _shown(cell, results), "" if cell is first else shown]
+    for cell in cells:
+        row = [cell["cell"][0], _shown(cell, results)]
+        if not is_drawn:
+            pairs = zip(cell["values"], first["values"], strict=True)
+            difference = spread(a - b for a, b in pairs if a is not None and b is not None)
+            shown = MISSING
+            if difference is not None:
+                std = "" if difference.std is None else f" ± {factor * difference.std:.{digits}f}"
+                shown = f"{factor * difference.mean:+.{digits}f}{std}"
+            row.append("" if cell is first else shown)
         if has_paper:
-            paper = results["paper"].get(cell["cell"][0])
-            row.append(_published(results, paper))
+            row.append(_published(results, results["paper"].get(cell["cell"][0])))
         rows.append(row)
     return headings, rows
+
+
+def _rank(cell: Mapping[str, Any], results: Results) -> float:
+    """Smaller is better; without values last."""
+    known = _known(cell)
+    if not len(known):
+        return float("inf")
+    return -known.mean() if results["metric"].endswith("accuracy") else known.mean()
 
 
 def _shown(cell: Mapping[str, Any], results: Results) -> str:
