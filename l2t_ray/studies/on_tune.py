@@ -85,7 +85,6 @@ def run_on_tune(
                 # reported has a process of its own.
                 reuse_actors=not config.ray.enabled and (is_search or pending[0].is_lean),
                 scheduler=None if asha is None else _scheduler(metric, asha, config.training.num_rounds),
-                trial_name_creator=str,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(

@@ -153,6 +153,6 @@ def test_each_paper_has_its_schedule():
     slf = own_schedule(training, SLFConfig(), 25_000)
     assert slf.num_rounds * 15 == 37_500 and slf.batch_size == 25 and slf.momentum == 0
     made = Comparison.of(Path("configs/digits_noise40.yaml"), SMALL, budget="protocol", seeds=[0])
-    by_arm = {trial.arm: trial.config.training for trial in made.trials()}
+    by_arm = {trial.cell[0]: trial.config.training for trial in made.trials()}
     assert by_arm[SHORT] == made.config.training and by_arm["cross_entropy"].num_rounds == 60
     assert made.directory.name == "digits_noise40-protocol"

@@ -87,7 +87,7 @@ def test_on_tune_as_in_turn(start, heard):
 def test_from_the_command_line(write, tmp_path, capsys):
     main(None, ["--config", str(write(**{**OPTUNA, "samples": 2})), "--runs", str(tmp_path / "runs"), "--in-turn"])
     said = capsys.readouterr().out
-    assert "2 of 2 trials to run" in said and "| 2: learning_rate=" in said
+    assert "2 of 2 trials to run" in said and "| 2: decay=" in said
 
 
 def test_without_optuna_it_says_what_to_install(write, monkeypatch):

@@ -175,22 +175,24 @@ def test_a_lost_machine_costs_nothing(start, heard):
     run_in_turn(undisturbed.pending(), heard)
     with cluster_of({"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}) as cluster:
         driver = _until(_begun(struck, RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled"), struck, 1)
-        _, lost = sorted(cluster.worker_nodes, key=lambda node: _trial_on(node) is not None)
-        victim = _trial_on(lost)
-        assert victim is not None
+        lost, victim = _machine_at_work(cluster)
         cluster.remove_node(lost, allow_graceful=False)
         assert driver.wait() == 0
         assert not victim.is_running()
     assert trajectories(struck) == trajectories(undisturbed) and values(struck) == values(undisturbed)
 
 
-def _trial_on(node):
-    """The process of a trial on one of the cluster's machines."""
-    processes = node.all_processes["raylet"][0].process.pid
-    for process in psutil.Process(processes).children():
-        if "TrialActor" in " ".join(process.cmdline()):
-            return process
-    return None
+def _machine_at_work(cluster):
+    """One of the cluster's machines, and the process of the trial on it."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for node in cluster.worker_nodes:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            for process in raylet.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if "TrialActor" in " ".join(process.cmdline()):  # Ray writes it there while a method runs
+                        return node, process
+    raise AssertionError("no machine has a trial")
 
 
 @pytest.mark.ray
