@@ -30,13 +30,16 @@ def optuna():
 
 
 def pretend(sweep, listener, value, *, most=None):
-    """A search whose trials take no time: they come to `value(config)`."""
+    """A search whose trials take no time: they come to `value(config)`. Where they were trained, in order."""
+    done = []
     search = Search(sweep, listener)
     for i, trial in enumerate(search.trials()):
         if i == most:
             break
         outcome = Outcome("finished", {"test_accuracy": value(trial.config)})
         search.on_end(trial, write_outcome(trial.directory, outcome))
+        done.append(trial.directory.name)
+    return done
 
 
 def near_a_tenth(config):
@@ -61,8 +64,9 @@ def test_killed_on_the_way_it_chooses_the_same(start, heard):
     pretend(killed, heard, near_a_tenth, most=3)  # the fourth one was chosen, and did not end
     assert len(killed.samples) == 4 and len(killed.outcomes()) == 3
     again = Sweep.resume(killed.directory)
-    pretend(again, heard, near_a_tenth)
+    done = pretend(again, heard, near_a_tenth)
     assert again.samples == whole.samples and len(again.outcomes()) == 5
+    assert done == [trial.directory.name for trial in again.trials[3:]]  # and nothing is done again
 
 
 def test_what_diverges_is_the_worst_there_is(start, heard):
