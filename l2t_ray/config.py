@@ -420,12 +420,18 @@ def _sentence(error: ValidationError, record: type[BaseModel], source: str) -> s
     if first["type"] == "union_tag_invalid":
         return f"{key}.name in {source} must be one of {context['expected_tags']}, got {context['tag']!r}."
     if first["type"] in ("model_type", "model_attributes_type"):
-        section = _fields_at(ExperimentConfig, [str(part) for part in first["loc"]])
+        section = _fields_at(record, [str(part) for part in first["loc"]])
         if section:
             example = f"{key}.{section[0]}={first['input']}"
             return f"{key} in {source} is a section with the keys {', '.join(section)}; set for instance {example}."
-    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "missing":
+        return f"{source} lacks {key}, which must be given."
+    message = _IN_YAML.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
     return f"{key} in {source}: {message}, got {first['input']!r}."
+
+
+_IN_YAML = {"dict_type": "must hold keys and values", "tuple_type": "must be a list", "list_type": "must be a list"}
+"""pydantic's messages speak of Python where people wrote YAML."""
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:

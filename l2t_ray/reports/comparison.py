@@ -23,8 +23,10 @@ from l2t_ray.reports.tables import markdown
 from l2t_ray.tracking.metrics import read_rows
 from l2t_ray.tracking.runs import find_runs
 
-OUTCOME = "outcome.json"
-ARM_TAG, SEED_TAG = "l2t_ray.arm", "l2t_ray.seed"
+CELL, SEED = "cell", "seed"
+"""Tags of a trial in MLflow; the cell of a comparison's is the method."""
+FINAL = "final"
+"""Before the names of a trial's closing numbers there: the same for every method."""
 
 
 class TrialResult(NamedTuple):
@@ -71,22 +73,21 @@ def from_mlflow(uri: str, experiment: str, parent_run_id: str) -> list[TrialResu
     """The closed trials of a comparison; of several with the same arm and seed the last."""
     results = {}
     for run in find_runs(uri, experiment, parent_run_id=parent_run_id):
-        arm, seed = run.tags.get(ARM_TAG), run.tags.get(SEED_TAG)
-        if arm is None or seed is None:
-            continue
-        prefix = f"final/{arm}/"
-        numbers = {key.removeprefix(prefix): v for key, v in run.metrics.items() if key.startswith(prefix)}
+        arm, seed = run.tags[CELL], int(run.tags[SEED])
+        numbers = {
+            k.split("/")[1]: v for k, v in run.metrics.items() if k.startswith(f"{FINAL}/") and k.count("/") == 1
+        }
         if numbers:
-            results[arm, int(seed)] = TrialResult(arm, int(seed), numbers)
+            results[arm, seed] = TrialResult(arm, seed, numbers)
     return list(results.values())
 
 
 def from_directories(directory: Path) -> list[TrialResult]:
     """The same, from what the trials left on disk."""
     results = []
-    for path in sorted(directory.glob(f"*/seed*/{OUTCOME}")):
-        outcome = json.loads(path.read_text())
-        results.append(TrialResult(outcome["arm"], outcome["seed"], outcome["numbers"]))
+    for path in sorted(directory.glob("*/seed*/outcome.json")):
+        arm, seed = path.parts[-3], int(path.parts[-2].removeprefix("seed"))
+        results.append(TrialResult(arm, seed, json.loads(path.read_text())["numbers"]))
     return results
 
 

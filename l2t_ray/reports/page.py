@@ -21,6 +21,8 @@ ALT = {
     "logit_gradients": "Sum of the gradients at the logits (Figure 1, first), mean and one standard deviation",
     "weight_gradients": "Norm of the gradient at the weights (Figure 1, second), mean and one standard deviation",
 }
+_MOST_COLUMNS = 5
+"""In a table with more, deviations stand below their means."""
 _STYLE_SHEET = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -32,11 +34,16 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; 
 a { color: #0a58a6; }
 section { border-top: 1px solid #d8dde3; margin-top: 2.2rem; padding-top: 1.6rem; }
 .meta { color: #57606a; margin: 0 0 .8rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll { overflow-x: auto; margin: 1rem 0; background: /* a shadow at an edge behind which there is more */
+  linear-gradient(90deg, #fff 40%, #fff0) left / 2.5rem 100% no-repeat local,
+  linear-gradient(270deg, #fff 40%, #fff0) right / 2.5rem 100% no-repeat local,
+  linear-gradient(90deg, #0003, #0000) left / .8rem 100% no-repeat scroll,
+  linear-gradient(270deg, #0003, #0000) right / .8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .35rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e8ec; }
 th { border-bottom: 2px solid #aab2bb; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+table.wide .spread { display: block; font-size: .85em; color: #57606a; }
 tr.paper td { color: #57606a; font-style: italic; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 1.5rem; }
 figure { margin: 1rem 0; }
@@ -44,14 +51,22 @@ figure img { display: block; width: auto; max-width: 100%; height: auto; }
 figcaption, .notes { color: #57606a; font-size: .88rem; }
 pre { background: #f4f6f8; padding: .6rem .8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .88rem/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-@media (max-width: 40rem) { body { padding: 1rem .9rem 3rem; } th, td { padding: .3rem .5rem; } }
+@media (max-width: 40rem) {
+  body { padding: 1rem .9rem 3rem; }
+  table { font-size: .85rem; }
+  th, td { padding: .3rem .35rem; }
+  th, td:first-child { white-space: normal; }
+  th { vertical-align: bottom; }
+  .spread { display: block; font-size: .85em; color: #57606a; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   nav { display: none; }
   section { break-before: page; border: 0; margin-top: 0; padding-top: 0; }
   section:first-of-type { break-before: auto; margin-top: 1.5rem; }
   figure, tr, pre { break-inside: avoid; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
+  .figures { grid-template-columns: 1fr 1fr; }
   table { font-size: 8.5pt; }
   th, td { padding: .2rem .45rem; white-space: normal; }
 }
@@ -122,7 +137,7 @@ def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in headings)
     body = "".join(
         f"<tr{' class=paper' if row[0].endswith('(paper)') else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "".join(f"<td>{_cell(cell)}</td>" for cell in row)
         + "</tr>"
         for row in rows
     )
@@ -131,14 +146,23 @@ def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         f"<figcaption>{ALT[name]}.</figcaption></figure>"
         for name, svg in drawn.items()
     )
+    wide = ' class="wide"' if len(headings) > _MOST_COLUMNS else ""
     claim = f'<p class="meta">{html.escape(study["claim"])}</p>' if study["claim"] else ""
     return (
         f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}'
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0"><table{wide}><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
         f'<div class="notes">{"".join(f"<p>{html.escape(note)}</p>" for note in notes(study))}</div>'
         f"<pre>{html.escape(study['command'])}</pre>"
         f'<div class="figures">{pictures}</div></section>'
     )
+
+
+def _cell(text: str) -> str:
+    """The cell of a table; what stands behind ± may go on a line of its own."""
+    mean, separator, rest = text.partition(" ± ")
+    spread = f' <span class="spread">± {html.escape(rest)}</span>' if separator else ""
+    return html.escape(mean) + spread
 
 
 def _markdown(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:

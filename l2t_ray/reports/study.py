@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from l2t_ray.reports.figures import COLOURS, DASHES, STYLE, blank_figure
 from l2t_ray.reports.spread import MISSING, spread
@@ -15,6 +15,8 @@ from l2t_ray.reports.tables import markdown
 
 Results = Mapping[str, Any]
 MOST_LINES = 6
+_SIZE = (4.8, 3.0)
+"""Inches: half of the page on a desktop, and still legible on a phone."""
 _UNITS = {"accuracy": ("%", 100.0, 2), "error": ("nats", 1.0, 4)}
 _PANELS = {
     "test_accuracy": ("Test accuracy", "accuracy [%]", 100.0, "linear"),
@@ -27,7 +29,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headings and rows: mean ± standard deviation over the seeds, and the paper's number where it has one.
 
     Two axes or more: the last one makes the columns. One axis: a row each, with the difference to the first row, taken
-    seed by seed.
+    seed by seed; samples of distributions instead the best one first.
     """
     return _matrix(results) if len(results["axes"]) > 1 else _list(results)
 
@@ -102,34 +104,42 @@ def _matrix(results: Results) -> tuple[list[str], list[list[str]]]:
         rows.append([", ".join(name), *(_shown(by_place[name, column], results) for column in columns)])
         paper = results["paper"].get(", ".join(name))
         if isinstance(paper, Mapping):
-            rows.append([f"{', '.join(name)} (paper)", *(f"{paper[c]:g}" if c in paper else MISSING for c in columns)])
+            rows.append([f"{', '.join(name)} (paper)", *(_published(results, paper.get(c)) for c in columns)])
     return [" / ".join(axis.split(".")[-1] for axis in results["axes"]), *columns], rows
 
 
 def _list(results: Results) -> tuple[list[str], list[list[str]]]:
     _, factor, digits = unit_of(results)
-    first = results["cells"][0]
+    cells, first = results["cells"], results["cells"][0]
+    is_drawn = results["axes"] == ["sample"]
+    if is_drawn:
+        cells = sorted(cells, key=lambda cell: _rank(cell, results))
     has_paper = bool(results["paper"])
-    headings = [
-        results["axes"][0],
-        _label(results),
-        f"difference to {first['cell'][0]}",
-        *(["paper"] if has_paper else []),
-    ]
+    headings = [results["axes"][0], _label(results)]
+    headings += [f"difference to {first['cell'][0]}"] * (not is_drawn) + ["paper"] * has_paper
     rows = []
-    for cell in results["cells"]:
-        pairs = zip(cell["values"], first["values"], strict=True)
-        difference = spread(a - b for a, b in pairs if a is not None and b is not None)
-        shown = MISSING
-        if difference is not None and cell is not first:
-            std = "" if difference.std is None else f" ± {factor * difference.std:.{digits}f}"
-            shown = f"{factor * difference.mean:+.{digits}f}{std}"
-        row = [cell["cell"][0], _shown(cell, results), "" if cell is first else shown]
+    for cell in cells:
+        row = [cell["cell"][0], _shown(cell, results)]
+        if not is_drawn:
+            pairs = zip(cell["values"], first["values"], strict=True)
+            difference = spread(a - b for a, b in pairs if a is not None and b is not None)
+            shown = MISSING
+            if difference is not None:
+                std = "" if difference.std is None else f" ± {factor * difference.std:.{digits}f}"
+                shown = f"{factor * difference.mean:+.{digits}f}{std}"
+            row.append("" if cell is first else shown)
         if has_paper:
-            paper = results["paper"].get(cell["cell"][0])
-            row.append(MISSING if paper is None else f"{paper:g}")
+            row.append(_published(results, results["paper"].get(cell["cell"][0])))
         rows.append(row)
     return headings, rows
+
+
+def _rank(cell: Mapping[str, Any], results: Results) -> float:
+    """Smaller is better; without values last."""
+    known = _known(cell)
+    if not len(known):
+        return float("inf")
+    return -known.mean() if results["metric"].endswith("accuracy") else known.mean()
 
 
 def _shown(cell: Mapping[str, Any], results: Results) -> str:
@@ -144,6 +154,13 @@ def _shown(cell: Mapping[str, Any], results: Results) -> str:
     return f"{factor * found.mean:.{digits}f}{std}{number}{mark}"
 
 
+def _published(results: Results, number: float | None) -> str:
+    """A number of the paper, all of a study with the same decimals."""
+    numbers = [n for row in results["paper"].values() for n in (row.values() if isinstance(row, Mapping) else [row])]
+    decimals = max(len(f"{n:g}".partition(".")[2]) for n in numbers)
+    return MISSING if number is None else f"{number:.{decimals}f}"
+
+
 def _known(cell: Mapping[str, Any]) -> np.ndarray:
     return np.array([value for value in cell["values"] if value is not None], dtype=float)
 
@@ -155,7 +172,7 @@ def _final_over_axis(results: Results) -> Figure:
     places = _places(columns)
     names = list(dict.fromkeys(tuple(cell["cell"][:-1]) for cell in results["cells"]))
     with rc_context(STYLE):
-        figure = blank_figure(5.6, 3.3)
+        figure = blank_figure(*_SIZE)
         ax = figure.subplots()
         for i, name in enumerate(names):
             cells = [c for c in results["cells"] if tuple(c["cell"][:-1]) == name and len(_known(c))]
@@ -165,6 +182,9 @@ def _final_over_axis(results: Results) -> Figure:
             colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
             ax.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
             ax.plot(x, mean, color=colour, linestyle=dash, marker="o", markersize=3, label=", ".join(name))
+        if min(places) > 0 and max(places) / min(places) >= 10:
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticks(places, columns)
         ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=_label(results))
         ax.legend(frameon=False)
@@ -184,7 +204,7 @@ def _final_of_rows(results: Results) -> Figure:
     _, factor, _ = unit_of(results)
     cells = [cell for cell in results["cells"] if len(_known(cell))]
     with rc_context(STYLE):
-        figure = blank_figure(5.6, 0.9 + 0.32 * len(cells))
+        figure = blank_figure(_SIZE[0], 0.9 + 0.28 * len(cells))
         ax = figure.subplots()
         for i, cell in enumerate(cells):
             values = factor * _known(cell)
@@ -192,7 +212,7 @@ def _final_of_rows(results: Results) -> Figure:
             ax.plot(values, np.full(len(values), i), "o", color=COLOURS[0], alpha=0.35, markersize=4, linestyle="none")
             ax.errorbar(values.mean(), i, xerr=std, fmt="D", color="#000000", markersize=4, capsize=3, linewidth=1)
         ax.set_yticks(range(len(cells)), [cell["cell"][0] for cell in cells])
-        ax.invert_yaxis()
+        ax.set_ylim(len(cells) - 0.5, -0.5)
         ax.set(title=results["title"], xlabel=_label(results))
         ax.grid(False, axis="y")
     return figure
@@ -202,7 +222,7 @@ def _over_rounds(curves: Sequence[Mapping[str, Any]], column: str) -> Figure:
     """Mean over the seeds with a band of one standard deviation, a line for each cell."""
     title, label, factor, scale = _PANELS[column]
     with rc_context(STYLE):
-        figure = blank_figure(5.6, 3.3)
+        figure = blank_figure(*_SIZE)
         ax = figure.subplots()
         for i, curve in enumerate(curves):
             rounds, mean, std = (np.array(curve[key], dtype=float) for key in ("rounds", "mean", "std"))
@@ -213,8 +233,9 @@ def _over_rounds(curves: Sequence[Mapping[str, Any]], column: str) -> Figure:
             ax.plot(rounds, mean, color=colour, linestyle=dash, label=", ".join(curve["cell"]))
         ax.set(title=title, xlabel="round", ylabel=label, yscale=scale)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        bottom, top = ax.get_ylim()
-        if scale == "log" and top / bottom > 10:
+        if scale == "log":
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
             ax.yaxis.set_minor_formatter(NullFormatter())
         ax.legend(frameon=False)
     return figure

@@ -19,7 +19,9 @@ from l2t_ray.run import exit_codes, working_directory
 from l2t_ray.studies.declaration import SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.results import collect, write_results
+from l2t_ray.studies.search import Search, check_search
 from l2t_ray.studies.sweep import Sweep, run_in_turn
+from l2t_ray.studies.trials import axes
 
 
 def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | None = None) -> None:
@@ -52,12 +54,16 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
                     "--resume goes on with the study as it was begun; leave overrides, --seeds, --size out."
                 )
             sweep = Sweep.resume(arguments.resume)
+            sweep.check_data()
         elif path is None:
             raise UserError("which study? give --config FILE, or --resume STUDY_DIR.")
         else:
             study = load_study(working_directory() / path)
             study = study.at(arguments.size or next(iter(study.sizes), None))
-            sweep = Sweep.start(overridden(study, arguments.overrides, arguments.seeds), arguments.runs)
+            study = overridden(study, arguments.overrides, arguments.seeds)
+            if study.search == "optuna":
+                check_search(study)
+            sweep = Sweep.start(study, arguments.runs)
         command = " ".join(["python", *map(shlex.quote, _without_resume(sys.argv if argv is None else ["", *argv]))])
         failures = run(
             sweep, command=command, in_turn=arguments.in_turn, at_once=arguments.at_once, quiet=arguments.quiet
@@ -94,18 +100,38 @@ def run(sweep: Sweep, *, command: str, in_turn: bool, at_once: int | None, quiet
             console.print(Text(text), soft_wrap=True)
 
     command = _begun_with(sweep.directory, command)
-    pending = sweep.pending()
-    say(f"study {sweep.directory}: {len(pending)} of {len(sweep.trials)} trials to run")
-    log = StudyLog(sweep, say=say)
+    study, config, total = sweep.study, sweep.planned[0].config, len(sweep.planned)
+    say(f"study {sweep.directory}: {total - len(sweep.outcomes())} of {total} trials to run")
+    log = StudyLog(
+        sweep.directory,
+        lambda: sweep.trials,
+        total=total,
+        tracking=config.tracking,
+        axes=axes(study),
+        metric=study.metric,
+        tags={"study": str(study.name), "size": study.size or "", "table": study.table},
+        params={"study": study.model_dump(mode="json", exclude={"sizes"})},
+        say=say,
+    )
     status, paths = "KILLED", []
     try:
         log.catch_up()
+        search = Search(sweep, log) if study.search == "optuna" else None
+        listener = search or log
         if in_turn:
-            run_in_turn(pending, log)
+            run_in_turn(search.trials() if search else sweep.pending(), listener)
         else:
             from l2t_ray.studies.on_tune import run_on_tune  # Ray takes seconds to import
 
-            run_on_tune(sweep.study, pending, log, state=sweep.directory / "tune", at_once=at_once)
+            run_on_tune(
+                search or sweep.pending(),
+                listener,
+                state=sweep.directory / "tune",
+                config=config,
+                metric=study.metric,
+                asha=study.asha,
+                at_once=at_once,
+            )
         status = "FAILED" if log.failures else "FINISHED"
     except (KeyboardInterrupt, StoppedError):
         raise StoppedError(f"stopped; go on with --resume {sweep.directory}") from None

@@ -13,7 +13,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,45 +24,22 @@ import pyarrow.parquet as parquet
 from l2t_ray import config as configuration
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
 from l2t_ray.experiment.images import build_policy, load_dataset
-from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
+from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
 from l2t_ray.reports import comparison as table
-from l2t_ray.reports.comparison import ARM_TAG, OUTCOME, SEED_TAG, TrialResult, trial_directory
+from l2t_ray.reports.comparison import TrialResult, trial_directory
 from l2t_ray.reports.figures import save_figures, write_figures
 from l2t_ray.reports.published import noisy_labels
-from l2t_ray.run import Experiment, protocol, with_absolute_paths
+from l2t_ray.run import protocol, with_absolute_paths
+from l2t_ray.studies.log import StudyLog
+from l2t_ray.studies.outcome import read_outcome
 from l2t_ray.studies.protocols import own_schedule
-from l2t_ray.tracking.memory import PeakMemory
-from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
-from l2t_ray.tracking.null import NullTracker
+from l2t_ray.studies.sweep import run_in_turn
+from l2t_ray.studies.trials import Trial
 from l2t_ray.tracking.screen import Screen
 
 Budget = Literal["parity", "protocol"]
-OnRows = Callable[[Sequence[Mapping[str, Any]]], None]
 SHORT = "cross_entropy-short"
 """Under `protocol`, cross-entropy on the configuration's own, shorter schedule: a long one overfits the noise."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One method with one seed."""
-
-    arm: str
-    seed: int
-    config: ExperimentConfig
-    directory: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm} seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class TrackingSpec:
-    """Which MLflow run a trial is a child of; no URI: none is kept."""
-
-    uri: str | None
-    experiment: str
-    parent_run_id: str | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +108,7 @@ class Comparison:
                 "training": self._training(arm, method),
             }
         )
-        return Trial(arm, seed, config, directory)
+        return Trial(f"{arm} seed {seed}", (arm,), seed, config, is_lean=False)
 
     def _training(self, arm: str, method: MethodConfig) -> configuration.TrainingConfig:
         if self.budget == "parity" or arm == SHORT:
@@ -148,50 +125,58 @@ class Comparison:
         Raises:
             UserError: if a trial's directory holds another experiment, or the data is not there.
             StoppedError: on Ctrl-C or SIGTERM; checkpoints have what was reached.
-            RuntimeError: at the end, naming the trials that stopped for other reasons than divergence.
+            FailureLimitError: at the end, naming the trials that stopped for other reasons than divergence.
         """
         trials = self.trials()
-        pending = [trial for trial in trials if not has_ended(trial)]
+        for trial in trials:
+            _check_settings(trial)
+        load_dataset(self.config.data)  # if it is not there, that is said once
+        pending = [trial for trial in trials if read_outcome(trial.directory) is None]
         self._write_facts()
         screen = Screen(quiet=quiet)
-        tracker = self._tracker(screen)
         screen.message(f"{self.directory}: {len(trials)} trials, {len(trials) - len(pending)} of them done")
-        status, failures = "KILLED", {}
+        log = StudyLog(
+            self.directory,
+            lambda: trials,
+            total=len(trials),
+            tracking=self.config.tracking,
+            axes=["method"],
+            metric="test_accuracy",
+            tags={"study": "noisy_labels", "data": self.config.data.name, "budget": self.budget},
+            params=self.config.flat() | {"budget": self.budget},
+            say=screen.message,
+            after_each=lambda: self.write_table(table.from_directories(self.directory)),
+        )
+        status = "KILLED"
         try:
-            tracker.log_params(self.config.flat() | {"budget": self.budget})
-            spec = _spec(self.config, tracker)
-            screen.start([(trial.name, trial.config.training.num_rounds) for trial in pending])
+            log.catch_up()
+            if self.ray.enabled:
+                from l2t_ray.studies.on_tune import run_on_tune  # Ray takes seconds to import
 
-            def on_end(trial: Trial, message: str) -> None:
-                screen.message(f"{trial.name}: {message}")
-                self.write_table(table.from_directories(self.directory))
-
-            def on_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-                for row in rows:
-                    screen.update(row)
-
-            failures = self._train(pending, spec, on_rows, on_end)
+                config = self.config.model_copy(update={"ray": self.ray.model_copy(update={"enabled": False})})
+                run_on_tune(pending, log, state=self.directory / "tune", config=config)
+            else:
+                run_in_turn(pending, log)
+            log.close_trials()
             results = table.from_directories(self.directory)
-            if spec.uri is not None and spec.parent_run_id is not None:
-                tracked = table.from_mlflow(spec.uri, spec.experiment, spec.parent_run_id)
+            if log.place is not None:
+                uri, parent = log.place
+                tracked = table.from_mlflow(uri, self.config.tracking.experiment, parent)
                 if {(r.arm, r.seed) for r in tracked} >= {(r.arm, r.seed) for r in results}:
                     results = tracked
             text = self.write_table(results)
             self.write_figures(results)
-            tracker.log_artifacts(*(str(path) for path in sorted(self.directory.iterdir()) if _is_result(path)))
-            status = "FAILED" if failures else "FINISHED"
+            status = "FAILED" if log.failures else "FINISHED"
         except (KeyboardInterrupt, StoppedError):
             raise StoppedError("stopped; the same command goes on from here") from None
         finally:
-            screen.stop()
-            tracker.finish(status)
+            log.close(status, _results(self.directory), {})
         screen.message(text)
         screen.message(f"results in {self.directory}")
-        if failures:
-            raise RuntimeError(
-                f"{len(failures)} of {len(trials)} trials stopped: "
-                + "; ".join(f"{name}: {message}" for name, message in failures.items())
-                + ". The same command tries them again."
+        if log.failures:
+            raise FailureLimitError(
+                f"{len(log.failures)} of {len(trials)} trials stopped: {'; '.join(log.failures)}. The same command "
+                "tries them again."
             )
         return text
 
@@ -223,22 +208,6 @@ class Comparison:
             is_whole = self.config.data.num_train is None and self.config.data.image_size is None
             figure = table.comparison_figure(lines, self._published() if is_whole else {})
             save_figures(self.directory, {"table": figure})
-
-    def _train(
-        self, pending: Sequence[Trial], spec: TrackingSpec, on_rows: OnRows, on_end: Callable[[Trial, str], None]
-    ) -> dict[str, str]:
-        """Trains the trials; what stopped some of them, by name."""
-        if self.ray.enabled and pending:
-            from l2t_ray.studies.side_by_side import train_side_by_side
-
-            return train_side_by_side(pending, spec, self.ray, on_rows, on_end)
-        failures = {}
-        for trial in pending:
-            try:
-                on_end(trial, run_trial(trial, spec, on_rows))
-            except (RuntimeError, OSError) as error:
-                failures[trial.name] = f"{type(error).__name__}: {error}"
-        return failures
 
     def _published(self):
         noise = self.config.data.noise
@@ -284,102 +253,22 @@ class Comparison:
                 f"cannot write to {self.directory}: {error.strerror}; set runs=DIR to another place."
             ) from None
 
-    def _tracker(self, screen: Screen) -> Tracker:
-        if not self.config.tracking.mlflow:
-            return NullTracker()
-        return MlflowTracker.start(
-            uri=self.config.tracking.uri,
-            directory=self.directory,
-            experiment=self.config.tracking.experiment,
-            run_name=self.directory.name,
-            run_id=recorded_run_id(self.directory),
-            tags={"data": self.config.data.name, "study": "noisy_labels", "budget": self.budget},
-            warn=screen.message,
-        )
 
-
-def has_ended(trial: Trial) -> bool:
-    """Whether a trial has its outcome already.
-
+def _check_settings(trial: Trial) -> None:
+    """
     Raises:
-        UserError: if its directory holds another experiment.
+        UserError: if the trial's directory holds another experiment.
     """
     path = trial.directory / "config.yaml"
-    if path.exists():
-        old, new = (_what_counts(config) for config in (configuration.load(path), trial.config))
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if changed:
-            raise UserError(
-                f"{trial.directory} was trained with other settings ({changed[0]} {old.get(changed[0])!r}, now "
-                f"{new.get(changed[0])!r}); give this comparison a name= of its own, or remove that directory."
-            )
-    return (trial.directory / OUTCOME).exists()
-
-
-def run_trial(trial: Trial, spec: TrackingSpec, on_rows: OnRows) -> str:
-    """Trains one trial in this process, from its newest checkpoint if it has one. How it ended, in words.
-
-    Raises:
-        UserError, RuntimeError: where there is no outcome.
-    """
-    tracker = TrialTracker(trial, spec, on_rows)
-    try:
-        result = Experiment(trial.config, trial.directory).run(quiet=True, tracker=tracker)
-        numbers = result.summaries[-1]
-        message = f"{100 * numbers['test_accuracy']:.2f} %"
-    except DivergenceError as error:
-        numbers = json.loads((trial.directory / "summary.json").read_text())[-1]
-        message = str(error)
-    numbers["peak_memory_mb"] = tracker.peak_memory_mb
-    outcome = {"arm": trial.arm, "seed": trial.seed, "numbers": numbers, "message": message}
-    temporary = trial.directory / f".{OUTCOME}"
-    temporary.write_text(json.dumps(outcome, indent=1))
-    temporary.replace(trial.directory / OUTCOME)
-    return message
-
-
-class TrialTracker:
-    """The `Tracker` of a trial: its rows go on under its name, and to a child of the comparison's MLflow run."""
-
-    def __init__(self, trial: Trial, spec: TrackingSpec, on_rows: OnRows):
-        self._trial, self._on_rows, self._memory = trial, on_rows, PeakMemory()
-        self.peak_memory_mb: float | None = None
-        self._inner: Tracker = NullTracker()
-        if spec.uri is not None:
-            self._inner = MlflowTracker.start(
-                uri=spec.uri,
-                directory=trial.directory,
-                experiment=spec.experiment,
-                run_name=trial.name,
-                run_id=recorded_run_id(trial.directory),
-                parent_run_id=spec.parent_run_id,
-                tags={ARM_TAG: trial.arm, SEED_TAG: str(trial.seed), "method": trial.config.method.name},
-                system_metrics=False,
-            )
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self._inner.log_params(params)
-
-    def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        is_closing = any(row["arm"].startswith("final/") for row in rows)
-        if is_closing:
-            self.peak_memory_mb = self._memory.megabytes()
-            rows = [{**row, "peak_memory_mb": self.peak_memory_mb} for row in rows]
-        else:
-            self._on_rows([{**row, "arm": self._trial.name} for row in rows])
-        self._inner.log_rows(rows)
-
-    def log_artifacts(self, *paths: str) -> None:
-        self._inner.log_artifacts(*paths)
-
-    def finish(self, status: str) -> None:
-        self._inner.finish(status)
-
-
-def _spec(config: ExperimentConfig, tracker: Tracker) -> TrackingSpec:
-    if not isinstance(tracker, MlflowTracker):
-        return TrackingSpec(None, config.tracking.experiment, None)
-    return TrackingSpec(tracker.uri, config.tracking.experiment, tracker.wait_for_run_id())
+    if not path.exists():
+        return
+    old, new = (_what_counts(config) for config in (configuration.load(path), trial.config))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if changed:
+        raise UserError(
+            f"{trial.directory} was trained with other settings ({changed[0]} {old.get(changed[0])!r}, now "
+            f"{new.get(changed[0])!r}); give this comparison a name= of its own, or remove that directory."
+        )
 
 
 def _what_counts(config: ExperimentConfig) -> dict[str, Any]:
@@ -392,8 +281,11 @@ def _plain(numbers: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: None if value is None else float(value) for name, value in numbers.items() if name != "arm"}
 
 
-def _is_result(path: Path) -> bool:
-    return path.suffix in (".md", ".parquet") or path.name in ("figures", "comparison.json")
+def _results(directory: Path) -> list[Path]:
+    """What the comparison wrote beside its trials."""
+    return sorted(
+        path for pattern in ("*.md", "*.parquet", "comparison.json", "figures/*") for path in directory.glob(pattern)
+    )
 
 
 def _commit() -> str | None:

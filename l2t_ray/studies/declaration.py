@@ -23,11 +23,19 @@ Settings = Mapping[str, Any]
 
 OWN_KEYS = ("seed", "name", "runs", "controls")
 """Keys of an experiment that a study sets itself."""
+SAME_FOR_ALL = ("ray", "tracking")
+"""Sections that no two trials of a study may have different: where they run, and where they are noted."""
 
 
 def _seeds(value: Any) -> Any:
     """A number of seeds stands for the first ones."""
-    return range(value) if isinstance(value, int) and value > 0 else value
+    if isinstance(value, int) and value > 0:
+        return range(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"seeds must be a number of seeds or a list of them, got {value!r}")
+    if len(set(value)) < len(value):
+        raise ValueError(f"seeds has a seed twice, got {list(value)}")
+    return value
 
 
 def _flat_settings(value: Any) -> Any:
@@ -36,7 +44,14 @@ def _flat_settings(value: Any) -> Any:
 
 def _labelled(value: Any) -> Any:
     """Values without labels are labelled by themselves."""
-    return {label_of(entry): entry for entry in value} if isinstance(value, list | tuple) else value
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"the grid takes a list of values for each key, or labels and values, got {value!r}")
+    labelled = {label_of(entry): entry for entry in value}
+    if len(labelled) < len(value):
+        raise ValueError(f"the grid has a value twice, got {list(value)}")
+    return labelled
 
 
 def label_of(value: Any) -> str:
@@ -116,6 +131,9 @@ class Study(Record):
     distributions: dict[str, Distribution] = Field(default_factory=dict)
     samples: Count = 10
     """Draws from the distributions, for each case and combination of the grid."""
+    search: Literal["random", "optuna"] = "random"
+    """How samples are chosen: drawn beforehand, or by Optuna (a tree-structured Parzen estimator, Bergstra et al. 2011)
+    from what earlier ones came to."""
     asha: Asha | None = None
     """null: every trial runs to its end."""
     paper: dict[str, float | dict[str, float]] = Field(default_factory=dict)
@@ -129,11 +147,17 @@ class Study(Record):
                 raise ValueError(f"{key!r} is not a dotted key such as training.learning_rate")
             if key.split(".")[0] in OWN_KEYS:
                 raise ValueError(f"{key} is set by the study itself; take it out (seeds are listed under `seeds`)")
+        varied = [*self.grid, *self.distributions, *(key for case in self.cases.values() for key in case)]
+        for key in varied:
+            if key.split(".")[0] in SAME_FOR_ALL:
+                raise ValueError(f"{key} is the same for all trials; give it under `settings`")
         both = set(self.grid) & set(self.distributions)
         if both:
             raise ValueError(f"{both.pop()} is in the grid and in the distributions; keep it in one of them")
         if not self.cases and not self.grid and not self.distributions:
             raise ValueError("a study varies something; give cases, a grid or distributions")
+        if self.search == "optuna" and (self.cases or self.grid or not self.distributions):
+            raise ValueError("search: optuna chooses among distributions alone; take cases and grid out")
         return self
 
     def _keys(self) -> Sequence[str]:
@@ -172,7 +196,12 @@ def load_study(path: Path) -> Study:
     Raises:
         UserError: if the file, a key or a value is wrong, in one sentence.
     """
-    study = configuration.validated(Study, configuration.read_tree(path), source=str(path))
+    tree = configuration.read_tree(path)
+    if "base" not in tree and tree.keys() & configuration.ExperimentConfig.model_fields.keys() - {"name"}:
+        raise UserError(f"{path} holds an experiment, not a study; name it as `base` in a study of your own.")
+    study = configuration.validated(Study, tree, source=str(path))
+    if (path.parent / study.base).resolve() == path.resolve():
+        raise UserError(f"base in {path} names this file itself; give the experiment that all trials start from.")
 
     def absolute(base: Path | None) -> Path | None:
         return base and (path.parent / base).resolve()

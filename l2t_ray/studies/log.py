@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from l2t_ray.studies.outcome import Outcome
-from l2t_ray.studies.sweep import Sweep
-from l2t_ray.studies.trials import Trial, axes
+from l2t_ray.config import TrackingConfig
+from l2t_ray.reports.comparison import CELL, FINAL, SEED
+from l2t_ray.run import ARTIFACTS as OF_A_RUN
+from l2t_ray.studies.outcome import FILE, Outcome, read_outcome
+from l2t_ray.studies.trials import Trial
 from l2t_ray.tracking.metrics import read_rows
 from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.screen import duration
@@ -17,7 +19,7 @@ ROLE = "l2t_ray.role"
 """Tag of MLflow runs: `study` or `trial`."""
 COMPLETE = "mlflow_complete"
 """Marks the directory of a trial that MLflow has all of."""
-ARTIFACTS = ("config.yaml", "loss.md", "loss.safetensors", "metrics.parquet", "outcome.json", "summary.json")
+ARTIFACTS = (*OF_A_RUN, FILE)
 PATIENCE_S = 60.0
 """Longest wait, once, for the parent's id, without which no child can be opened."""
 _LINE_EVERY_S = 30.0
@@ -25,21 +27,56 @@ _LINE_EVERY_S = 30.0
 
 class StudyLog:
     """The `Listener` of a study. Everything about MLflow happens in threads: training waits for none of it, but for
-    the parent's id, once."""
+    the parent's id, once.
 
-    def __init__(self, sweep: Sweep, *, say: Callable[[str], None]):
-        self._sweep, self._say = sweep, say
-        tracking = sweep.trials[0].config.tracking
-        self._parent = self._start(sweep.directory, sweep.directory.name, "study", {}) if tracking.mlflow else None
+    Args:
+        directory: of the study, and of its MLflow run's name.
+        trials: gives the trials there are; a search has more of them from time to time.
+        total: how many there will be.
+        axes: what the labels of a cell belong to.
+        metric: the closing number that is shown when a trial ends.
+        tags: of parent and children.
+        params: of the parent.
+        after_each: called when a trial has ended.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        trials: Callable[[], Sequence[Trial]],
+        *,
+        total: int,
+        tracking: TrackingConfig,
+        axes: Sequence[str],
+        metric: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        say: Callable[[str], None],
+        after_each: Callable[[], object] = lambda: None,
+    ):
+        self._directory, self._trials, self._total, self._tracking = directory, trials, total, tracking
+        self._axes, self._metric, self._tags = axes, metric, tags
+        self._say, self._after_each = say, after_each
+        self._parent: MlflowTracker | None = None
+        if tracking.mlflow:
+            self._parent = self._start(directory, directory.name, {ROLE: "study"})
         self._trackers: dict[str, MlflowTracker] = {}
         self._finished: set[str] = set()
+        self._are_trials_closed = False
         self._closing = ThreadPoolExecutor(2, thread_name_prefix="mlflow-closing")
         self._began, self._last_line = time.monotonic(), time.monotonic()
-        self._num_ended = self._num_before = len(sweep.outcomes())
+        self._num_ended = self._num_before = sum(read_outcome(trial.directory) is not None for trial in trials())
         self._patience = PATIENCE_S
         self.failures: list[str] = []
         if self._parent is not None:
-            self._parent.log_params({"study": sweep.study.model_dump(mode="json", exclude={"sizes"})})
+            self._parent.log_params(params)
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """MLflow's URI and the parent run's id; None without tracking, or where the store was never reached."""
+        if self._parent is None or self._parent.run_id is None:
+            return None
+        return self._parent.uri, self._parent.run_id
 
     def on_rows(self, trial: Trial, rows: Sequence[Mapping[str, Any]]) -> None:
         if tracker := self._tracker(trial):
@@ -51,11 +88,11 @@ class StudyLog:
 
     def on_end(self, trial: Trial, outcome: Outcome) -> None:
         self._num_ended += 1
-        metric = self._sweep.study.metric
-        value = outcome.numbers.get(metric)
-        said = outcome.kind if value is None else f"{outcome.kind}, {metric.replace('_', ' ')} {value:.4f}"
+        value = outcome.numbers.get(self._metric)
+        said = outcome.kind if value is None else f"{outcome.kind}, {self._metric.replace('_', ' ')} {value:.4f}"
         self._line(f"{_called(trial)}: {said}")
         self._finish(trial, outcome)
+        self._after_each()
 
     def on_failure(self, trial: Trial, message: str) -> None:
         self.failures.append(f"{_called(trial)}: {message}")
@@ -65,25 +102,31 @@ class StudyLog:
 
     def catch_up(self) -> None:
         """Sends what MLflow does not have of trials that have ended."""
-        outcomes = self._sweep.outcomes()
-        for trial in self._sweep.trials:
-            outcome = outcomes.get(trial.name)
+        for trial in self._trials():
+            outcome = read_outcome(trial.directory)
             if outcome is None or trial.name in self._finished or (trial.directory / COMPLETE).exists():
                 continue
             self._finish(trial, outcome)
 
-    def close(self, status: str, artifacts: Sequence[Path], numbers: Mapping[str, float]) -> None:
-        """Ends the parent run, with the study's tables and figures."""
+    def close_trials(self) -> None:
+        """Ends the children: MLflow has all of them then, if it ever answers. A second call does nothing."""
+        if self._are_trials_closed:
+            return
+        self._are_trials_closed = True
         self.catch_up()  # of trials that ended before the store had answered
         for tracker in self._trackers.values():
             self._closing.submit(tracker.finish, "KILLED")
         self._closing.shutdown(wait=True)
+
+    def close(self, status: str, artifacts: Sequence[Path], numbers: Mapping[str, float]) -> None:
+        """Ends the parent run, with the study's tables and figures."""
+        self.close_trials()
         if self._parent is None:
             return
         if numbers:
             self._parent.log_rows([{"arm": "", "round": self._num_ended, **numbers}])
-        singles = [path for path in artifacts if path.parent == self._sweep.directory]
-        folders = {path.parent for path in artifacts} - {self._sweep.directory}
+        singles = [path for path in artifacts if path.parent == self._directory]
+        folders = {path.parent for path in artifacts} - {self._directory}
         self._parent.log_artifacts(*map(str, [*singles, *sorted(folders)]))
         self._parent.finish(status)
         self._say(f"look:  {self._parent.ui_command()}")
@@ -94,11 +137,10 @@ class StudyLog:
             return
         del self._trackers[trial.name]
         self._finished.add(trial.name)
-        value = outcome.numbers.get(self._sweep.study.metric)
         table = trial.directory / "metrics.parquet"
         # All rows: those it has are not sent again, and it may have been away when the first ones came.
         tracker.log_rows(read_rows(table) if table.exists() else [])
-        tracker.log_rows([{"arm": "final", "round": 0, self._sweep.study.metric: value}])
+        tracker.log_rows([{**outcome.numbers, "arm": FINAL, "round": 0}])
         tracker.log_artifacts(*(str(path) for name in ARTIFACTS if (path := trial.directory / name).exists()))
 
         def finish() -> None:
@@ -115,23 +157,23 @@ class StudyLog:
             if self._parent.wait_for_run_id(self._patience) is None:
                 self._patience = 0.0
                 return None  # the parent has warned; what MLflow lacks is sent when the study is resumed
-            cell = dict(zip(axes(self._sweep.study), trial.cell, strict=True))
-            tracker = self._start(trial.directory, trial.name, "trial", {"cell": ", ".join(trial.cell)})
+            cell = dict(zip(self._axes, trial.cell, strict=True))
+            tags = {ROLE: "trial", CELL: ", ".join(trial.cell), SEED: str(trial.seed)}
+            tracker = self._start(trial.directory, trial.name, tags)
             tracker.log_params({**trial.config.flat(), **{f"cell.{axis}": label for axis, label in cell.items()}})
             self._trackers[trial.name] = tracker
         return self._trackers[trial.name]
 
-    def _start(self, directory: Path, name: str, role: str, tags: Mapping[str, str]) -> MlflowTracker:
-        study, tracking = self._sweep.study, self._sweep.trials[0].config.tracking
+    def _start(self, directory: Path, name: str, tags: Mapping[str, str]) -> MlflowTracker:
         return MlflowTracker.start(
-            uri=tracking.uri,
+            uri=self._tracking.uri,
             directory=directory,
-            experiment=tracking.experiment,
+            experiment=self._tracking.experiment,
             run_name=name,
             run_id=recorded_run_id(directory),
-            parent_run_id=self._parent.run_id if role == "trial" and self._parent else None,
-            tags={ROLE: role, "study": str(study.name), "size": study.size or "", "table": study.table, **tags},
-            root=self._sweep.directory.parent,
+            parent_run_id=None if self._parent is None else self._parent.run_id,
+            tags={**self._tags, **tags},
+            root=self._directory.parent,
             system_metrics=False,
             warn=self._say,
         )
@@ -139,7 +181,7 @@ class StudyLog:
     def _line(self, text: str) -> None:
         now = time.monotonic()
         self._last_line = now
-        total, ended = len(self._sweep.trials), self._num_ended - self._num_before
+        total, ended = self._total, self._num_ended - self._num_before
         left = total - self._num_ended
         eta = f"  ETA {duration((now - self._began) / ended * left)}" if ended and left else ""
         self._say(f"[{self._num_ended}/{total}] {text}{eta}")

@@ -19,17 +19,16 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import Searcher
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.distributed.launch import ENVIRONMENT, ray_session
 from l2t_ray.interfaces import UserError
-from l2t_ray.studies.declaration import Asha, Study
+from l2t_ray.studies.declaration import Asha
 from l2t_ray.studies.outcome import Outcome, run_trial, write_outcome
+from l2t_ray.studies.search import Search
 from l2t_ray.studies.sweep import Forwarder, Listener
 from l2t_ray.studies.trials import Trial
-
-MAX_FAILURES = 3
-"""Times that a trial is begun anew after its process or node died."""
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial has its own tables
@@ -42,12 +41,23 @@ TUNE_ENVIRONMENT = {
 
 
 def run_on_tune(
-    study: Study, pending: Sequence[Trial], listener: Listener, *, state: Path, at_once: int | None = None
+    pending: Sequence[Trial] | Search,
+    listener: Listener,
+    *,
+    state: Path,
+    config: ExperimentConfig,
+    metric: str = "test_accuracy",
+    asha: Asha | None = None,
+    at_once: int | None = None,
 ) -> None:
     """All trials, as many at once as the cluster has room for.
 
     Args:
+        pending: the trials, or a search that gives one at a time, and is the listener then.
         state: directory for Tune's own files, emptied first.
+        config: of the trials, or of one like them: its `ray` says on what each of them runs, and how often one is
+            begun anew whose process or machine died.
+        metric: what `asha` compares.
         at_once: at most so many.
 
     Raises:
@@ -60,28 +70,29 @@ def run_on_tune(
     # Every trial has its own tables: that Tune misses its own is no news.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     shutil.rmtree(state, ignore_errors=True)
-    config = pending[0].config
+    is_search = isinstance(pending, Search)
     with ray_session(config):
         room = trials_at_once(config, ray.cluster_resources())
+        actor = tune.with_parameters(TrialActor, metric=metric, in_step=asha is not None)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialActor, trials=list(pending)), resources_of_driver(config)),
-            param_space={
-                "index": tune.grid_search(list(range(len(pending)))),
-                "in_step": study.asha is not None,
-                "metric": study.metric,
-            },
+            tune.with_resources(actor, resources_of_driver(config)),
+            param_space={} if is_search else {"trial": tune.grid_search(list(pending))},
             tune_config=tune.TuneConfig(
+                search_alg=_Asked(pending) if is_search else None,
+                num_samples=-1 if is_search else 1,
                 max_concurrent_trials=min(room, at_once or room),
-                # A trial on Ray Train is stopped with its process, and has little to keep warm.
-                reuse_actors=not config.ray.enabled,
-                scheduler=_scheduler(study, study.asha, config.training.num_rounds),
+                # A trial on Ray Train is stopped with its process, and has little to keep warm. One whose memory is
+                # reported has a process of its own.
+                reuse_actors=not config.ray.enabled and (is_search or pending[0].is_lean),
+                scheduler=None if asha is None else _scheduler(metric, asha, config.training.num_rounds),
+                trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
                 name=state.name,
                 storage_path=str(state.parent),
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Relay(pending, listener)],
+                callbacks=[_Relay(listener, config.ray.max_failures)],
                 verbose=0,
             ),
         )
@@ -93,7 +104,8 @@ def resources_of_driver(config: ExperimentConfig) -> dict[str, float]:
     keep them from it."""
     if config.ray.enabled:
         return {"CPU": 0.01}
-    return {"CPU": 1.0, "GPU": 1.0} if config.device == "cuda" else {"CPU": 1.0}
+    needs = {"CPU": float(config.ray.cpus_per_worker)}
+    return {**needs, "GPU": 1.0} if config.ray.use_gpu or config.device == "cuda" else needs
 
 
 def trials_at_once(config: ExperimentConfig, available: Mapping[str, float]) -> int:
@@ -117,17 +129,36 @@ def trials_at_once(config: ExperimentConfig, available: Mapping[str, float]) -> 
     return room
 
 
-def _scheduler(study: Study, asha: Asha | None, num_rounds: int) -> Any:
-    if asha is None:
-        return None
+def _scheduler(metric: str, asha: Asha, num_rounds: int) -> AsyncHyperBandScheduler:
     return AsyncHyperBandScheduler(
         time_attr="round",
         metric="value",
-        mode="max" if study.metric.endswith("accuracy") else "min",
+        mode="max" if metric.endswith("accuracy") else "min",
         max_t=num_rounds,
         grace_period=min(asha.grace_rounds, num_rounds),
         reduction_factor=asha.reduction,
     )
+
+
+class _Asked(Searcher):
+    """Brings the trials of a search to Tune. What comes of them the search hears as the study's listener."""
+
+    def __init__(self, search: Search):
+        super().__init__()
+        self._search = search
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as `_Relay`
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        trial = self._search.next()
+        return Searcher.FINISHED if trial is None else {"trial": trial}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
 
 
 class _Stopped(Exception):
@@ -137,14 +168,13 @@ class _Stopped(Exception):
 class TrialActor(tune.Trainable):
     """Trains one trial in a thread of its own, and reports whenever the test set was passed over."""
 
-    def setup(self, config: dict[str, Any], trials: Sequence[Trial] | None = None) -> None:
-        assert trials is not None
-        self._trials = trials
-        self._begin(config)
+    def setup(self, config: dict[str, Any], *, metric: str = "test_accuracy", in_step: bool = False) -> None:
+        self._metric, self._in_step = metric, in_step
+        self._begin(config["trial"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._end()
-        self._begin(new_config)
+        self._begin(new_config["trial"])
         return True
 
     def step(self) -> dict[str, Any]:
@@ -160,7 +190,7 @@ class TrialActor(tune.Trainable):
                     break
             else:
                 end = item
-        result = {"index": self._index, "rows": rows, "round": self._round, "done": end is not None}
+        result: dict[str, Any] = {"rows": rows, "round": self._round, "done": end is not None}
         for row in rows:
             result["round"] = self._round = row["round"] + 1
             if (value := row.get(self._metric.removeprefix("best_"))) is not None:
@@ -184,13 +214,12 @@ class TrialActor(tune.Trainable):
             if self._in_step and row.get("test_accuracy") is not None:
                 self._go_on.acquire()  # the scheduler is to decide before training goes on
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._index, self._in_step, self._metric = config["index"], config["in_step"], config["metric"]
+    def _begin(self, trial: Trial) -> None:
         self._round, self._value = 0, math.nan
         self._news: queue.Queue[Any] = queue.Queue()
         self._go_on = threading.Semaphore(0)
         self._is_stopped = threading.Event()
-        self._thread = threading.Thread(target=self._train, args=(self._trials[self._index],), daemon=True)
+        self._thread = threading.Thread(target=self._train, args=(trial,), daemon=True)
         self._thread.start()
 
     def _end(self) -> None:
@@ -216,41 +245,41 @@ class TrialActor(tune.Trainable):
 class _Relay(tune.Callback):
     """Brings what actors report to the study's listener."""
 
-    def __init__(self, trials: Sequence[Trial], listener: Listener):
-        self._trials, self._listener = trials, listener
-        self._last: dict[int, dict[str, Any]] = {}
-        self._ended: set[int] = set()
+    def __init__(self, listener: Listener, max_failures: int):
+        self._listener, self._max_failures = listener, max_failures
+        self._last: dict[str, dict[str, Any]] = {}
+        self._ended: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune saves its callbacks; this one lives in the study's process alone
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        index, own = result["index"], self._trials[result["index"]]
+        own = trial.config["trial"]
         self._listener.on_rows(own, result["rows"])
-        self._last.setdefault(index, {}).update(
+        self._last.setdefault(own.name, {}).update(
             {key: v for row in result["rows"] for key, v in row.items() if v is not None}
         )
         if "outcome" in result:
-            self._ended.add(index)
+            self._ended.add(own.name)
             self._listener.on_end(own, result["outcome"])
         elif "failure" in result:
-            self._ended.add(index)
+            self._ended.add(own.name)
             self._listener.on_failure(own, result["failure"])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        index = trial.config["index"]
-        if index in self._ended:
+        own = trial.config["trial"]
+        if own.name in self._ended:
             return
-        self._ended.add(index)
-        last = self._last.get(index, {})
+        self._ended.add(own.name)
+        last = self._last.get(own.name, {})
         numbers = {"rounds": last.get("round", -1) + 1, "best_test_accuracy": last.get("test_accuracy"), **last}
         outcome = Outcome("stopped", numbers, f"given up after {numbers['rounds']} rounds")
-        self._listener.on_end(self._trials[index], write_outcome(self._trials[index].directory, outcome))
+        self._listener.on_end(own, write_outcome(own.directory, outcome))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        index = trial.config["index"]
-        self._ended.add(index)
+        own = trial.config["trial"]
+        self._ended.add(own.name)
         reason = ""
         with suppress(Exception):
             reason = str(trial.get_pickled_error() or "").strip().splitlines()[-1]
-        self._listener.on_failure(self._trials[index], reason or f"died more than {MAX_FAILURES} times")
+        self._listener.on_failure(own, reason or f"died more than {self._max_failures} times")

@@ -10,6 +10,7 @@ from typing import Any
 from l2t_ray.interfaces import DivergenceError, Tracker
 from l2t_ray.run import Experiment
 from l2t_ray.studies.trials import Trial
+from l2t_ray.tracking.memory import PeakMemory
 
 FILE = "outcome.json"
 
@@ -20,7 +21,8 @@ class Outcome:
 
     Attributes:
         kind: `finished`; `diverged`, which is a result too; or `stopped` early by a scheduler.
-        numbers: closing numbers of the run, as in its `summary.json`, as far as there are any.
+        numbers: closing numbers of the run, as in its `summary.json`, as far as there are any, and the peak memory of
+            its process [MB].
         message: why, unless finished.
     """
 
@@ -54,12 +56,14 @@ def run_trial(trial: Trial, tracker: Tracker) -> Outcome:
     known = read_outcome(trial.directory)
     if known is not None:  # its process died after the last round, before anybody had heard
         return known
+    kind, message, memory = "finished", "", PeakMemory()
     try:
-        result = Experiment(trial.config, trial.directory).run(quiet=True, tracker=tracker, figures=False)
-        outcome = Outcome("finished", result.summaries[-1])
+        Experiment(trial.config, trial.directory).run(quiet=True, tracker=tracker, figures=not trial.is_lean)
     except DivergenceError as error:
-        summaries = json.loads((trial.directory / "summary.json").read_text())
-        outcome = Outcome("diverged", summaries[-1], str(error))
+        kind, message = "diverged", str(error)
+    numbers = json.loads((trial.directory / "summary.json").read_text())[-1]
+    outcome = Outcome(kind, {**numbers, "peak_memory_mb": memory.megabytes()}, message)
     write_outcome(trial.directory, outcome)
-    shutil.rmtree(trial.directory / "checkpoints", ignore_errors=True)  # nothing goes on from here
+    if trial.is_lean:
+        shutil.rmtree(trial.directory / "checkpoints", ignore_errors=True)  # nothing goes on from here
     return outcome

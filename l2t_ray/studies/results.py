@@ -33,7 +33,7 @@ def collect(sweep: Sweep, *, command: str) -> dict[str, Any]:
     It has no error at all.
     """
     study = sweep.study
-    config = sweep.trials[0].config
+    config = sweep.planned[0].config
     chance = 1 / load_dataset(config.data).num_classes if study.metric.endswith("accuracy") else None
     cells = by_cell(sweep.trials)
     return {

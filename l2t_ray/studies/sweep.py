@@ -1,14 +1,16 @@
 """A study on its way: a directory with its declaration and the run directories of its trials.
 
 runs/<study>-<size>/study.yaml      the study, resolved, with its experiment in base.yaml
+                    samples.json    the samples chosen so far, where Optuna chooses them
                     trials/<name>/  a run directory for each trial, with `outcome.json` when it has ended
                     results.json    what the tables and figures are made of, with them beside it
 
 The directory is all there is to know: a study that was killed goes on from it, trials from their own checkpoints.
 """
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,13 +19,15 @@ from typing import Any, Protocol, runtime_checkable
 import yaml
 
 from l2t_ray import config as configuration
+from l2t_ray.experiment.images import load_dataset
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import working_directory
 from l2t_ray.studies.declaration import Study, load_study
 from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
-from l2t_ray.studies.trials import Trial, trials
+from l2t_ray.studies.trials import Trial, check_paper, trial_of_sample, trials
 
 DECLARATION = "study.yaml"
+SAMPLES = "samples.json"
 BASE = "base.yaml"
 """The experiment that trials start from: kept, so that a study goes on as it began whatever becomes of its files."""
 
@@ -51,7 +55,8 @@ class Sweep:
         """A new study, in a directory named after it.
 
         Raises:
-            UserError: if there is one already, or a trial is not a possible experiment; nothing is written then.
+            UserError: if there is one already, a trial is not a possible experiment, its data is missing, or the
+                paper's numbers are of something else; nothing is written then.
         """
         name = f"{study.name}-{study.size}" if study.size else str(study.name)
         sweep = cls(study, (working_directory() / runs.expanduser()).resolve() / name)
@@ -61,7 +66,8 @@ class Sweep:
                 f"{sweep.directory} holds a study already; go on with --resume {sweep.directory}, or give another "
                 "place with --runs."
             )
-        assert sweep.trials
+        check_paper(study, [trial.cell for trial in sweep.planned])
+        sweep.check_data()
         base = configuration.read_tree(study.base)
         try:
             declaration.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +94,42 @@ class Sweep:
         return cls(load_study(directory / DECLARATION), directory)
 
     @cached_property
-    def trials(self) -> list[Trial]:
+    def planned(self) -> list[Trial]:
+        """All trials, as far as that can be said beforehand: what is searched for is drawn at random here."""
         return trials(self.study, self.directory / "trials", source=f"the study {self.study.name}")
+
+    def check_data(self) -> None:
+        """
+        Raises:
+            UserError: if data is missing: that is to be said once, and not by each trial.
+        """
+        for data in {trial.config.data.model_dump_json(): trial.config.data for trial in self.planned}.values():
+            load_dataset(data)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials; of a search those whose samples have been chosen."""
+        if self.study.search == "random":
+            return self.planned
+        return [self._of_sample(i, sample) for i, sample in enumerate(self.samples)]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """What a search has chosen so far."""
+        path = self.directory / SAMPLES
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def add_sample(self, sample: Mapping[str, Any]) -> Trial:
+        """Notes a sample for good, and gives its trial."""
+        samples = [*self.samples, dict(sample)]
+        temporary = self.directory / f".{SAMPLES}"
+        temporary.write_text(json.dumps(samples))
+        temporary.replace(self.directory / SAMPLES)
+        return self._of_sample(len(samples) - 1, sample)
+
+    def _of_sample(self, index: int, sample: Mapping[str, Any]) -> Trial:
+        source = f"the study {self.study.name}"
+        return trial_of_sample(self.study, self.directory / "trials", index, sample, source=source)
 
     def outcomes(self) -> dict[str, Outcome]:
         """How the trials ended that have ended, by name."""
@@ -120,7 +160,7 @@ class Forwarder:
         del status
 
 
-def run_in_turn(pending: Sequence[Trial], listener: Listener) -> None:
+def run_in_turn(pending: Iterable[Trial], listener: Listener) -> None:
     """All trials one after the other in this process: the reference for what Tune runs side by side."""
     import torch
 

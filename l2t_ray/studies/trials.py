@@ -14,29 +14,33 @@ import numpy as np
 
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
+from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
 from l2t_ray.studies.declaration import Distribution, Study, label_of
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One experiment of a study.
+    """One experiment of a study or comparison.
 
     Attributes:
-        name: of its run directory.
+        name: no other trial of the same study has it.
         cell: label on each axis of the study, in the order of `axes`.
         seed: of the experiment.
-        config: the experiment.
+        config: the experiment, with the name of its run directory.
+        is_lean: leaves numbers behind, and neither figures nor, when it has ended, checkpoints.
     """
 
     name: str
     cell: tuple[str, ...]
     seed: int
     config: ExperimentConfig
+    is_lean: bool = True
 
     @property
     def directory(self) -> Path:
-        return self.config.runs / self.name
+        assert self.config.name is not None
+        return self.config.runs / self.config.name
 
 
 def axes(study: Study) -> list[str]:
@@ -59,6 +63,17 @@ def trials(study: Study, directory: Path, *, source: str) -> list[Trial]:
     ]
 
 
+def trial_of_sample(study: Study, directory: Path, index: int, sample: Mapping[str, Any], *, source: str) -> Trial:
+    """The trial of one sample, in a study that has only samples and one seed.
+
+    Raises:
+        UserError: as `trials`.
+    """
+    return _trial(
+        study, directory, index, (_listed(index, sample),), {**study.settings, **sample}, study.seeds[0], source
+    )
+
+
 def _cells(study: Study) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Labels and settings of each cell of the table."""
     places: list[list[tuple[str, Mapping[str, Any]]]] = []
@@ -67,7 +82,8 @@ def _cells(study: Study) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     for key, axis in study.grid.items():
         places.append([(label, {key: value}) for label, value in axis.items()])
     if study.distributions:
-        places.append([(_listed(sample), sample) for sample in draws(study.distributions, study.samples)])
+        samples = draws(study.distributions, study.samples)
+        places.append([(_listed(i, sample), sample) for i, sample in enumerate(samples)])
     for chosen in product(*places):
         settings = dict(study.settings)
         for _, part in chosen:
@@ -112,14 +128,39 @@ def _trial(
     return Trial(name, cell, seed, config)
 
 
+def check_paper(study: Study, cells: Sequence[tuple[str, ...]]) -> None:
+    """
+    Raises:
+        UserError: if a number of the paper has no place in the table.
+    """
+    is_matrix = len(axes(study)) > 1
+    rows = {", ".join(cell[:-1]) if is_matrix else cell[0] for cell in cells}
+    columns = {cell[-1] for cell in cells}
+    for row, numbers in study.paper.items():
+        if row not in rows:
+            raise UserError(
+                f"paper of the study {study.name} has a row {row!r}; its rows are {', '.join(sorted(rows))}."
+            )
+        if isinstance(numbers, Mapping) != is_matrix:
+            wanted = f"a number for each column ({', '.join(sorted(columns))})" if is_matrix else "one number"
+            raise UserError(f"paper.{row} of the study {study.name} must be {wanted}, got {numbers!r}.")
+        for column in numbers if isinstance(numbers, Mapping) else ():
+            if column not in columns:
+                raise UserError(
+                    f"paper.{row} of the study {study.name} has a column {column!r}; "
+                    f"its columns are {', '.join(sorted(columns))}."
+                )
+
+
 def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:
     """The experiment of a file with settings by dotted key; paths in it are absolute."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     return Experiment.of(configuration.load(base, overrides, source=source)).config
 
 
-def _listed(sample: Mapping[str, Any]) -> str:
-    return ", ".join(
+def _listed(index: int, sample: Mapping[str, Any]) -> str:
+    """With its number, for small samples and rounded ones may be the same."""
+    return f"{index + 1}: " + ", ".join(
         f"{key.split('.')[-1]}={f'{value:.3g}' if isinstance(value, float) else label_of(value)}"
         for key, value in sample.items()
     )

@@ -1,34 +1,18 @@
-"""A cluster of several machines, simulated on this one, and the loss of some of them."""
+"""The loss of some of a cluster's machines."""
 
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from machines import cluster_of
 from same_end import LONGER, assert_same_end, last_cut
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs/digits.yaml"
-
-
-@contextmanager
-def cluster_of(head, *machines):
-    """Machines with the given resources. Gives its address and the cluster."""
-    from ray.cluster_utils import Cluster
-
-    quiet = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**quiet, **head})
-    try:
-        for resources in machines:
-            cluster.add_node(**quiet, **resources)
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
 
 
 def train_on(cluster, directory, small_job, victim, *overrides, round_index=25):

@@ -52,7 +52,7 @@ def test_trials_on_disk_and_the_mean_of_their_rounds(tmp_path):
     for seed, accuracy in ((0, 0.2), (1, 0.4)):
         folder = tmp_path / "gce" / f"seed{seed}"
         folder.mkdir(parents=True)
-        (folder / "outcome.json").write_text(json.dumps({"arm": "gce", "seed": seed, "numbers": {"seconds": 1.0}}))
+        (folder / "outcome.json").write_text(json.dumps({"kind": "finished", "numbers": {"seconds": 1.0}}))
         rows = [
             {"arm": "gce", "round": r, "test_accuracy": accuracy if r else None, "step": 1} for r in range(2 + seed)
         ]

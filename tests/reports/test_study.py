@@ -56,6 +56,13 @@ def matrix():
     )
 
 
+def test_samples_stand_in_order_of_what_they_came_to():
+    made = study(["sample"], [cell([n], v) for n, v in (("1: a", [0.5]), ("2: b", [None]), ("3: c", [0.9]))], seeds=[0])
+    assert table(made) == (["sample", "test accuracy [%]"], [["3: c", "90.00"], ["1: a", "50.00"], ["2: b", "–"]])
+    _, rows = table({**made, "metric": "test_error"})
+    assert [row[0] for row in rows] == ["1: a", "3: c", "2: b"]
+
+
 def test_one_axis_is_a_list_with_differences_seed_by_seed(rows):
     headings, found = table(rows)
     assert headings == ["case", "test accuracy [%]", "difference to one", "paper"]

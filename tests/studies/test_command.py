@@ -87,6 +87,7 @@ def test_without_a_store_the_study_goes_on(write, tmp_path, monkeypatch, capsys)
         (["--config", "{tiny}", "--seeds", "0"], "error: --seeds must be at least 1, got 0."),
         (["--config", "{tiny}", "--size", "full"], "error: --size is full; this study's sizes are: none."),
         (["--config", "{tiny}", "training.num_rounds"], "error: override 'training.num_rounds' is not of the form"),
+        (["--config", "{tiny}", "data.name=cifar10", "data.root=/nowhere"], "/nowhere"),
         (["--config", "{tiny}", "student.name=resnet9"], "error: student.name in trial 'cross-entropy, 0.05'"),
     ],
 )

@@ -14,11 +14,11 @@ from l2t_ray.reports import comparison as table
 from l2t_ray.reports import figures
 from l2t_ray.run import Experiment
 from l2t_ray.studies.comparison import SHORT, Comparison
+from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.protocols import own_schedule
 
 JOB = Path(__file__).parents[2] / "jobs" / "noisy_labels.py"
 SMALL = [
-    "ray.enabled=false",
     "tracking.mlflow=false",
     "data.num_train=60",
     "data.num_validation=20",
@@ -45,7 +45,7 @@ def job(*arguments, code=0):
     output, actual = io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            module.main(["--config", "configs/digits_noise40.yaml", *SMALL, *arguments])
+            module.main(["--config", "configs/digits_noise40.yaml", *SMALL, "ray.enabled=false", *arguments])
         except SystemExit as exit:
             actual = exit.code
     assert actual == code, output.getvalue()
@@ -55,7 +55,7 @@ def job(*arguments, code=0):
 def test_table_figures_and_what_is_done_is_not_done_again(work, monkeypatch):
     output = job("--seeds", "0,1")
     directory = work / "runs" / "digits_noise40"
-    assert "6 trials, 0 of them done" in output and "mw_net seed 1" in output
+    assert "6 trials, 0 of them done" in output and "mw_net, seed 1: finished, test accuracy 0." in output
     text = (directory / "table.md").read_text()
     assert text in output and [line.split()[1] for line in text.splitlines()[2:5]] == [
         "cross_entropy",
@@ -120,6 +120,31 @@ def test_mlflow_holds_the_same_table(work):
     assert tracked.numbers["peak_memory_mb"] > 100
 
 
+@pytest.mark.ray
+def test_trials_side_by_side_are_those_of_one_process(work):
+    job("--seeds", "0", "--only", "mw_net", "name=alone")
+    job("--seeds", "0", "--only", "mw_net,cross_entropy", "name=beside", "ray.enabled=true")
+    alone, beside = (
+        json.loads((work / "runs" / name / "mw_net/seed0/outcome.json").read_text())["numbers"]
+        for name in ("alone", "beside")
+    )
+    assert beside["test_error"] == alone["test_error"]
+    assert alone["peak_memory_mb"] > 100 and beside["peak_memory_mb"] > 100
+    assert (work / "runs/beside/mw_net/seed0/figures").is_dir()
+
+
+def test_a_trial_that_fails_is_named_and_the_others_go_on(work, monkeypatch):
+    def burning(trial, tracker):
+        if trial.cell == ("mw_net",):
+            raise RuntimeError("the machine is on fire")
+        return run_trial(trial, tracker)
+
+    monkeypatch.setattr("l2t_ray.studies.sweep.run_trial", burning)
+    said = job("--seeds", "0", "--only", "mw_net,cross_entropy", "name=broken", code=1)
+    assert "failed: 1 of 2 trials stopped: mw_net, seed 0: RuntimeError: the machine is on fire." in said
+    assert (work / "runs/broken/cross_entropy/seed0/outcome.json").exists()
+
+
 def test_each_paper_has_its_schedule():
     training = TrainingConfig(num_steps=15, batch_size=25)
     mw_net = own_schedule(training, MWNetConfig(), 50_000)
@@ -128,6 +153,6 @@ def test_each_paper_has_its_schedule():
     slf = own_schedule(training, SLFConfig(), 25_000)
     assert slf.num_rounds * 15 == 37_500 and slf.batch_size == 25 and slf.momentum == 0
     made = Comparison.of(Path("configs/digits_noise40.yaml"), SMALL, budget="protocol", seeds=[0])
-    by_arm = {trial.arm: trial.config.training for trial in made.trials()}
+    by_arm = {trial.cell[0]: trial.config.training for trial in made.trials()}
     assert by_arm[SHORT] == made.config.training and by_arm["cross_entropy"].num_rounds == 60
     assert made.directory.name == "digits_noise40-protocol"

@@ -96,13 +96,30 @@ def test_draws_are_the_same_every_time_and_within_their_bounds(start):
         ({"grid": {"training.learning_rate": []}}, r"grid\.training\.learning_rate in .*at least 1"),
         ({"grid": {"seed": [1, 2]}}, r"seed is set by the study itself; take it out"),
         ({"cases": {}, "grid": {}}, r"a study varies something; give cases, a grid or distributions"),
-        ({"seeds": 0}, r"seeds in .*tiny\.yaml"),
+        ({"seeds": 0}, r"seeds must be a number of seeds or a list of them, got 0 \(.*tiny\.yaml"),
         ({"metric": "accuracy"}, r"metric in .*'test_accuracy'"),
         ({"base": "nowhere.yaml"}, r"cannot read the configuration .*nowhere\.yaml"),
         ({"distributions": {"training.momentum": {"uniform": [0, 1], "choice": [1]}}}, r"exactly one of uniform"),
         ({"distributions": {"training.momentum": {"uniform": [1, 0]}}}, r"uniform goes from low to high, got \[1"),
         ({"distributions": {"training.learning_rate": {"uniform": [0, 1]}}}, r"in the grid and in the distributions"),
         ({"sizes": {"tiny": {}}}, r"sizes\.tiny"),
+        ({"seeds": "five"}, r"seeds must be a number of seeds or a list of them, got 'five'"),
+        ({"seeds": [1, 1]}, r"seeds has a seed twice"),
+        ({"grid": {"training.learning_rate": 0.1}}, r"a list of values for each key, or labels and values, got 0\.1"),
+        ({"grid": {"training.learning_rate": [0.1, 0.10]}}, r"the grid has a value twice"),
+        (
+            {"grid": {"ray.enabled": [True, False]}},
+            r"ray\.enabled is the same for all trials; give it under `settings`",
+        ),
+        ({"cases": ["cross_entropy"]}, r"cases in .*tiny\.yaml: must hold keys and values, got \['cross_entropy'\]"),
+        ({"base": "tiny.yaml"}, r"base in .*tiny\.yaml names this file itself"),
+        ({"asha": True}, r"asha in .*tiny\.yaml is a section with the keys grace_rounds, reduction"),
+        ({"search": "tpe"}, r"search in .*'random' or 'optuna', got 'tpe'"),
+        ({"search": "optuna"}, r"search: optuna chooses among distributions alone; take cases and grid out"),
+        ({"paper": {"cross entropy": {"0.1": 1}}}, r"has a row 'cross entropy'; its rows are cross-entropy, learned"),
+        ({"paper": {"learned": {"0.3": 1}}}, r"has a column '0\.3'; its columns are 0\.05, 0\.1"),
+        ({"paper": {"learned": 90}}, r"paper\.learned of the study tiny must be a number for each column"),
+        ({"grid": {}, "paper": {"learned": {"0.1": 1}}}, r"paper\.learned of the study tiny must be one number"),
         (
             {"sizes": {"digits": {"setings": {}}}},
             r"unknown key sizes\.digits\.setings .*did you mean sizes\.digits\.settings",
@@ -114,6 +131,14 @@ def test_a_bad_study_gets_one_sentence_and_leaves_nothing_behind(write, tmp_path
         Sweep.start(load_study(write(**changes)), tmp_path / "runs")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_experiment_is_not_a_study(write):
+    with pytest.raises(UserError, match=r"experiment\.yaml holds an experiment, not a study; name it as `base`"):
+        load_study(write().parent / "experiment.yaml")
+    (path := write()).write_text("title: Nothing else\n")
+    with pytest.raises(UserError, match=r"tiny\.yaml lacks base, which must be given\."):
+        load_study(path)
 
 
 def test_overrides_are_settings_of_all_trials(write):

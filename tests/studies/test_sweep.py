@@ -10,10 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from machines import cluster_of
 
 from l2t_ray.reports.study import table
 from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.results import collect
+from l2t_ray.studies.search import Search
 from l2t_ray.studies.sweep import Forwarder, run_in_turn
 from l2t_ray.tracking.metrics import TIMES, read_rows
 
@@ -32,6 +34,20 @@ def trajectories(sweep):
 
 def values(sweep):
     return [(cell["cell"], cell["values"], cell["outcomes"]) for cell in collect(sweep, command="")["cells"]]
+
+
+def on_tune_all(sweep, listener, *, at_once=None):
+    from l2t_ray.studies.on_tune import run_on_tune
+
+    search = Search(sweep, listener) if sweep.study.search == "optuna" else None
+    run_on_tune(
+        search or sweep.pending(),
+        search or listener,
+        state=sweep.directory / "tune",
+        config=sweep.planned[0].config,
+        asha=sweep.study.asha,
+        at_once=at_once,
+    )
 
 
 def test_a_study_in_turn_ends_in_a_table(start, heard):
@@ -79,14 +95,12 @@ def test_a_trial_without_outcome_is_tried_again(start, heard, monkeypatch):
 @pytest.mark.ray
 def test_on_tune_as_in_turn(start, heard):
     """Numbers to the last bit, with a divergence among them, and two processes for five trials."""
-    from l2t_ray.studies.on_tune import run_on_tune
-
     grid = {"training.learning_rate": [1.0e30, 0.1]}
     in_turn, on_tune = start("in_turn", grid=grid), start("on_tune", grid=grid)
     run_in_turn(in_turn.pending(), heard)
     ended = dict(heard.ended)
     heard.ended, heard.rows = {}, []
-    run_on_tune(on_tune.study, on_tune.pending(), heard, state=on_tune.directory / "tune")
+    on_tune_all(on_tune, heard)
     assert {name: outcome.kind for name, outcome in heard.ended.items()} == {n: o.kind for n, o in ended.items()}
     assert trajectories(on_tune) == trajectories(in_turn) and values(on_tune) == values(in_turn)
     assert not heard.failed
@@ -97,15 +111,13 @@ def test_on_tune_as_in_turn(start, heard):
 @pytest.mark.timeout(1800)
 def test_asha_stops_the_worse_trials(start, heard):
     """Three learning rates, of which one learns nothing: it does not get all of its rounds."""
-    from l2t_ray.studies.on_tune import run_on_tune
-
     sweep = start(
         cases={},
         grid={"training.learning_rate": [0.1, 0.05, 1.0e-7]},
         settings={"training.num_rounds": 60, "training.num_steps": 10},
         asha={"grace_rounds": 4, "reduction": 3},
     )
-    run_on_tune(sweep.study, sweep.pending(), heard, state=sweep.directory / "tune", at_once=1)
+    on_tune_all(sweep, heard, at_once=1)
     ended = [heard.ended[trial.name] for trial in sweep.trials]
     assert [outcome.kind for outcome in ended] == ["finished", ended[1].kind, "stopped"]
     assert ended[2].numbers["rounds"] < 60 and ended[2].numbers["test_accuracy"] < 0.5
@@ -154,11 +166,54 @@ def test_a_killed_trial_goes_on_in_another_process(start, heard):
     assert trajectories(killed) == trajectories(undisturbed) and values(killed) == values(undisturbed)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_lost_machine_costs_nothing(start, heard):
+    """Two machines of three have a trial each; one of them is lost, and the other one does all that is left."""
+    undisturbed, struck = start("undisturbed", **LONG), start("struck", **LONG)
+    run_in_turn(undisturbed.pending(), heard)
+    with cluster_of({"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}) as cluster:
+        driver = _until(_begun(struck, RAY_ADDRESS=cluster.address, RAY_AUTH_MODE="disabled"), struck, 1)
+        lost, victim = _machine_at_work(cluster)
+        cluster.remove_node(lost, allow_graceful=False)
+        assert driver.wait() == 0
+        assert not victim.is_running()
+    assert trajectories(struck) == trajectories(undisturbed) and values(struck) == values(undisturbed)
+
+
+def _machine_at_work(cluster):
+    """One of the cluster's machines, and the process of the trial on it."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for node in cluster.worker_nodes:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            for process in raylet.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if "TrialActor" in " ".join(process.cmdline()):  # Ray writes it there while a method runs
+                        return node, process
+    raise AssertionError("no machine has a trial")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_trial_on_ray_train_is_the_plain_one(start, heard):
+    """Each trial is a Ray Train run with a worker and a teacher of its own, to the last bit the plain run."""
+    plain = start("plain", grid={})
+    on_train = start("on_train", grid={}, settings={"ray": {"enabled": True, "num_workers": 1}})
+    run_in_turn(plain.pending(), heard)
+    assert _begun(on_train).wait() == 0
+    assert trajectories(on_train) == trajectories(plain) and values(on_train) == values(plain)
+
+
 class _Driver:
     """The command in a session of its own, so that all it started can be killed with it."""
 
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen([sys.executable, str(MAIN), *arguments], start_new_session=True)
+    def __init__(self, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, str(MAIN), *arguments], start_new_session=True, env={**os.environ, **environment}
+        )
 
     def wait(self):
         return self.process.wait(timeout=900)
@@ -178,8 +233,8 @@ class _Driver:
         raise AssertionError("no trial process")
 
 
-def _begun(sweep, *options):
-    return _Driver("--resume", str(sweep.directory), *options)
+def _begun(sweep, *options, **environment):
+    return _Driver("--resume", str(sweep.directory), *options, **environment)
 
 
 def _until(driver, sweep, num_ended):
