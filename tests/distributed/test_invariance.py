@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup, SingleProcess
@@ -34,7 +33,6 @@ VARIANTS = {
     "cross_entropy": ["method=cross_entropy"],
 }
 DTYPES = (torch.float32, torch.float64)
-SIZES = (1, 2, 3)
 
 
 class InDtype:
@@ -122,23 +120,10 @@ class OneOf:
         return SimpleNamespace(remote=partial(self._faculty.call.remote, self._key, method))
 
 
-def train_all(arguments: dict[str, Any]) -> dict[int, dict[str, dict[str, Any]]]:
-    """Every variant in both precisions, one after another, on groups of one, two and all three of these workers.
-
-    One start of workers, of which each takes seconds, serves all groups.
-    """
+def train_all(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every variant in both precisions, one after another, on this group of workers."""
+    group, configs, faculty = ProcessGroup(), arguments["configs"], arguments["faculty"]
     torch.set_num_threads(1)
-    rank, ends = dist.get_rank(), {}
-    for size in SIZES:
-        dist.destroy_process_group()
-        if rank < size:
-            meeting = f"file://{arguments['storage']}/group-of-{size}"
-            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
-            ends[size] = train_on(ProcessGroup(), arguments["configs"], arguments["faculty"])
-    return ends
-
-
-def train_on(group: ProcessGroup, configs: dict[str, ExperimentConfig], faculty: Any) -> dict[str, dict[str, Any]]:
     ends = {}
     for name, config in configs.items():
         for dtype in DTYPES:
@@ -162,19 +147,25 @@ def ends(ray_cluster, configs, tmp_path_factory):
     """Ends by number of workers."""
     import ray
     from ray.train import RunConfig, ScalingConfig
-
-    from l2t_ray.distributed.lean_trainer import LeanTrainer
+    from ray.train.torch import TorchTrainer
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
-    storage = str(tmp_path_factory.mktemp("ray"))
     faculty = ray.remote(Faculty).options(num_cpus=0).remote(configs)
-    trainer = LeanTrainer(
-        train_all,
-        train_loop_config={"configs": configs, "faculty": faculty, "storage": storage},
-        scaling_config=ScalingConfig(num_workers=max(SIZES)),
-        run_config=RunConfig(name="workers", storage_path=storage),
-    )
-    return trainer.fit().return_value
+    storage = str(tmp_path_factory.mktemp("ray"))
+
+    def on(num_workers: int) -> Any:
+        return (
+            TorchTrainer(
+                train_all,
+                train_loop_config={"configs": configs, "faculty": faculty},
+                scaling_config=ScalingConfig(num_workers=num_workers),
+                run_config=RunConfig(name=f"workers-{num_workers}", storage_path=storage),
+            )
+            .fit()
+            .return_value
+        )
+
+    return {num_workers: on(num_workers) for num_workers in (1, 2, 3)}
 
 
 def as_tensors(end: dict[str, Any]) -> dict[str, torch.Tensor]:
