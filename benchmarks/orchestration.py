@@ -1,7 +1,7 @@
 """What Ray costs: rounds a second and start-up beside the plain process, and the way to the teacher and back.
 
-    python benchmarks/orchestration.py                 about ten minutes on two free cores
-    python benchmarks/orchestration.py --teacher       the teacher alone: about a minute
+    python benchmarks/orchestration.py                         about six minutes on two free cores
+    python benchmarks/orchestration.py --parts teacher         one part; what the file has of the others stays
 
 The student is a narrow ResNet-8 on random images of CIFAR's shape, K = 15. Runs of the plain process stand between
 those on Ray, so that what else the machine does falls on both; medians count. Every process has one thread.
@@ -39,6 +39,7 @@ from l2t_ray.run import Experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "orchestration.json"
+PARTS = ("start_up", "teacher", "rounds")
 WORKERS = (1, 8, 64)
 SETTINGS = [
     "student={name: resnet8, widths: narrow, norm: group}",
@@ -52,37 +53,39 @@ SETTINGS = [
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="of each run; the first two are not counted")
-    parser.add_argument("--teacher", action="store_true", help="measure the way to the teacher alone")
-    parser.add_argument("--no-start-up", action="store_true", help="do not measure how long a job needs to begin")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    result: dict[str, Any] = {"date": date.today().isoformat(), "command": " ".join(["python", *sys.argv])}
-    result["hardware"] = {"processor": _processor(), "cores": os.cpu_count(), "load": os.getloadavg()}
+    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         write_images(root)
-        if not options.teacher and not options.no_start_up:
-            with console.status("start-up"):
-                result["seconds_to_first_round"] = {
-                    "plain": start_up(root, "ray.enabled=false"),
-                    "ray": start_up(root, "ray.num_workers=1"),
-                }
-        with ray_session(Experiment.from_yaml(REPOSITORY / "configs/digits.yaml").config):
-            with console.status("the way to the teacher"):
-                result["teacher"] = teacher_trips()
-            save(result, options.out)
-            if not options.teacher:
-                result["rounds"] = compare(root, options.rounds, console)
-    save(result, options.out)
+        measures: dict[str, Callable[[], Any]] = {
+            "start_up": lambda: start_ups(root),
+            "teacher": teacher_trips,
+            "rounds": lambda: compare(root, options.rounds, console),
+        }
+        for part in options.parts:
+            before = os.getloadavg()
+            with console.status(part):
+                measured = measures[part]()
+            result[part] = {"measured": circumstances(before), "of": measured}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
     show(result, console)
     print(json.dumps(headline(result)))
 
 
-def save(result: dict[str, Any], path: Path) -> None:
-    result["hardware"]["load_at_end"] = os.getloadavg()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def circumstances(load: tuple[float, float, float]) -> dict[str, Any]:
+    return {
+        "date": date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_before": load,
+        "load_after": os.getloadavg(),
+    }
 
 
 def write_images(root: Path) -> None:
@@ -98,6 +101,11 @@ def write_images(root: Path) -> None:
 
 def overrides(root: Path, *more: str) -> list[str]:
     return [*SETTINGS, f"data.root={root}", f"runs={root / 'runs'}", *more]
+
+
+def start_ups(root: Path) -> dict[str, float]:
+    ways = {"plain": "ray.enabled=false", "ray, 1 worker": "ray.num_workers=1", "ray, 2 workers": "ray.num_workers=2"}
+    return {way: start_up(root, setting) for way, setting in ways.items()}
 
 
 def start_up(root: Path, how: str) -> float:
@@ -119,8 +127,9 @@ def compare(root: Path, num_rounds: int, console: Console) -> dict[str, dict[str
     }
     rows: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for number, way in enumerate(["plain", "ray, 1 worker", "plain", "ray, 1 worker", "plain", "ray, 2 workers"]):
-        with console.status(f"{num_rounds} rounds: {way}"):
-            rows[way] += rounds(root, number, [*ways[way], f"training.num_rounds={num_rounds}"])
+        of_run = rounds(root, number, [*ways[way], f"training.num_rounds={num_rounds}"])
+        console.print(f"{way}: {statistics.median(row['period'] for row in of_run):.3f} s a round")
+        rows[way] += of_run
     return {way: summary(of_way) for way, of_way in rows.items()}
 
 
@@ -153,12 +162,12 @@ def teacher_trips() -> dict[str, dict[str, dict[str, float]]]:
     All workers are played by this process, so their calls leave one after the other. `in_process` is the same service
     without Ray: what the teacher itself needs.
     """
-    method = L2TDLNConfig()
-    make = partial(build_teacher, method, 10, seed=0)
-    return {
-        str(n): {"ray": spread(trips_on_ray(make, n)), "in_process": spread(asyncio.run(trips_in_process(make, n)))}
-        for n in WORKERS
-    }
+    make = partial(build_teacher, L2TDLNConfig(), 10, seed=0)
+    with ray_session(Experiment.from_yaml(REPOSITORY / "configs/digits.yaml").config):
+        return {
+            str(n): {"ray": spread(trips_on_ray(make, n)), "in_process": spread(asyncio.run(trips_in_process(make, n)))}
+            for n in WORKERS
+        }
 
 
 def trips_on_ray(make: Callable[[], Any], num_workers: int) -> list[float]:
@@ -216,28 +225,35 @@ def spread(seconds: list[float]) -> dict[str, float]:
 def headline(result: dict[str, Any]) -> dict[str, Any]:
     line: dict[str, Any] = {}
     if "rounds" in result:
-        plain, one, two = result["rounds"].values()
+        plain, one, two = result["rounds"]["of"].values()
         line["slowdown_1_worker"] = one["seconds_a_round"] / plain["seconds_a_round"] - 1
         line["speedup_2_workers"] = plain["seconds_a_round"] / two["seconds_a_round"]
-    if "seconds_to_first_round" in result:
-        line["seconds_to_first_round"] = result["seconds_to_first_round"]
-    line["teacher_p50_ms"] = {n: of["ray"]["p50_ms"] for n, of in result["teacher"].items()}
-    line["teacher_p99_ms"] = {n: of["ray"]["p99_ms"] for n, of in result["teacher"].items()}
+    if "start_up" in result:
+        line["seconds_to_first_round"] = result["start_up"]["of"]
+    if "teacher" in result:
+        for key in ("p50_ms", "p99_ms"):
+            line[f"teacher_{key}"] = {n: of["ray"][key] for n, of in result["teacher"]["of"].items()}
     return line
 
 
 def show(result: dict[str, Any], console: Console) -> None:
+    if "start_up" in result:
+        table = Table("", "seconds to the first round")
+        for way, seconds in result["start_up"]["of"].items():
+            table.add_row(way, f"{seconds:.1f}")
+        console.print(table)
     if "rounds" in result:
         table = Table("", "rounds/s", "ms a round", "ms besides training", "of it: sums", "of it: teacher")
-        for way, of_way in result["rounds"].items():
+        for way, of_way in result["rounds"]["of"].items():
             keys = ("seconds_a_round", "seconds_besides_training", "seconds_collectives", "seconds_teacher")
             table.add_row(way, f"{of_way['rounds_a_second']:.3f}", *(f"{1e3 * of_way[key]:.1f}" for key in keys))
         console.print(table)
-    table = Table("workers", "p50 [ms]", "p99 [ms]", "p50 without Ray", "p99 without Ray")
-    for num_workers, of in result["teacher"].items():
-        cells = [of[where][key] for where in ("ray", "in_process") for key in ("p50_ms", "p99_ms")]
-        table.add_row(num_workers, *(f"{cell:.2f}" for cell in cells))
-    console.print(table)
+    if "teacher" in result:
+        table = Table("workers", "p50 [ms]", "p99 [ms]", "p50 without Ray", "p99 without Ray")
+        for num_workers, of in result["teacher"]["of"].items():
+            cells = [of[where][key] for where in ("ray", "in_process") for key in ("p50_ms", "p99_ms")]
+            table.add_row(num_workers, *(f"{cell:.2f}" for cell in cells))
+        console.print(table)
 
 
 def _processor() -> str:

@@ -1,10 +1,15 @@
 """Sums over the workers that share one student."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from l2t_ray.core.timing import part
+
+FindSilent = Callable[[int, int], list[int]]
+"""`(rank, number of workers) -> ranks` that give no sign of life, as the worker of that rank has just found."""
 
 
 class SingleProcess:
@@ -22,12 +27,13 @@ class ProcessGroup:
 
     Args:
         timeout_s: the longest wait that the group was initialised with, for the message when it is over.
+        find_silent: asked when a sum fails, so that the message can name the worker that hangs.
     """
 
-    def __init__(self, *, timeout_s: float | None = None) -> None:
+    def __init__(self, *, timeout_s: float | None = None, find_silent: FindSilent = lambda rank, size: []) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self._timeout_s = timeout_s
+        self._timeout_s, self._find_silent = timeout_s, find_silent
 
     @part("collectives")
     def sum(self, tensor: Tensor) -> Tensor:
@@ -40,10 +46,13 @@ class ProcessGroup:
         try:
             dist.all_reduce(tensor)
         except RuntimeError as error:
-            if "imed out" not in str(error):
+            # A worker that gives up closes its connections: for the others the sum then fails in another way.
+            silent = self._find_silent(self.rank, self.size)
+            if not silent and "imed out" not in str(error):
                 raise
             waited = "long enough" if self._timeout_s is None else f"ray.timeout_s={self._timeout_s:g} s"
-            raise TimeoutError(f"waited {waited} for the sum over workers: another worker hangs") from error
+            names = f"worker {', '.join(map(str, silent))}" if silent else "another worker"
+            raise TimeoutError(f"waited {waited} for the sum over workers: {names} hangs") from error
         return tensor
 
 

@@ -5,6 +5,7 @@ of that comparison. A row's loss is the mean over its C - 1 pairs. Its weights `
 rewrites them coordinate by coordinate, and `losses_at(phi, ...)` evaluates the network anywhere without copying.
 """
 
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -226,6 +227,12 @@ def _kaiming_weights(spec: LossNetworkSpec, seed: int) -> Tensor:
     return torch.cat([*pieces, torch.zeros((spec.label_table or 0) ** 2)])
 
 
+class _LBFGS(torch.optim.LBFGS):
+    """Without the decorator of `add_param_group`, and with it the import of torch's compiler: 5 s of a core."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+
 def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
     """Least squares of the network to `target` on a grid of pairs, from the random weights `phi`.
 
@@ -243,10 +250,10 @@ def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor])
     table_size = (spec.label_table or 0) ** 2
     weights = phi[: phi.shape[0] - table_size].double().requires_grad_()
     bare = LossNetworkSpec(spec.hidden, spec.layers, spec.pairs, spec.activation)
-    optimizer = torch.optim.LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
+    optimizer = _LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> float:
-        optimizer.zero_grad()
+        weights.grad = None
         residual = (pair_losses(bare, weights, pairs) - goal).square().mean()
         residual.backward()
         return residual.item()

@@ -3,10 +3,14 @@
 It imports nothing heavy, so that its process starts at once.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 Row = Mapping[str, Any]
+RECENT_S = 30.0
+"""Workers whose sum failed for the same reason say so within this time of each other."""
 
 
 class Board:
@@ -16,6 +20,7 @@ class Board:
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._is_stopping = False
+        self._waited_at: dict[int, float] = {}
 
     def post(self, rows: list[Row]) -> bool:
         """Whether the run is to stop."""
@@ -31,3 +36,12 @@ class Board:
         rows, notes = self._rows, self._notes
         self._rows, self._notes = [], []
         return rows, notes
+
+    def waited(self, rank: int) -> None:
+        """This worker is alive, and waited in vain for others."""
+        self._waited_at[rank] = time.monotonic()
+
+    def silent(self, num_workers: int) -> list[int]:
+        """The workers that have not said so lately."""
+        now = time.monotonic()
+        return [rank for rank in range(num_workers) if now - self._waited_at.get(rank, -math.inf) > RECENT_S]

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,8 @@ from l2t_ray.training.loop import Run
 POST_EVERY_S = 0.5
 LAST_POST_S = 10
 ANSWER_S = 1.0
+SIGN_S = 3.0
+"""How long the other workers have to say that they are alive, after a sum that failed."""
 
 Made = TypeVar("Made")
 
@@ -100,7 +103,8 @@ def _train(spec: WorkerSpec, poster: Poster) -> None:
         TeacherLostError: if it was lost more than `ray.max_failures` times without a checkpoint between.
         TimeoutError: if another worker hangs.
     """
-    group, max_failures = ProcessGroup(timeout_s=spec.config.ray.timeout_s), spec.config.ray.max_failures
+    max_failures = spec.config.ray.max_failures
+    group = ProcessGroup(timeout_s=spec.config.ray.timeout_s, find_silent=partial(_find_silent, spec.board))
     store = build_store(spec.config, spec.run_dir)
     run = _agreed(lambda: _build(spec, group), group)
     start = _newest(store, spec, group)
@@ -119,6 +123,18 @@ def _train(spec: WorkerSpec, poster: Poster) -> None:
                     f"{error}; it is restarted, going on from the last checkpoint "
                     f"(loss {num_losses} of ray.max_failures={max_failures} since then)"
                 )
+
+
+def _find_silent(board: Any, rank: int, num_workers: int) -> list[int]:
+    """The workers that do not tell the board, as this one does, that they waited in vain."""
+    give_up = time.monotonic() + SIGN_S
+    try:
+        board.waited.remote(rank)
+        while (silent := ray.get(board.silent.remote(num_workers), timeout=ANSWER_S)) and time.monotonic() < give_up:
+            time.sleep(0.1)
+        return silent
+    except RayError:  # no board, no names
+        return []
 
 
 def _build(spec: WorkerSpec, group: ProcessGroup) -> Run:

@@ -26,7 +26,7 @@ class Blow:
 
     Attributes:
         mark: a file that is made first, so that the round when redone goes well.
-        takes_machine: the (simulated) machine dies as well: its raylet, which all of its processes follow.
+        takes_machine: the (simulated) machine dies as well: its raylet, and all processes that it had started.
     """
 
     mark: Path
@@ -41,7 +41,9 @@ class Blow:
         if self.takes_machine:
             raylet = psutil.Process().parent()
             assert raylet is not None and raylet.name() == "raylet", raylet
-            raylet.kill()
+            for process in [raylet, *raylet.children(recursive=True)]:
+                if process.pid != os.getpid():
+                    process.kill()
         os.kill(os.getpid(), self.signal)
 
 

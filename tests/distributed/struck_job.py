@@ -1,8 +1,6 @@
 """The main job on a cluster of several machines, of which one is to die: a driver process of its own.
 
-    python struck_job.py MARK ROUND worker|teacher|nobody CONFIG key=value ...
-
-Ends with the number of workers that were training at the end, on a line of its own.
+python struck_job.py MARK ROUND worker|teacher CONFIG key=value ...
 """
 
 import sys
@@ -23,7 +21,7 @@ def main() -> None:
         launch.build_teacher = sabotage.teacher_struck(blow)
     if victim == "worker":
         worker.train_worker = sabotage.worker_struck(blow, rank=0)
-    Experiment.from_yaml(config, overrides).run(quiet=True)
+    Experiment.from_yaml(config, overrides).run()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ IN_TWO_WORKERS = {
     "worker killed in the middle of an unroll": (None, KILL, [], ["lost worker .*" + RESTARTS_WORKERS]),
     "teacher killed between proposal and answer": (KILL, None, [], ["the teacher died.*" + SPARES_WORKERS]),
     "worker and teacher killed": (KILL, KILL, [], ["the teacher died", "lost worker"]),
-    "worker hangs": (None, STOP, ["ray.timeout_s=15"], ["ray.timeout_s=15 s.* hangs"]),
+    "worker hangs": (None, STOP, ["ray.timeout_s=15"], ["waited ray.timeout_s=15 s .*: worker 1 hangs"]),
     "teacher hangs": (STOP, None, ["ray.timeout_s=15"], ["the teacher did not answer within ray.timeout_s=15 s"]),
 }
 

@@ -1,6 +1,7 @@
 """The latest round as Ray serves it to Prometheus."""
 
 import re
+import sys
 import time
 import urllib.request
 
@@ -26,6 +27,7 @@ class Worker:
 def test_a_round_is_on_its_nodes_metrics_page(ray_cluster):
     import ray
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
     worker = ray.remote(Worker).options(num_cpus=0).remote()
     ray.get(worker.show.remote())
     (node,) = (node for node in ray.nodes() if node["Alive"])
