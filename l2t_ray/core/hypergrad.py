@@ -444,7 +444,7 @@ def _graph(
 ) -> tuple[_Graph, Tensor, Tensor]:
     """A step's gradient to be differentiated again; loss and logit gradient as in `loss_gradients`."""
     theta, phi = _leaf(theta), _leaf(phi)
-    with operators:
+    with operators.offered():
         gradient, loss, logit_gradient = loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
     return _Graph(gradient, theta, phi), loss, logit_gradient
 
