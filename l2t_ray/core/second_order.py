@@ -312,22 +312,24 @@ def _affine(input: Tensor, factor: Tensor, constant: Tensor) -> Tensor:
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor:
-    return F.relu(input, inplace) if inplace else _Relu.apply(input)  # pyright: ignore[reportReturnType]
+    return _Relu.apply(input, inplace)  # pyright: ignore[reportReturnType]
 
 
 class _Relu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor) -> Tensor:  # pyright: ignore
-        output = input.clamp_min(0)
+    def forward(ctx: Any, input: Tensor, inplace: bool) -> Tensor:  # pyright: ignore
+        if inplace:
+            ctx.mark_dirty(input)
+        output = input.clamp_min_(0) if inplace else input.clamp_min(0)
         ctx.save_for_backward(output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore
         (output,) = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return _aten.threshold_backward(gradient, output, 0)
-        return _ReluBackward.apply(gradient, output.detach())  # pyright: ignore[reportReturnType]
+            return _aten.threshold_backward(gradient, output, 0), None
+        return _ReluBackward.apply(gradient, output.detach()), None
 
 
 class _ReluBackward(torch.autograd.Function):
