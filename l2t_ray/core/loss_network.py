@@ -17,9 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.core.pair_losses import closed_form_losses
 from l2t_ray.core.pairs import PairTransform, one_vs_one, other_classes
-from l2t_ray.core.second_order import offered_operators
 
 LossInit = Literal["released", "linear", "cross_entropy", "gce"]
 Activation = Literal["leaky_relu", "silu"]
@@ -180,8 +178,6 @@ def pair_losses(
     """The network itself, on rows `[p_true, p_other, 1, r]` with r = 0 or the label-pair entry."""
     if phi.shape[0] != spec.num_weights:
         raise ValueError(f"this loss network has {spec.num_weights} weights, got a vector of {phi.shape[0]}.")
-    if offered_operators() is not None:
-        return closed_form_losses(spec.activation, phi, spec.shapes, pairs, table_entries)
     first, *others = layer_weights(spec, phi)
     # The constant entry 1 acts as the first layer's bias: no constant columns are materialised.
     x = F.linear(pairs, first[:, :2], first[:, 2])

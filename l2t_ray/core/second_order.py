@@ -8,8 +8,8 @@ written out with the kernels that the first derivative uses already. The results
 second derivative exists, not a third.
 
 Inside `with SecondOrderOperators():` every `F.conv2d`, training-mode `F.batch_norm` and `F.relu` of any module is one
-of these. An engine offers them (`SecondOrderOperators.offered`) to whoever can use them: to the student's forward pass,
-which puts itself inside, and to the loss network, whose derivatives are in closed form (`pair_losses.py`).
+of these. An engine offers them (`offered`), and the student's forward pass puts itself inside: what else a step
+computes, the loss network above all, would only pay for being looked at.
 """
 
 from collections.abc import Iterator
