@@ -50,7 +50,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
 from l2t_ray.core.flat import clone_buffers, recomputed_blocks
-from l2t_ray.core.heap import returned_memory, use_huge_pages
+from l2t_ray.core.heap import returned_memory
 from l2t_ray.core.second_order import SecondOrderOperators
 from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
@@ -113,7 +113,6 @@ class StoreEngine:
 
     def __init__(self, problem: InnerProblem, phi: Tensor, num_steps: int):
         del num_steps  # graphs cannot be placed
-        use_huge_pages()
         self._problem, self._phi = problem, phi
         self._operators = SecondOrderOperators()
         self._graphs: list[_Graph] = []
