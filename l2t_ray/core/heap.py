@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-_NEVER = -1  # any number would be one that a round with large students frees at once
+_NEVER = -1  # a round of a large student frees more at once than fits an int
 _LARGE = 1 << 18
 """Bytes from which on a piece is a mapping of its own, where memory is given back at once."""
 
