@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from l2t_ray.core.second_order import offered_operators
+
 _recomputes_blocks: ContextVar[bool] = ContextVar("recomputes_blocks", default=False)
 
 
@@ -75,7 +77,8 @@ class FlatModule:
         if self.module.training != training:
             self.module.train(training)
         recomputed = _recomputed(self._blocks) if _recomputes_blocks.get() else nullcontext()
-        with _in_place(self._places, {**self.views(theta), **buffers}), recomputed:
+        operators = offered_operators() or nullcontext()
+        with _in_place(self._places, {**self.views(theta), **buffers}), recomputed, operators:
             return self.module(*args, **kwargs)
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:

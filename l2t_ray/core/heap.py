@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_NEVER = -1  # a round of a large student frees more at once than fits an int
 _LARGE = 1 << 18
 """Bytes from which on a piece is a mapping of its own, where memory is given back at once."""
 
@@ -22,7 +23,7 @@ _LARGE = 1 << 18
 def keep_freed_memory() -> None:
     """From now on this process keeps freed memory for its next use. For programs, at their start."""
     if (libc := _glibc()) is not None:
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TRIM_THRESHOLD, _NEVER)
         if not libc.mallopt(_MMAP_THRESHOLD, 2**30):
             libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow no more
 

@@ -12,8 +12,9 @@ Only the two second-order products touch the network, and how they are computed 
 three forward passes F (one forward, two backward); by that count, and a round of K = 15 steps with its validation
 pass against K plain steps in parentheses (measured ones are in benchmarks/):
 
-- `store` keeps each step's graph on the way forward: 9 F a step (3.2 times), fastest while memory lasts, which grows
-  with K;
+- `store` keeps each step's graph on the way forward: 9 F a step (3.2 times), fastest while memory lasts. That is, for
+  each of K steps, three activations a convolution with its norm (what enters it, what it gives, and the gradient
+  there): one and a half times what a plain step keeps;
 - `recompute` builds it again on the way back: 12 F (4.3 times), activation memory of one step whatever K. The
   validation pass, whose minibatch is larger, keeps only what the student's blocks were given (`recomputed_blocks`);
 - `forward_over_reverse` takes both products as one directional derivative of the gradient: 12 F, as `recompute`, but
@@ -444,7 +445,7 @@ def _graph(
 ) -> tuple[_Graph, Tensor, Tensor]:
     """A step's gradient to be differentiated again; loss and logit gradient as in `loss_gradients`."""
     theta, phi = _leaf(theta), _leaf(phi)
-    with operators:
+    with operators.offered():
         gradient, loss, logit_gradient = loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
     return _Graph(gradient, theta, phi), loss, logit_gradient
 

@@ -1,16 +1,20 @@
-"""Convolution and batch normalisation whose second derivatives are as cheap as their first.
+"""Convolution, batch normalisation and ReLU whose second derivatives are as cheap as their first.
 
-The way back of a hypergradient differentiates the student's backward pass. Autograd can do that, but for the two
+The way back of a hypergradient differentiates the student's backward pass. Autograd can do that, but for the
 operations that fill a convolutional student it takes detours: the derivative of a convolution's backward pass is
-built from transposed copies and from convolutions with image-sized kernels, and that of batch normalisation from some
-thirty elementwise passes over the activations. Here both are written out with the kernels that the first derivative
-uses already. The results are the same up to rounding; only the second derivative exists, not a third.
+built from transposed copies and from convolutions with image-sized kernels, that of batch normalisation from some
+thirty elementwise passes over the activations, and that of ReLU adds zeros to what the next layer gave. Here they are
+written out with the kernels that the first derivative uses already. The results are the same up to rounding; only the
+second derivative exists, not a third.
 
-Inside `with SecondOrderOperators():` every `F.conv2d` and training-mode `F.batch_norm` of any module is one of these.
+Inside `with SecondOrderOperators():` every `F.conv2d`, training-mode `F.batch_norm` and `F.relu` of any module is one
+of these. An engine offers them (`offered`), and the student's forward pass puts itself inside: what else a step
+computes, the loss network above all, would only pay for being looked at.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +27,7 @@ _aten = torch.ops.aten
 
 
 class SecondOrderOperators(TorchFunctionMode):
-    """Replaces the two operators by their counterparts below, for what this thread computes inside `with`.
+    """Replaces the operators by their counterparts below, for what this thread computes inside `with`.
 
     Attributes:
         is_mixed_only: while True, second derivatives in the operators' inputs and weights are left out. What remains
@@ -40,7 +44,18 @@ class SecondOrderOperators(TorchFunctionMode):
             return _conv2d(self, *args, **(kwargs or {}))
         if func is F.batch_norm:
             return _batch_norm(self, *args, **(kwargs or {}))
+        if func is F.relu:
+            return _relu(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def offered(self) -> Iterator[None]:
+        """Inside, `offered_operators` gives these."""
+        token = _offered.set(self)
+        try:
+            yield
+        finally:
+            _offered.reset(token)
 
     @contextmanager
     def mixed_only(self) -> Iterator[None]:
@@ -49,6 +64,14 @@ class SecondOrderOperators(TorchFunctionMode):
             yield
         finally:
             self.is_mixed_only = False
+
+
+_offered: ContextVar[SecondOrderOperators | None] = ContextVar("offered", default=None)
+
+
+def offered_operators() -> SecondOrderOperators | None:
+    """The operators of an engine that will differentiate a second time what is computed now; None: there is none."""
+    return _offered.get()
 
 
 def _conv2d(
@@ -103,6 +126,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore
         input, weight = ctx.saved_tensors
+        if not torch.is_grad_enabled():  # the second way back, which nothing differentiates: spare autograd's own cost
+            return *_correlate(gradient, input, weight, ctx.options, [ctx.needs_input_grad[0], True]), None
         return *_ConvolutionBackward.apply(gradient, input, weight, ctx.options, ctx.needs_input_grad[0]), None
 
 
@@ -180,6 +205,9 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore
         input, weight, mean, scale = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            gradients = _project(gradient, input, weight, mean, scale, ctx.eps, [True, True, True])
+            return *gradients, None, None, None, None, None
         gradients = _BatchNormBackward.apply(gradient, input, weight, mean, scale, ctx.eps, ctx.operators)
         return *gradients, None, None, None, None, None
 
@@ -187,11 +215,12 @@ class _BatchNorm(torch.autograd.Function):
 class _BatchNormBackward(torch.autograd.Function):
     """With xhat = (x - mean) s, s = 1 / std, <.> the mean over a channel's N values, gradient g and weight w:
 
-        in x:       w s (g - <g> - xhat <g xhat>)
+        in x:       h = w k,  k = s (g - <g> - xhat <g xhat>)
         in weight:  N <g xhat>
         in bias:    N <g>
 
-    The first is symmetric in g, so its derivative in g is the same kernel again.
+    The first is symmetric in g, so its derivative in g is the same kernel again. Kept is h, which the convolution
+    before keeps as well, and not g: a quarter of what a step keeps.
     """
 
     @staticmethod
@@ -205,8 +234,10 @@ class _BatchNormBackward(torch.autograd.Function):
         eps: float,
         operators: SecondOrderOperators,
     ) -> Any:
+        # k = h / w must exist: a weight of zero passes for one of 1e-12, far below rounding beside any other channel.
+        weight = torch.copysign(weight.abs().clamp_min_(_NO_WEIGHT), weight)
         gradients = _project(gradient, input, weight, mean, scale, eps, [True, True, True])
-        ctx.save_for_backward(gradient, input, weight, mean, scale, gradients[1], gradients[2])
+        ctx.save_for_backward(gradients[0], input, weight, mean, scale, gradients[1])
         ctx.eps, ctx.operators = eps, operators
         ctx.set_materialize_grads(False)
         return gradients
@@ -218,16 +249,15 @@ class _BatchNormBackward(torch.autograd.Function):
     ) -> Any:
         """Of `P = <<v, in x>> + u in weight + t in bias`, for v, u, t the three arguments and <<.>> the sum.
 
-        With A = N <g xhat>, B = N <v xhat>, G = N <g>, V = N <v>, S = <<v g>> - V G / N and q = s (u - w s B / N):
+        With A = N <g xhat>, B = N <v xhat>, V = N <v>, K = <<v k>> and q = s (u - w s B / N):
 
             in g:       w s v + q (x - mean) + t - w s V / N
-            in weight:  s (S - A B / N)
-            in x:       q (g - G / N) - w s^2 A / N (v - V / N) - r (x - mean),
-                        r = s (w s^2 / N (S - 3 A B / N) + u s A / N)
+            in weight:  K
+            in x:       q / s k - w s^2 A / N (v - V / N) - w s^2 / N (K - s A B / N) (x - mean)
 
-        Each result in g and x is one combination of g, v and x with a coefficient a channel: at most three passes.
+        Each result in g and x is one combination of h, v and x with a coefficient a channel: at most three passes.
         """
-        gradient, input, weight, mean, scale, A, G = ctx.saved_tensors
+        h, input, weight, mean, scale, A = ctx.saved_tensors
         channels = (1, -1) + (1,) * (input.ndim - 2)
         N = input.numel() // input.shape[1]
         v = torch.zeros_like(input) if along_input is None else along_input
@@ -236,23 +266,26 @@ class _BatchNormBackward(torch.autograd.Function):
         _, B, V = _project(v, input, weight, mean, scale, ctx.eps, [False, True, True])
         slope = weight * scale
         slope_n = slope / N
-        q = torch.addcmul(u, slope_n, B, value=-1).mul_(scale)
+        by_k = torch.addcmul(u, slope_n, B, value=-1)
+        q = by_k * scale
         constant = torch.addcmul(t, slope_n, V, value=-1).addcmul_(mean, q, value=-1)
-        in_gradient = torch.addcmul(constant.view(channels), input, q.view(channels))
-        in_gradient.addcmul_(v, slope.view(channels))
+        in_gradient = _affine(input, q, constant).addcmul_(v, slope.view(channels))
         if ctx.operators.is_mixed_only:
             return in_gradient, None, None, None, None, None, None
 
-        S = torch.addcmul(_channel_sums(v, gradient), V, G, value=-1 / N)
-        AB = A * B
-        in_weight = torch.add(S, AB, alpha=-1 / N).mul_(scale)
+        # <<v h>> by the kernel that takes sums of x g: no product is written down.
+        in_weight = _project(v, h, weight, torch.zeros_like(mean), torch.ones_like(scale), 0.0, [False, True, False])[1]
+        in_weight = in_weight / weight
         slope_n.mul_(scale)
         by_v = slope_n * A
-        r = torch.add(S, AB, alpha=-3 / N).mul_(slope_n).addcmul_(u * scale, A, value=1 / N).mul_(scale)
-        constant = (mean * r).addcmul_(by_v, V, value=1 / N).addcmul_(q, G, value=-1 / N)
-        in_input = torch.addcmul(constant.view(channels), input, r.view(channels), value=-1)
-        in_input.addcmul_(gradient, q.view(channels)).addcmul_(v, by_v.view(channels), value=-1)
+        by_x = torch.addcmul(in_weight, scale * A, B, value=-1 / N).mul_(slope_n)
+        constant = (mean * by_x).addcmul_(by_v, V, value=1 / N)
+        in_input = _affine(input, by_x.neg_(), constant)
+        in_input.addcmul_(h, (by_k / weight).view(channels)).addcmul_(v, by_v.view(channels), value=-1)
         return in_gradient, in_input, in_weight, None, None, None, None
+
+
+_NO_WEIGHT = 1e-12
 
 
 def _project(
@@ -262,6 +295,52 @@ def _project(
     return _aten.native_batch_norm_backward(gradient, input, weight, None, None, mean, scale, True, eps, mask)
 
 
-def _channel_sums(first: Tensor, second: Tensor) -> Tensor:
-    """The sum over a channel of the product of two activations."""
-    return (first * second).sum(dim=[0, *range(2, first.ndim)])
+def _affine(input: Tensor, factor: Tensor, constant: Tensor) -> Tensor:
+    """`factor * input + constant`, a factor and a constant for each channel.
+
+    Two operands of a channel's length make torch loop over so few channels-last values at a time that it takes four
+    times as long; over whole rows of an image it does not.
+    """
+    if input.ndim != 4 or input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
+        channels = (1, -1) + (1,) * (input.ndim - 2)
+        return torch.addcmul(constant.view(channels), input, factor.view(channels))
+    n, c, height, width = input.shape
+    rows = input.permute(0, 2, 3, 1).view(n * height, width * c)
+    factor, constant = (t.expand(width, c).reshape(-1) for t in (factor, constant))
+    output = torch.addcmul(constant, rows, factor)
+    return output.view(n, height, width, c).permute(0, 3, 1, 2)
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Tensor:
+    return _Relu.apply(input, inplace)  # pyright: ignore[reportReturnType]
+
+
+class _Relu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, inplace: bool) -> Tensor:  # pyright: ignore
+        if inplace:
+            ctx.mark_dirty(input)
+        output = input.clamp_min_(0) if inplace else input.clamp_min(0)
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore
+        (output,) = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _aten.threshold_backward(gradient, output, 0), None
+        return _ReluBackward.apply(gradient, output.detach()), None
+
+
+class _ReluBackward(torch.autograd.Function):
+    """Linear in the gradient; its own derivative in the output is zero wherever it exists."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, output: Tensor) -> Tensor:  # pyright: ignore
+        ctx.save_for_backward(output)
+        return _aten.threshold_backward(gradient, output, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, along: Tensor) -> Any:  # pyright: ignore
+        return _aten.threshold_backward(along, ctx.saved_tensors[0], 0), None

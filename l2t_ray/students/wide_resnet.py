@@ -22,9 +22,9 @@ class _Block(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if is_projected else None
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
-        y = F.relu(self.norm1(x))
+        y = F.relu(self.norm1(x), inplace=True)
         shortcut = x if self.shortcut is None else self.shortcut(y)
-        return self.conv2(F.relu(self.norm2(self.conv1(y)))) + shortcut
+        return self.conv2(F.relu(self.norm2(self.conv1(y)), inplace=True)) + shortcut
 
 
 class WideResNet(nn.Module):
@@ -62,7 +62,7 @@ class WideResNet(nn.Module):
     ) -> Float[Tensor, "n k"] | tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
         """Logits, and with them the pooled features that the last layer reads."""
         x = x.contiguous(memory_format=torch.channels_last)  # as in `ResNet`
-        maps = F.relu(self.norm(self.blocks(self.conv(x))))
+        maps = F.relu(self.norm(self.blocks(self.conv(x))), inplace=True)
         embedding = pool_to_grid(maps, 1).flatten(1)
         logits = self.linear(embedding)
         return (logits, embedding) if with_embedding else logits

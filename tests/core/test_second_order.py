@@ -55,12 +55,30 @@ def test_convolution_of_data_that_needs_no_gradient():
     assert_same(lambda w: F.conv2d(images, w, padding=1).tanh(), [draws(4, 2, 3, 3, seed=1)])
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(8, 5), (3, 5, 4, 6)])
-def test_batch_norm(shape):
+def test_batch_norm(shape, memory_format):
     def norm(x, w, b):
+        x = x.contiguous(memory_format=memory_format) if x.ndim == 4 else x
         return F.batch_norm(x, None, None, w, b, training=True).tanh()
 
     assert_same(norm, [draws(*shape, seed=0) * 2 + 1, draws(5, seed=1), draws(5, seed=2)])
+
+
+def test_batch_norm_with_a_weight_of_zero():
+    def norm(x, w, b):
+        return F.batch_norm(x, None, None, w, b, training=True).tanh()
+
+    weight = draws(5, seed=1)
+    weight[1], weight[3] = 0.0, -1e-14
+    assert_same(norm, [draws(3, 5, 4, 6, seed=0) * 2 + 1, weight, draws(5, seed=2)])
+
+
+def test_relu():
+    def twice(x, w):
+        return F.relu(F.conv2d(F.relu(x), w)).square()  # of something nonlinear, so that mixed terms are there
+
+    assert_same(twice, [draws(3, 4, 7, 8, seed=0), draws(6, 4, 3, 3, seed=1)])
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
