@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from l2t_ray.core.second_order import offered_operators
 
@@ -147,15 +147,35 @@ def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
             del block.forward
 
 
-def _forward_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _forward_again(block: nn.Module, x: Tensor) -> Tensor:
     """The block's output. Its second forward pass finds the tensors that are in place now, not those of then."""
-    places, tensors = _places(block), {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    return _Recomputed.apply(block, _places(block), list(tensors), x, *tensors.values())
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with _in_place(places, tensors):
-            return type(block).forward(block, *args, **kwargs)
 
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+class _Recomputed(torch.autograd.Function):
+    """A block that keeps its input alone. First derivatives only.
+
+    `torch.utils.checkpoint` does the same for more cases, and brings torch's compiler in: 5 s of a core, 190 MiB.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, block: nn.Module, places: _Places, names: list[str], x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.block, ctx.places, ctx.names = block, places, names
+        ctx.tensors = tensors  # the caller's own: views of the flat vector, and buffers, which move meanwhile
+        ctx.save_for_backward(x)
+        return type(block).forward(block, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, *tensors = (t.detach().requires_grad_(t.requires_grad) for t in (*ctx.saved_tensors, *ctx.tensors))
+        with torch.enable_grad(), _in_place(ctx.places, dict(zip(ctx.names, tensors, strict=True))):
+            # A product, not `grad_outputs`: torch imports a symbolic algebra system to check their shapes.
+            pulled = (type(ctx.block).forward(ctx.block, x) * gradient).sum()
+        inputs = [t for t in (x, *tensors) if t.requires_grad]
+        found = iter(torch.autograd.grad(pulled, inputs))
+        return None, None, None, *(next(found) if t.requires_grad else None for t in (x, *tensors))
 
 
 def clone_buffers(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
