@@ -171,10 +171,9 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, *tensors = (t.detach().requires_grad_(t.requires_grad) for t in (*ctx.saved_tensors, *ctx.tensors))
         with torch.enable_grad(), _in_place(ctx.places, dict(zip(ctx.names, tensors, strict=True))):
-            # A product, not `grad_outputs`: torch imports a symbolic algebra system to check their shapes.
-            pulled = (type(ctx.block).forward(ctx.block, x) * gradient).sum()
+            output = type(ctx.block).forward(ctx.block, x)
         inputs = [t for t in (x, *tensors) if t.requires_grad]
-        found = iter(torch.autograd.grad(pulled, inputs))
+        found = iter(torch.autograd.grad(output, inputs, gradient))
         return None, None, None, *(next(found) if t.requires_grad else None for t in (x, *tensors))
 
 
