@@ -4,7 +4,7 @@ Momentum, weight decay, the co-states of the hypergradient, sums over workers an
 operation on one tensor, whatever the network.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -147,34 +147,50 @@ def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
             del block.forward
 
 
-def _forward_again(block: nn.Module, x: Tensor) -> Tensor:
+def _forward_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The block's output. Its second forward pass finds the tensors that are in place now, not those of then."""
     tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
-    return _Recomputed.apply(block, _places(block), list(tensors), x, *tensors.values())
+    inputs = [arg for arg in args if isinstance(arg, Tensor)]
+
+    def run(inputs: Sequence[Tensor]) -> Any:
+        given = iter(inputs)
+        return type(block).forward(block, *(next(given) if isinstance(a, Tensor) else a for a in args), **kwargs)
+
+    return _Recomputed.apply(run, _places(block), list(tensors), *inputs, *tensors.values())
 
 
 class _Recomputed(torch.autograd.Function):
-    """A block that keeps its input alone. First derivatives only.
+    """A block that keeps its inputs alone, and gives one tensor. First derivatives only.
 
     `torch.utils.checkpoint` does the same for more cases, and brings torch's compiler in: 5 s of a core, 190 MiB.
     """
 
     @staticmethod
-    def forward(ctx: Any, block: nn.Module, places: _Places, names: list[str], x: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.block, ctx.places, ctx.names = block, places, names
-        ctx.tensors = tensors  # the caller's own: views of the flat vector, and buffers, which move meanwhile
-        ctx.save_for_backward(x)
-        return type(block).forward(block, x)
+    def forward(
+        ctx: Any, run: Callable[[Sequence[Tensor]], Tensor], places: _Places, names: list[str], *tensors: Tensor
+    ) -> Tensor:
+        num_inputs = len(tensors) - len(names)
+        ctx.run, ctx.places, ctx.names = run, places, names
+        ctx.own = tensors[num_inputs:]  # the caller's: views of the flat vector, and buffers, which move meanwhile
+        ctx.save_for_backward(*tensors[:num_inputs])
+        ctx.devices = sorted({t.get_device() for t in tensors if t.is_cuda})
+        ctx.random = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in ctx.devices]
+        return run(tensors[:num_inputs])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, *tensors = (t.detach().requires_grad_(t.requires_grad) for t in (*ctx.saved_tensors, *ctx.tensors))
-        with torch.enable_grad(), _in_place(ctx.places, dict(zip(ctx.names, tensors, strict=True))):
-            output = type(ctx.block).forward(ctx.block, x)
-        inputs = [t for t in (x, *tensors) if t.requires_grad]
-        found = iter(torch.autograd.grad(output, inputs, gradient))
-        return None, None, None, *(next(found) if t.requires_grad else None for t in (x, *tensors))
+        tensors = [t.detach().requires_grad_(t.requires_grad) for t in (*ctx.saved_tensors, *ctx.own)]
+        inputs, own = tensors[: len(ctx.saved_tensors)], tensors[len(ctx.saved_tensors) :]
+        with torch.random.fork_rng(ctx.devices), torch.enable_grad():
+            torch.set_rng_state(ctx.random[0])
+            for device, state in zip(ctx.devices, ctx.random[1], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            with _in_place(ctx.places, dict(zip(ctx.names, own, strict=True))):
+                output = ctx.run(inputs)
+        sought = [t for t in tensors if t.requires_grad]
+        found = iter(torch.autograd.grad(output, sought, gradient, allow_unused=True))
+        return None, None, None, *(next(found) if t.requires_grad else None for t in tensors)
 
 
 def clone_buffers(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

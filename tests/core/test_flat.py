@@ -152,6 +152,43 @@ def test_recomputed_blocks_give_the_same_derivative_with_less_kept():
     assert all("forward" not in vars(block) for block in net)
 
 
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.drop, self.unused = nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 3)
+
+    def forward(self, x, gate, scale=1.0):
+        return x + scale * gate * self.drop(self.linear(x)).tanh()
+
+
+class Gates(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Gated(), Gated()])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x, x.sigmoid(), scale=2.0)
+        return self.blocks[1](x, x.sigmoid())
+
+
+def test_recomputed_blocks_draw_as_before_and_take_what_modules_take():
+    net = Gates().double()
+    flat = FlatModule(net)
+
+    def gradient():
+        theta = flat.initial().requires_grad_()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            output = flat(theta, {}, inputs(), training=True).square().sum()
+            return torch.autograd.grad(output, theta)[0]
+
+    expected = gradient()
+    with recomputed_blocks():
+        actual = gradient()
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_clone_buffers_copies():
     buffers = {"a": torch.ones(2)}
     copied = clone_buffers(buffers)
