@@ -64,10 +64,19 @@ class StudentState(NamedTuple):
 
 
 class MethodState(NamedTuple):
-    """All that a method carries from round to round, its teacher apart. `extra` belongs to the method alone."""
+    """All that a method carries from round to round, its teacher apart.
+
+    `extra` belongs to the method alone, but for one entry, which is there or not: `loss_start` (m weights) is to be
+    added to the teacher's phi to have the loss that is in use.
+    """
 
     student: StudentState
     extra: Mapping[str, Tensor]
+
+
+def loss_in_use(phi: Float[Tensor, " m"], state: MethodState) -> Float[Tensor, " m"]:
+    start = state.extra.get("loss_start")
+    return phi if start is None else phi + start.to(phi)
 
 
 class LossParams(NamedTuple):

@@ -22,10 +22,11 @@ class MethodRecord(Record):
     """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
     images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone,
     with plain cross-entropy; `trusted`: as `judge`, but in the last rounds they are trained on as well, with plain
-    cross-entropy, while the noisy ones go on under the method's loss as it then stands."""
+    cross-entropy, while the noisy ones go on under the method's loss. (`l2t_dln` then validates on one half of them
+    and trains on the other, and takes turns each epoch.)"""
     fine_tuning_share: Share = 0.2
     """Share of the rounds that `fine_tuned` gives to the validation images."""
-    trusted_share: Share = 0.3
+    trusted_share: Share = 0.7
     """Share of the rounds in which `trusted` trains on the validation images as well."""
 
     @property
@@ -40,9 +41,19 @@ class LossNetworkConfig(Record):
     layers: Annotated[int, Field(ge=2)] = 5
     pairs: Literal["sigmoid", "softmax"] = "softmax"
     activation: Literal["leaky_relu", "silu"] = "silu"
-    label_entries: Literal["constant", "table"] = "table"
-    """`constant`: (1, 0) as in the paper; `table`: a learned entry for each pair of classes in place of the 0."""
+    label_entries: Literal["constant", "table", "channel"] = "table"
+    """`constant`: (1, 0) as in the paper; `table`: a learned entry for each pair of classes in place of the 0;
+    `channel`: (1, 0), and probabilities go through a learned matrix of label noise before they are paired."""
     mean: Literal["pairs", "released"] = "pairs"
+
+    @model_validator(mode="after")
+    def _a_channel_needs_probabilities(self) -> "LossNetworkConfig":
+        if self.label_entries == "channel" and self.pairs != "softmax":
+            raise ValueError(
+                f"loss_network.label_entries 'channel' needs probabilities that add up to 1, and loss_network.pairs is "
+                f"{self.pairs!r}; set loss_network.pairs=softmax or label_entries=table"
+            )
+        return self
 
 
 class AdamConfig(Record):
@@ -100,6 +111,9 @@ class L2TDLNConfig(MethodRecord):
     """Student steps the hypergradient goes back through; null: all of a round's."""
     loss_network: LossNetworkConfig = LossNetworkConfig()
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
+    warm_share: Annotated[float, Field(ge=0, lt=1)] = 0
+    """Share of the rounds, the first ones, that train with plain cross-entropy while the teacher rests. A channel then
+    starts at what the student says of the validation images of each class, as gold loss correction has it."""
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
     batch_norm_buffers: Literal["kept", "dropped"] = "kept"

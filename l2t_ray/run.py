@@ -403,7 +403,7 @@ def _selected(rows: Sequence[Mapping[str, Any]]) -> float | None:
 def loss_card(config: ExperimentConfig, loss_network: DynamicLossNetwork, summaries: list[dict[str, Any]]) -> str:
     """A page that says what a learned loss is, where it comes from and how it did."""
     spec, last = loss_network.spec, summaries[-1]
-    classes = "any number of classes" if spec.label_table is None else f"{spec.label_table} classes"
+    classes = "any number of classes" if spec.num_classes is None else f"{spec.num_classes} classes"
     return f"""# A learned loss
 
 `loss.safetensors` holds a dynamic loss network of {spec.num_weights:,} weights for {classes}, learned while a

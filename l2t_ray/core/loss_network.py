@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.core.pairs import PairTransform, one_vs_one, other_classes
+from l2t_ray.core.pairs import PairTransform, one_vs_one, other_classes, pairs_of
 
 LossInit = Literal["released", "linear", "cross_entropy", "gce"]
 Activation = Literal["leaky_relu", "silu"]
 
-# The label-pair table is stored at a tenth of its effect, so that a teacher whose steps are about 1e-3 moves it.
+# The table of classes is stored at a tenth of its effect, so that a teacher whose steps are about 1e-3 moves it.
 TABLE_SCALE = 10.0
+# What a channel adds to probabilities before their logarithm: nothing is impossible, and all of it can be learned.
+CHANNEL_FLOOR = 1e-3
 GCE_Q = 0.7  # Zhang & Sabuncu 2018
 FILE_FORMAT = "l2t_ray.loss/1"
 
@@ -42,6 +44,10 @@ class LossNetworkSpec:
             slope of the loss, and a shifted kink leaves the slope alone almost everywhere.
         label_table: number of classes C of a learned C x C table that stands in for the second label entry, so that
             a loss may treat each pair of classes differently; None: the constant entry 0 (paper).
+        channel: number of classes C of a learned C x C noise channel T, rows adding up to 1: pairs are then of p T,
+            what the student's p says of the label that a noisy annotator would give, so that the p that fits best is
+            that of the true classes (forward correction: Patrini et al., CVPR 2017). Needs softmax pairs, and stands
+            in for a label-pair table. None: pairs are of p itself.
         mean: `pairs`: mean over the C - 1 pairs; `released`: (C - 1) / C of it, for the released code also counts the
             zeroed row of the true class.
     """
@@ -52,12 +58,15 @@ class LossNetworkSpec:
     activation: Activation = "leaky_relu"
     label_table: int | None = None
     mean: Literal["pairs", "released"] = "pairs"
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.layers < 2:
             raise ValueError(
                 f"a loss network needs hidden >= 1 and layers >= 2, got hidden={self.hidden}, layers={self.layers}."
             )
+        if self.channel is not None and (self.label_table is not None or self.pairs != "softmax"):
+            raise ValueError("a loss network with a channel needs softmax pairs and no label-pair table.")
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -67,7 +76,17 @@ class LossNetworkSpec:
 
     @property
     def num_weights(self) -> int:
-        return sum(rows * columns for rows, columns in self.shapes) + (self.label_table or 0) ** 2
+        return sum(rows * columns for rows, columns in self.shapes) + self.num_entries
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that a table or channel ties the loss to; None: it is for any number."""
+        return self.label_table or self.channel
+
+    @property
+    def num_entries(self) -> int:
+        """Weights behind those of the layers: the entries of the label-pair table or of the channel."""
+        return (self.num_classes or 0) ** 2
 
 
 class DynamicLossNetwork(nn.Module):
@@ -94,10 +113,11 @@ class DynamicLossNetwork(nn.Module):
         activation: Activation = "leaky_relu",
         label_table: int | None = None,
         mean: Literal["pairs", "released"] = "pairs",
+        channel: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
-        self.spec = LossNetworkSpec(hidden, layers, pairs, activation, label_table, mean)
+        self.spec = LossNetworkSpec(hidden, layers, pairs, activation, label_table, mean, channel)
         self.phi = nn.Parameter(initial_weights(self.spec, init, seed))
 
     def forward(
@@ -125,16 +145,20 @@ class DynamicLossNetwork(nn.Module):
     ) -> Float[Tensor, " n"]:
         """`losses` with the weights `phi` in place of the module's own: a pure function of its arguments."""
         spec, num_classes = self.spec, logits.shape[1]
+        if spec.num_classes not in (None, num_classes):
+            raise ValueError(
+                f"this loss was learned for {spec.num_classes} classes (it holds a table of them), "
+                f"got logits of {num_classes} classes."
+            )
         entries = None
+        if spec.channel is not None:
+            pairs = pairs_of(logits.softmax(dim=1) @ channel(spec, phi), labels)
+        else:
+            pairs = one_vs_one(logits, labels, spec.pairs)
         if spec.label_table is not None:
-            if num_classes != spec.label_table:
-                raise ValueError(
-                    f"this loss was learned for {spec.label_table} classes (it holds a label-pair table), "
-                    f"got logits of {num_classes} classes."
-                )
-            table = phi[-(num_classes**2) :].view(num_classes, num_classes)
+            table = phi[-spec.num_entries :].view(num_classes, num_classes)
             entries = TABLE_SCALE * table[labels].gather(1, other_classes(labels, num_classes))
-        losses = pair_losses(spec, phi, one_vs_one(logits, labels, spec.pairs), entries).mean(dim=1)
+        losses = pair_losses(spec, phi, pairs, entries).mean(dim=1)
         return losses * ((num_classes - 1) / num_classes) if spec.mean == "released" else losses
 
     def save(self, path: str | Path) -> None:
@@ -190,17 +214,36 @@ def pair_losses(
     return x.squeeze(-1)
 
 
+def channel(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, "c c"]:
+    """The noise channel: row the class, column the label that it is given. The identity, but for a floor, where the
+    entries of phi are zero."""
+    assert spec.channel is not None
+    entries = phi[-spec.num_entries :].view(spec.channel, spec.channel)
+    return (_log_floored(torch.eye(spec.channel).to(phi)) + TABLE_SCALE * entries).softmax(dim=1)
+
+
+def started_at(spec: LossNetworkSpec, matrix: Float[Tensor, "c c"]) -> Float[Tensor, " m"]:
+    """What to add to phi so that a channel which is the identity there becomes `matrix`, but for the floor."""
+    shift = torch.zeros(spec.num_weights).to(matrix)
+    identity = torch.eye(len(matrix)).to(matrix)
+    shift[-spec.num_entries :] = ((_log_floored(matrix) - _log_floored(identity)) / TABLE_SCALE).flatten()
+    return shift
+
+
+def _log_floored(matrix: Tensor) -> Tensor:
+    return (matrix + CHANNEL_FLOOR).log()
+
+
 def layer_weights(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> list[Tensor]:
-    """`phi` cut into the weight matrices of its layers (the label-pair table, if any, lies behind them)."""
+    """`phi` cut into the weight matrices of its layers (a table of classes, if any, lies behind them)."""
     sizes = [rows * columns for rows, columns in spec.shapes]
-    if spec.label_table is not None:
-        sizes.append(spec.label_table**2)
+    sizes.append(spec.num_entries)
     pieces = phi.split(sizes)
     return [piece.view(shape) for piece, shape in zip(pieces, spec.shapes, strict=False)]
 
 
 def initial_weights(spec: LossNetworkSpec, init: LossInit, seed: int) -> Float[Tensor, " m"]:
-    """Weights to start from (see `DynamicLossNetwork`). The label-pair table starts at zero.
+    """Weights to start from (see `DynamicLossNetwork`). A table of classes starts at zero.
 
     Raises:
         ValueError: if `init` is unknown.
@@ -224,7 +267,7 @@ def _kaiming_weights(spec: LossNetworkSpec, seed: int) -> Tensor:
     gain = nn.init.calculate_gain("leaky_relu", 0.01)
     # fan out, as released: std 0.22 for the 40-wide layers and 1.4 for the last.
     pieces = [torch.randn(rows * cols, generator=generator) * (gain / math.sqrt(rows)) for rows, cols in spec.shapes]
-    return torch.cat([*pieces, torch.zeros((spec.label_table or 0) ** 2)])
+    return torch.cat([*pieces, torch.zeros(spec.num_entries)])
 
 
 class _LBFGS(torch.optim.LBFGS):
@@ -247,8 +290,7 @@ def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor])
     if spec.pairs == "softmax":
         pairs = pairs[pairs.sum(dim=1) <= 1.0]
     goal = target(pairs)
-    table_size = (spec.label_table or 0) ** 2
-    weights = phi[: phi.shape[0] - table_size].double().requires_grad_()
+    weights = phi[: phi.shape[0] - spec.num_entries].double().requires_grad_()
     bare = LossNetworkSpec(spec.hidden, spec.layers, spec.pairs, spec.activation)
     optimizer = _LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
 
@@ -259,4 +301,4 @@ def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor])
         return residual.item()
 
     optimizer.step(closure)
-    return torch.cat((weights.detach().float(), torch.zeros(table_size)))
+    return torch.cat((weights.detach().float(), torch.zeros(spec.num_entries)))

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
@@ -37,12 +38,14 @@ from l2t_ray.interfaces import (
     Data,
     DivergenceError,
     Group,
+    Method,
     MethodState,
     Metrics,
     RoundBatches,
     StudentState,
     Task,
     Teacher,
+    loss_in_use,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -80,6 +83,22 @@ class Reweighting:
     refresh_every: int = 25
 
 
+@dataclass(frozen=True)
+class WarmUp:
+    """Rounds before the loss is learned, in which the teacher rests.
+
+    Attributes:
+        rounds: how many.
+        method: what trains the student in them. It must carry nothing of its own.
+        loss_start: from the student at their end, and the round's number, what is added to phi from then on
+            (`interfaces.MethodState`), the same on every worker; None: nothing.
+    """
+
+    rounds: int
+    method: Method
+    loss_start: Callable[[StudentState, int], Float[Tensor, " m"]] | None = None
+
+
 class L2TDLN:
     """The method. The student's model is a template here: its state travels in `MethodState`."""
 
@@ -98,6 +117,8 @@ class L2TDLN:
         horizon: int | None = None,
         reweighting: Reweighting | None = None,
         keeps_buffers: bool = True,
+        warm_up: WarmUp | None = None,
+        is_clean: Bool[Tensor, " images"] | None = None,
         device: torch.device | str = "cpu",
     ):
         """See `docs/notation.md` for the symbols.
@@ -110,12 +131,16 @@ class L2TDLN:
             reweighting: None: uniform weights.
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
                 so that batch-norm statistics stay as initialised (docs/released.md, D5).
+            warm_up: None: the loss is learned from the first round on.
+            is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted; where such
+                images are trained on, it is with plain cross-entropy, as in `FixedLoss`. None: no image is.
         """
         self._student, self._task, self._data = student, task, data
         self._loss_network, self._teacher, self._sgd, self._group = loss_network, teacher, sgd, group
         self._schedule, self._horizon = schedule, horizon
         self._engine: EngineName | Literal["auto"] = engine
         self._reweighting, self._keeps_buffers, self._device = reweighting, keeps_buffers, device
+        self._warm_up, self._is_clean = warm_up, is_clean
         self._problem = InnerProblem(self._inner_loss, self._outer_error, group, sgd.momentum, sgd.weight_decay)
 
     @property
@@ -123,22 +148,30 @@ class L2TDLN:
         return self._problem
 
     def init(self) -> MethodState:
-        return MethodState(initial_student(self._student, self._device), {})
+        starts = self._warm_up is not None and self._warm_up.loss_start is not None
+        extra = {"loss_start": torch.zeros_like(self._loss_network.phi, device=self._device)} if starts else {}
+        return MethodState(initial_student(self._student, self._device), extra)
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         """One round of training (module docstring)."""
+        warm_up = self._warm_up
+        if warm_up is not None and index < warm_up.rounds:
+            warmed, metrics = warm_up.method.round(MethodState(state.student, {}), batches, index)
+            return state._replace(student=warmed.student), metrics
+        if warm_up is not None and warm_up.loss_start is not None and index == warm_up.rounds:
+            state = state._replace(extra={**state.extra, "loss_start": warm_up.loss_start(state.student, index)})
         state = self._with_centers(state, index)
         problem = self._reweighted(state)
         rates = self._sgd.rates(index, len(batches.train))
 
         current = self._teacher.read()
-        result = self._unroll(problem, state.student, current.phi, batches, rates)
+        result = self._unroll(problem, state, current.phi, batches, rates)
         gradient = result.gradient
         with part("hypergradient"):
             error = result.error.item()  # on a GPU this waits until the way back is done
         proposed = self._teacher.propose(current.version, gradient, error)
         if self._schedule == "lookahead":
-            result = self._unroll(problem, state.student, proposed.phi, batches, rates)
+            result = self._unroll(problem, state, proposed.phi, batches, rates)
             self._teacher.learn(proposed.version, result.gradient)
         else:
             self._teacher.learn(current.version)
@@ -162,11 +195,11 @@ class L2TDLN:
             outputs = self._student(student.theta, student.buffers, batch.inputs, training=False)
             rows = self._task.rows(outputs, batch)
         logits = rows.logits.detach().requires_grad_()
-        phi = self._teacher.read().phi.to(self._device)
+        phi = loss_in_use(self._teacher.read().phi.to(self._device), state)
         with torch.enable_grad():
             learned = self._loss_network.losses_at(phi, logits, rows.labels).sum()
             (push,) = torch.autograd.grad(learned, logits)
-        label = torch.nn.functional.one_hot(rows.labels, logits.shape[1])
+        label = F.one_hot(rows.labels, logits.shape[1])
         reference = torch.linalg.vector_norm(logits.detach().softmax(dim=1) - label, dim=1)
         ratio = torch.linalg.vector_norm(push, dim=1) / reference.clamp(min=torch.finfo(reference.dtype).eps)
         if self._reweighting is None or "centers" not in state.extra:
@@ -178,15 +211,16 @@ class L2TDLN:
     def _unroll(
         self,
         problem: InnerProblem,
-        student: StudentState,
-        phi: Float[Tensor, " m"],
+        state: MethodState,
+        proposed: Float[Tensor, " m"],
         batches: RoundBatches,
         rates: list[float],
     ) -> Hypergradient:
+        student, phi = state.student, loss_in_use(proposed.to(self._device), state)
         return hypergradient(
             problem,
             student,
-            phi.to(self._device),
+            phi,
             batches.train,
             batches.val,
             rates=rates,
@@ -199,7 +233,7 @@ class L2TDLN:
     ) -> EngineName:
         if self._engine == "auto":
             num_steps = min(self._horizon or len(batches.train), len(batches.train))
-            choice = agreed_engine(problem, student, phi.to(self._device), batches.train[0], num_steps)
+            choice = agreed_engine(problem, student, phi, batches.train[0], num_steps)
             _LOG.info("engine: %s (%s)", choice.engine, choice.reason)
             self._engine = choice.engine
         return self._engine
@@ -210,6 +244,9 @@ class L2TDLN:
         outputs = self._student(theta, buffers, batch.inputs, training=True)
         rows = self._task.rows(outputs, batch)
         losses = self._loss_network.losses_at(phi, rows.logits, rows.labels)
+        if self._is_clean is not None:
+            plain = F.cross_entropy(rows.logits, rows.labels, reduction="none")
+            losses = torch.where(self._is_clean[batch.indices], plain, losses)
         return (rows.weights * losses).sum(), rows.logits
 
     def _outer_error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:

@@ -47,6 +47,11 @@ def one_vs_one(
         p = logits.softmax(dim=1)
     else:
         raise ValueError(f"transform must be 'sigmoid' or 'softmax', got {transform!r}.")
-    p_other = p.gather(1, other_classes(labels, c))
+    return pairs_of(p, labels)
+
+
+def pairs_of(p: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, "n c-1 2"]:
+    """Each row's entry at its label, paired with every other entry (see `one_vs_one`)."""
+    p_other = p.gather(1, other_classes(labels, p.shape[1]))
     p_true = p.gather(1, labels[:, None]).expand_as(p_other)
     return torch.stack((p_true, p_other), dim=-1)

@@ -140,6 +140,27 @@ def mixed(policy: Policy) -> Policy:
     return Policy(at, policy.is_redivided)
 
 
+def halved(policy: Policy, labels: Int[np.ndarray, " n"], seed: int) -> Policy:
+    """One half of the validation part is trained on as well and the other half judges; they take turns each epoch.
+
+    So no image judges a student that is just being trained on it, and all of them do both.
+
+    Args:
+        policy: a split that is the same in every epoch.
+        labels: true classes, by which the halves are balanced.
+        seed: of the division.
+    """
+    split = policy.at(0)
+    chosen = choose_balanced(labels[split.validation], len(split.validation) // 2, seed=seed, purpose="halves")
+    is_first = np.isin(np.arange(len(split.validation)), chosen)
+    halves = split.validation[is_first], split.validation[~is_first]
+
+    def at(epoch: int) -> Split:
+        return Split(np.sort(np.concatenate((split.train, halves[epoch % 2]))), halves[1 - epoch % 2])
+
+    return Policy(at, is_redivided=True)
+
+
 def validation_alone(policy: Policy) -> Policy:
     """The validation part is all that is trained on."""
 

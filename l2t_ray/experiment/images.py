@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from l2t_ray.config import DataConfig, ExperimentConfig, GLCConfig, MethodConfig
+from l2t_ray.config import DataConfig, ExperimentConfig, GLCConfig, L2TDLNConfig, MethodConfig
 from l2t_ray.data import catalog, label_files, noise, splits
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.in_turn import DataInTurn
@@ -16,7 +16,7 @@ from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
-from l2t_ray.experiment.parts import Parts, ending_start, rounds_of
+from l2t_ray.experiment.parts import Parts, ending_start, rounds_of, warm_rounds
 from l2t_ray.interfaces import Data, UserError
 
 DEFAULT_ROOT = Path("data")
@@ -132,7 +132,7 @@ def build_loader(parts: Parts, policy: Policy, *, trains_on_validation: bool = F
     data, training = config.data, config.training
     observed, _ = observed_labels(config, dataset)
     if trains_on_validation and data.validation_labels == "clean":
-        validation = policy.at(0).validation
+        validation = build_policy(config, dataset).at(0).validation
         observed = observed.copy()
         observed[validation] = dataset.train.labels[validation]
     sampler = RoundSampler(
@@ -165,6 +165,10 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     plain = build_loader(parts, policy)
     if method.clean_images == "judge":
         return plain
+    if isinstance(method, L2TDLNConfig) and method.clean_images == "trusted":
+        halved = splits.halved(policy, parts.dataset.train.labels, parts.config.seed)
+        taking_turns = build_loader(parts, halved, trains_on_validation=True)
+        return DataInTurn(plain, taking_turns, switch=warm_rounds(method, num_rounds))
     trained_on = splits.validation_alone(policy) if method.clean_images == "fine_tuned" else splits.mixed(policy)
     with_clean = build_loader(parts, trained_on, trains_on_validation=True)
     if isinstance(method, GLCConfig):

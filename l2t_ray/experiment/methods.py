@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.gce import generalised_cross_entropy
-from l2t_ray.baselines.glc import GoldLossCorrection, forward_correction
+from l2t_ray.baselines.glc import GoldLossCorrection, forward_correction, noise_matrix
 from l2t_ray.baselines.in_turn import MethodInTurn
 from l2t_ray.baselines.l2r import L2R
 from l2t_ray.baselines.mentornet import MentorNet
@@ -25,14 +26,14 @@ from l2t_ray.config import (
     SLFConfig,
     StaticDLNConfig,
 )
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd
+from l2t_ray.core.loss_network import started_at
+from l2t_ray.core.meta_step import L2TDLN, Reweighting, WarmUp
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.experiment.images import build_data, build_policy, clean_images, observed_labels
-from l2t_ray.experiment.parts import Parts, ending_start, rounds_of
+from l2t_ray.experiment.parts import Parts, ending_start, rounds_of, warm_rounds
 from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
-from l2t_ray.interfaces import Data, Group, Method, Task, Teacher, UserError
+from l2t_ray.interfaces import Data, Method, StudentState, Teacher, UserError
 from l2t_ray.training.loop import Arm
 
 
@@ -40,14 +41,9 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
     """A method ready to be trained, on its data."""
     data = build_data(method, parts)
     if isinstance(method, L2TDLNConfig):
-        if method.reweight is not None:
-            check_centers(parts)
         teacher = parts.make_teacher(method, parts.dataset.num_classes)
-        trainee = parts.trainee
-        l2t_dln = build_l2t_dln(
-            method, trainee.student, trainee.task, data, teacher, trainee.sgd, parts.group, parts.device
-        )
-        ending = ending_of(method, parts, learned_loss(method, teacher, parts))
+        l2t_dln = build_l2t_dln(method, data, teacher, parts)
+        ending = FixedLoss(parts.trainee, cross_entropy) if method.clean_images == "fine_tuned" else None
         return Arm(method.arm, in_turn(l2t_dln, ending, method, parts), teacher, data, parts.probe)
     loss = fixed_loss(method, parts)
     baseline = build_baseline(method, data, parts) if loss is None else FixedLoss(parts.trainee, loss)
@@ -55,32 +51,42 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
     return Arm(method.arm, in_turn(baseline, ending, method, parts), data=data, probe=parts.probe)
 
 
-def build_l2t_dln(
-    method: L2TDLNConfig,
-    student: FlatModule,
-    task: Task,
-    data: Data,
-    teacher: Teacher,
-    sgd: StudentSgd,
-    group: Group,
-    device: torch.device,
-) -> Method:
-    reweight = method.reweight
+def build_l2t_dln(method: L2TDLNConfig, data: Data, teacher: Teacher, parts: Parts) -> L2TDLN:
+    trainee, reweight = parts.trainee, method.reweight
+    if reweight is not None:
+        check_centers(parts)
     return L2TDLN(
-        student,
-        task,
+        trainee.student,
+        trainee.task,
         data,
         bare_loss_network(method.loss_network, data.num_classes),
         teacher,
-        sgd,
-        group,
+        trainee.sgd,
+        parts.group,
         schedule=method.schedule,
         engine=method.engine,
         horizon=method.horizon,
         reweighting=reweight and Reweighting(reweight.metric, reweight.positive, reweight.refresh_every),
         keeps_buffers=method.batch_norm_buffers == "kept",
-        device=device,
+        warm_up=warm_up_of(method, data, parts),
+        is_clean=clean_images(parts) if method.clean_images == "trusted" else None,
+        device=parts.device,
     )
+
+
+def warm_up_of(method: L2TDLNConfig, data: Data, parts: Parts) -> WarmUp | None:
+    rounds, trainee = warm_rounds(method, parts.config.training.num_rounds), parts.trainee
+    if rounds == 0:
+        return None
+    plain = FixedLoss(trainee, cross_entropy)
+    if method.loss_network.label_entries != "channel":
+        return WarmUp(rounds, plain)
+    spec = bare_loss_network(method.loss_network, data.num_classes).spec
+
+    def channel_start(student: StudentState, index: int) -> Tensor:
+        return started_at(spec, noise_matrix(trainee, student, data, data.epoch(index)))
+
+    return WarmUp(rounds, plain, channel_start)
 
 
 def in_turn(method: Method, ending: Method | None, settings: MethodConfig, parts: Parts) -> Method:
@@ -107,12 +113,6 @@ def ending_of(method: MethodConfig, parts: Parts, loss: RowLoss | None) -> Metho
     return FixedLoss(parts.trainee, loss, is_clean=clean_images(parts))
 
 
-def learned_loss(method: L2TDLNConfig, teacher: Teacher, parts: Parts) -> RowLoss:
-    """The loss network as the teacher has it at the time."""
-    network = bare_loss_network(method.loss_network, parts.dataset.num_classes).to(parts.device)
-    return lambda logits, labels: network.losses_at(teacher.read().phi.to(logits), logits, labels)
-
-
 def fixed_loss(method: MethodConfig, parts: Parts) -> RowLoss | None:
     """The loss of a method that has a fixed one."""
     match method:
@@ -135,9 +135,12 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
     num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
     match method:
         case GLCConfig():
-            warm_rounds = rounds_of(method.warm_share, num_rounds)
             return GoldLossCorrection(
-                trainee, data, clean_images(parts), warm_rounds=warm_rounds, restarts=method.restarts
+                trainee,
+                data,
+                clean_images(parts),
+                warm_rounds=rounds_of(method.warm_share, num_rounds),
+                restarts=method.restarts,
             )
         case MWNetConfig():
             return MWNet(

@@ -33,6 +33,10 @@ def rounds_of(share: float, num_rounds: int) -> int:
     return max(1, min(num_rounds - 1, round(share * num_rounds)))
 
 
+def warm_rounds(method: L2TDLNConfig, num_rounds: int) -> int:
+    return rounds_of(method.warm_share, num_rounds) if method.warm_share else 0
+
+
 def ending_start(method: MethodConfig, parts: Parts) -> int:
     share = method.fine_tuning_share if method.clean_images == "fine_tuned" else method.trusted_share
     num_rounds = parts.config.training.num_rounds

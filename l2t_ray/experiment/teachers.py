@@ -16,6 +16,7 @@ def build_loss_network(loss: LossNetworkConfig, num_classes: int, *, seed: int) 
         activation=loss.activation,
         label_table=num_classes if loss.label_entries == "table" else None,
         mean=loss.mean,
+        channel=num_classes if loss.label_entries == "channel" else None,
         seed=torch_seed(seed, "loss network"),
     )
 

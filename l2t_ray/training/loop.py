@@ -27,6 +27,7 @@ from l2t_ray.interfaces import (
     Task,
     Teacher,
     UserError,
+    loss_in_use,
 )
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
@@ -120,7 +121,7 @@ class Run:
 
         for index in range(begin, self.num_rounds):
             if index in (0, self.num_rounds // 2):
-                _snapshot(snapshots, arm, index)
+                _snapshot(snapshots, arm, state, index)
             started = time.perf_counter()
             try:
                 with timed() as watch:
@@ -159,7 +160,7 @@ class Run:
             if self.group.rank == 0:
                 on_row(row)
             if is_last:
-                _snapshot(snapshots, arm, done)
+                _snapshot(snapshots, arm, state, done)
                 finished[arm.name] = state.student
             is_end = is_last and arm is self.arms[-1]
             stops = not is_end and self._any_worker(should_stop(), state)
@@ -205,9 +206,9 @@ class Run:
             raise failure or UserError("worker 0 could not write the checkpoint.")
 
 
-def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, round: int) -> None:
+def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, state: MethodState, round: int) -> None:
     if arm.teacher is not None:
-        snapshots.setdefault(arm.name, {})[round] = arm.teacher.read().phi.clone()
+        snapshots.setdefault(arm.name, {})[round] = loss_in_use(arm.teacher.read().phi, state).clone()
 
 
 def _like(fresh: MethodState, saved: MethodState) -> MethodState:

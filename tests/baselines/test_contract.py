@@ -30,6 +30,13 @@ METHODS = {
     "l2t_dln-mixed": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam", "clean_images": "mixed"},
     "l2t_dln-fine_tuned": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "clean_images": "fine_tuned"},
     "l2t_dln-trusted": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "clean_images": "trusted"},
+    "l2t_dln-channel": {
+        "name": "l2t_dln",
+        "label": "l2t_dln-channel",
+        "loss_network": {"hidden": 6, "label_entries": "channel"},
+        "clean_images": "trusted",
+        "warm_share": 0.3,
+    },
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
@@ -242,7 +249,7 @@ def test_learns_what_is_easy(method, digits):
     assert scores["test_accuracy"] > 0.6
 
 
-WEIGHING = ["l2t_dln", "mw_net", "mentornet", "mentornet-dd", "l2r"]
+WEIGHING = ["l2t_dln", "l2t_dln-channel", "mw_net", "mentornet", "mentornet-dd", "l2r"]
 
 
 @pytest.mark.parametrize("name", WEIGHING)
@@ -260,7 +267,7 @@ def test_weights_can_be_asked_for_without_a_trace(name, digits):
 
 def test_methods_without_weights_claim_none(digits):
     assert [name for name in METHODS if isinstance(make_arm(configuration(name), digits).method, Weighing)] == [
-        name for name in METHODS if name in (*WEIGHING, "l2t_dln-mixed")
+        name for name in METHODS if name in (*WEIGHING, "l2t_dln-mixed", "l2t_dln-trusted")
     ]
 
 

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from l2t_ray.core.hypergrad import hypergradient
-from l2t_ray.core.loss_network import DynamicLossNetwork, LossNetworkSpec, initial_weights, layer_weights
+from l2t_ray.core.loss_network import (
+    CHANNEL_FLOOR,
+    DynamicLossNetwork,
+    LossNetworkSpec,
+    channel,
+    initial_weights,
+    layer_weights,
+    started_at,
+)
 
 GENERATOR_SEED = 0
 
@@ -234,6 +242,49 @@ def test_table_is_for_its_own_number_of_classes():
         network.loss(torch.zeros(2, 3), torch.tensor([0, 1]))
 
 
+# -- the channel
+
+
+MATRIX = torch.tensor([[0.6, 0.2, 0.2], [0.0, 0.9, 0.1], [0.3, 0.1, 0.6]], dtype=torch.float64)
+
+
+def channel_network(**options):
+    return double_network(channel=3, pairs="softmax", seed=1, **options)
+
+
+def test_a_channel_pairs_the_probabilities_of_noisy_labels():
+    network = channel_network()
+    logits, labels = draws(7, 3), torch.arange(7) % 3
+    phi = network.phi + started_at(network.spec, MATRIX)
+    floored = (MATRIX + CHANNEL_FLOOR) / (MATRIX + CHANNEL_FLOOR).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(channel(network.spec, phi), floored)
+    seen = (logits.softmax(dim=1) @ floored).tolist()
+    stack = explicit_network(network.phi)
+    expected = []
+    for p, y in zip(seen, labels.tolist(), strict=True):
+        pairs = torch.tensor([[p[y], p[j], 1.0, 0.0] for j in range(3) if j != y], dtype=torch.float64)
+        expected.append(stack(pairs).mean().item())
+    actual = network.losses_at(phi, logits, labels)
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_channel_begins_as_the_identity():
+    network, plain = channel_network(), double_network(pairs="softmax", seed=1)
+    logits, labels = draws(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    assert torch.equal(network.phi[-9:], torch.zeros(9, dtype=torch.float64))
+    torch.testing.assert_close(
+        network.losses(logits, labels), plain.losses(logits, labels), rtol=0, atol=20 * CHANNEL_FLOOR
+    )
+
+
+def test_a_channel_is_for_its_own_number_of_classes_and_for_probabilities():
+    with pytest.raises(ValueError, match=r"learned for 3 classes .* got logits of 4 classes"):
+        channel_network().loss(torch.zeros(2, 4), torch.tensor([0, 1]))
+    for options in ({"pairs": "sigmoid"}, {"pairs": "softmax", "label_table": 3}):
+        with pytest.raises(ValueError, match=r"a channel needs softmax pairs and no label-pair table"):
+            DynamicLossNetwork(channel=3, **options)
+
+
 # -- what the hypergradient can see
 
 
@@ -264,7 +315,11 @@ def test_a_smooth_loss_sees_its_label_entries(make_problem):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"hidden": 7, "layers": 3, "pairs": "softmax", "activation": "silu", "label_table": 5, "mean": "released"}],
+    [
+        {},
+        {"channel": 5, "pairs": "softmax"},
+        {"hidden": 7, "layers": 3, "pairs": "softmax", "activation": "silu", "label_table": 5, "mean": "released"},
+    ],
 )
 def test_save_and_load_give_the_same_loss(tmp_path, options):
     network = DynamicLossNetwork(seed=6, **options)

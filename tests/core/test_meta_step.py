@@ -21,10 +21,10 @@ from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.hypergrad import ENGINES
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
-from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, round_metrics
+from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, WarmUp, round_metrics
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.core.unroll import StepStatistics
-from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches
+from l2t_ray.interfaces import Batch, DivergenceError, MethodState, RoundBatches, loss_in_use
 from l2t_ray.tasks.classification import Classification
 
 NUM_CLASSES, NUM_STEPS, HIDDEN, LAYERS = 3, 3, 5, 3
@@ -119,6 +119,56 @@ def run(method, num_rounds, data=None, state=None, start=0):
         state, numbers = method.round(state, data.round(index), index)
         metrics.append(numbers)
     return state, metrics
+
+
+# -- the warm-up
+
+
+class Halving:
+    """A warm-up anybody can see through: each round halves the student."""
+
+    def init(self):
+        raise AssertionError("the student is there already")
+
+    def round(self, state, batches, index):
+        assert not state.extra
+        return state._replace(student=state.student._replace(theta=state.student.theta / 2)), {"val_error": 0.0}
+
+
+@pytest.mark.parametrize("schedule", ["pipelined", "lookahead"])
+def test_the_teacher_rests_while_the_student_warms_up(schedule):
+    asked = []
+
+    def loss_start(student, index):
+        asked.append((student.theta.clone(), index))
+        return torch.full_like(phi, 0.01)
+
+    method, teacher, phi = adam_method(schedule, warm_up=WarmUp(2, Halving(), loss_start))
+    first = method.init()
+    warm, _ = run(method, 2, state=first)
+    torch.testing.assert_close(warm.student.theta, first.student.theta / 4)
+    assert teacher.read().version == 0 and not asked and not warm.extra["loss_start"].any()
+
+    shifted = LocalTeacher(phi + 0.01, AdamRule(phi.numel(), step_size=BETA, dtype=torch.float64))
+    other = make_method(shifted, make_loss_network(), schedule=schedule)
+    expected, _ = run(other, 2, state=MethodState(warm.student, {}), start=2)
+    actual, _ = run(method, 2, state=warm, start=2)
+    torch.testing.assert_close(actual.student.theta, expected.student.theta)
+    torch.testing.assert_close(loss_in_use(teacher.read().phi, actual), shifted.read().phi)
+    assert [index for _, index in asked] == [2] and torch.equal(asked[0][0], warm.student.theta)
+
+
+def test_trusted_images_are_under_cross_entropy():
+    is_clean = torch.tensor([True, False, True, False, False, False, True, False])
+    method, _, phi = adam_method(is_clean=is_clean)
+    student, batch = method.init().student, make_batch(7, seed=5)
+    loss, logits = method.problem.inner_loss(student.theta, phi, student.buffers, batch)
+    rows = torch.where(
+        is_clean[:7],
+        F.cross_entropy(logits, batch.targets, reduction="none"),
+        make_loss_network().losses_at(phi, logits, batch.targets),
+    )
+    torch.testing.assert_close(loss, rows.mean())
 
 
 # -- the rendering

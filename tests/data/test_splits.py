@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from l2t_ray.data.splits import fixed, fixed_split, given, redivided, redivided_split
+from l2t_ray.data.splits import fixed, fixed_split, given, halved, redivided, redivided_split
 from l2t_ray.interfaces import UserError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2_000)
@@ -85,3 +85,16 @@ def test_class_without_images_is_named():
 def test_redivided_split_needs_both_parts():
     with pytest.raises(UserError, match="between 1 and 9"):
         redivided_split(10, 10, 0, 0)
+
+
+def test_halves_take_turns_in_judging_and_teaching():
+    policy = fixed(LABELS, 100, seed=0, num_train=200)
+    whole, (first, second) = policy.at(0), (halved(policy, LABELS, seed=0).at(epoch) for epoch in (0, 1))
+    for split in (first, second):
+        assert not np.intersect1d(split.train, split.validation).size
+        np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.sort(np.concatenate(whole)))
+        assert np.isin(whole.train, split.train).all()
+        counts = np.bincount(LABELS[split.validation])
+        assert counts.max() - counts.min() <= 1
+    np.testing.assert_array_equal(np.sort(np.concatenate((first.validation, second.validation))), whole.validation)
+    assert halved(policy, LABELS, seed=0).is_redivided
