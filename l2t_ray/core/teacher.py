@@ -6,7 +6,7 @@ through phi', and d e / d psi is the chain of d e / d phi' with d phi' / d psi: 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +18,8 @@ from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
 from l2t_ray.core.timing import part
 from l2t_ray.interfaces import DivergenceError, LossParams
+
+Limit = Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]
 
 
 class StaleVersionError(RuntimeError):
@@ -172,7 +174,13 @@ class LstmRule:
 class LocalTeacher:
     """The teacher in this process; also what the teacher actor holds. Its vectors live on the CPU."""
 
-    def __init__(self, phi: Float[Tensor, " m"], rule: UpdateRule):
+    def __init__(self, phi: Float[Tensor, " m"], rule: UpdateRule, limit: Limit | None = None):
+        """
+        Args:
+            phi: where the loss begins.
+            limit: what is made of phi after each step, before anybody sees it.
+        """
+        self._limit = limit or (lambda phi: phi)
         self._phi, self._rule, self._version = phi.detach().cpu().clone(), rule, 0
         self._learned = 0  # the latest version whose outcome is known; phi began at version 0, no proposal led there
         self._last_gradient: Tensor | None = None
@@ -197,7 +205,7 @@ class LocalTeacher:
         if version != self._version:
             raise StaleVersionError(f"hypergradient of loss version {version}, but the current one is {self._version}.")
         gradient = _finite_gradient(hypergradient, error)
-        self._phi = self._phi + self._rule.propose(gradient)
+        self._phi = self._limit(self._phi + self._rule.propose(gradient))
         self._version, self._last_gradient = version + 1, gradient
         return self.read()
 
