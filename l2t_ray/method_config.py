@@ -45,9 +45,9 @@ class LossNetworkConfig(Record):
     """`constant`: (1, 0) as in the paper; `table`: a learned entry for each pair of classes in place of the 0;
     `channel`: (1, 0), and probabilities go through a learned matrix of label noise before they are paired."""
     mean: Literal["pairs", "released"] = "pairs"
-    ceiling: Positive | None = 1.0
-    """How hard the loss may push a sample, in units of cross-entropy: a steeper one is scaled down after each of the
-    teacher's steps. Without a limit (null; paper) it steepens until the student breaks."""
+    slope: Literal["bounded", "free"] = "bounded"
+    """`bounded`: the loss never pushes a sample away from its label, nor harder than cross-entropy does; `free`: as the
+    teacher will have it (paper)."""
 
     @model_validator(mode="after")
     def _a_channel_needs_probabilities(self) -> "LossNetworkConfig":

@@ -1,12 +1,10 @@
 """From a configuration to the loss network and its teacher."""
 
-from functools import partial
-
 from l2t_ray.config import AdamConfig, L2TDLNConfig, LossNetworkConfig, LstmConfig
-from l2t_ray.core.loss_network import DynamicLossNetwork, LossNetworkSpec
+from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
-from l2t_ray.core.steepness import limited
-from l2t_ray.core.teacher import AdamRule, Limit, LocalTeacher, LstmRule
+from l2t_ray.core.slope import SlopeBound
+from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.counted import torch_seed
 
 
@@ -47,11 +45,9 @@ def build_teacher(method: L2TDLNConfig, num_classes: int, *, seed: int) -> Local
                 clip=teacher.clip,
                 base=teacher.base and build_adam(teacher.base, phi.numel()),
             )
-    return LocalTeacher(phi, rule, limit_of(method.loss_network, loss_network.spec))
-
-
-def limit_of(loss: LossNetworkConfig, spec: LossNetworkSpec) -> Limit | None:
-    return None if loss.ceiling is None else partial(limited, spec, ceiling=loss.ceiling)
+    return LocalTeacher(
+        phi, rule, SlopeBound(loss_network.spec, phi) if method.loss_network.slope == "bounded" else None
+    )
 
 
 def build_adam(adam: AdamConfig, num_weights: int) -> AdamRule:
