@@ -4,6 +4,8 @@ The table in docs/reliability.md is written by these tests: `make matrix`.
 """
 
 import re
+import threading
+import time
 from signal import SIGKILL, SIGSTOP
 
 import pytest
@@ -12,6 +14,7 @@ from sabotage import Blow
 from same_end import LONGER, assert_same_end
 
 from l2t_ray.distributed import launch, worker
+from l2t_ray.tracking.mlflow import recorded_run_id
 
 pytestmark = [
     pytest.mark.ray,
@@ -63,4 +66,32 @@ def test_parts_that_fail_change_nothing(
     said = capsys.readouterr().out
     for note in notes:
         assert re.search(note, said), said
+    assert_same_end(experiment.directory, undisturbed)
+
+
+@pytest.mark.failure("MLflow store gone for a while", "2 workers", ends="all rows arrive")
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_a_store_that_comes_back_while_workers_train_has_all_rows(
+    ray_cluster, undisturbed, small_experiment, tmp_path, monkeypatch
+):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = tmp_path / "store"
+    uri = f"sqlite:///{store}/mlflow.db"
+    store.write_text("a file where the folder should be")
+    experiment = small_experiment(tmp_path / "tracked", LONGER, "tracking.mlflow=true", f"tracking.uri={uri}")
+
+    def come_back():
+        while not list((experiment.directory / "checkpoints").glob("0*")):
+            time.sleep(0.05)
+        store.unlink()
+
+    threading.Thread(target=come_back, daemon=True).start()
+    experiment.run(quiet=True)
+    assert not store.is_file()
+    run_id = recorded_run_id(experiment.directory)
+    assert run_id is not None
+    sent = MlflowClient(tracking_uri=uri).get_metric_history(run_id, "l2t_dln/val_error")
+    assert [metric.step for metric in sent] == list(range(40))
     assert_same_end(experiment.directory, undisturbed)
