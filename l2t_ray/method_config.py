@@ -46,8 +46,8 @@ class LossNetworkConfig(Record):
     `channel`: (1, 0), and probabilities go through a learned matrix of label noise before they are paired."""
     mean: Literal["pairs", "released"] = "pairs"
     slope: Literal["bounded", "free"] = "bounded"
-    """`bounded`: the loss never pushes a sample away from its label, nor harder than cross-entropy does; `free`: as the
-    teacher will have it (paper)."""
+    """`bounded`: the loss pushes no sample harder than cross-entropy does, nor away from its label by more than 0.3 of
+    that; `free`: as the teacher will have it (paper)."""
 
     @model_validator(mode="after")
     def _a_channel_needs_probabilities(self) -> "LossNetworkConfig":

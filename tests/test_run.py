@@ -252,7 +252,8 @@ def test_an_override_that_changes_a_resumed_run_is_refused(finished, configs):
 def test_an_arm_that_diverges_is_given_up_and_the_others_go_on(configs):
     cifar(
         *SMALL, "training.num_rounds=6", "training.learning_rate=0.05", "method=cross_entropy", "name=half",
-        "controls=[{name: l2t_dln, loss_network: {init: linear, hidden: 4}, teacher: {name: adam, step_size: 1e30}}]",
+        "controls=[{name: l2t_dln, loss_network: {init: linear, hidden: 4, slope: free}, "
+        "teacher: {name: adam, step_size: 1e30}}]",
         "--quiet", cwd=configs, code=3,
     )  # fmt: skip
     summaries = json.loads((configs / "runs/half/summary.json").read_text())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from l2t_ray.core.loss_network import DynamicLossNetwork, LossNetworkSpec, initial_weights
-from l2t_ray.core.slope import SlopeBound, push
+from l2t_ray.core.slope import LEAST, MOST, SlopeBound, push
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 
 SPEC = LossNetworkSpec(hidden=8, layers=3, pairs="softmax", activation="silu", label_table=4)
@@ -45,7 +45,7 @@ def test_a_loss_that_is_too_steep_is_scaled_as_a_whole():
     phi = started()
     steep = phi.clone()
     steep[-16 - 8 : -16] *= 7
-    expected = max(1.0, push(SPEC, phi).max().item())
+    expected = max(MOST, push(SPEC, phi).max().item())
     bounded = SlopeBound(SPEC, phi)(steep)
     assert push(SPEC, bounded).max().item() == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(bounded, phi, rtol=1e-4, atol=1e-6)
@@ -55,9 +55,9 @@ def test_a_loss_that_is_too_steep_is_scaled_as_a_whole():
 def test_a_loss_that_turned_over_goes_back_until_it_has_not(seed):
     phi = started(seed=seed)
     turned = phi + 0.6 * torch.randn(len(phi), generator=torch.Generator().manual_seed(seed))
-    assert push(SPEC, turned).min() < 0
+    assert push(SPEC, turned).min() < LEAST
     bounded = SlopeBound(SPEC, phi)(turned)
-    assert push(SPEC, bounded).min() >= 0
+    assert push(SPEC, bounded).min() >= LEAST
     assert not torch.equal(bounded, phi)  # it keeps what it can
 
 
@@ -70,7 +70,7 @@ def test_the_quartiles_of_the_table_are_looked_at():
 def test_a_loss_that_starts_beyond_the_bounds_can_still_move():
     spec = LossNetworkSpec(hidden=8, layers=3)
     phi = initial_weights(spec, "released", 0)
-    assert push(spec, phi).min() < 0
+    assert push(spec, phi).min() < LEAST
     nearer = phi * 0.9
     assert torch.equal(SlopeBound(spec, phi)(nearer), nearer)
 
