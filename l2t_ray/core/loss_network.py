@@ -236,9 +236,7 @@ def _log_floored(matrix: Tensor) -> Tensor:
 
 def layer_weights(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> list[Tensor]:
     """`phi` cut into the weight matrices of its layers (a table of classes, if any, lies behind them)."""
-    sizes = [rows * columns for rows, columns in spec.shapes]
-    sizes.append(spec.num_entries)
-    pieces = phi.split(sizes)
+    pieces = phi.split([*(rows * columns for rows, columns in spec.shapes), spec.num_entries])
     return [piece.view(shape) for piece, shape in zip(pieces, spec.shapes, strict=False)]
 
 

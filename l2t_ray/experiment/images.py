@@ -132,9 +132,7 @@ def build_loader(parts: Parts, policy: Policy, *, trains_on_validation: bool = F
     data, training = config.data, config.training
     observed, _ = observed_labels(config, dataset)
     if trains_on_validation and data.validation_labels == "clean":
-        validation = build_policy(config, dataset).at(0).validation
-        observed = observed.copy()
-        observed[validation] = dataset.train.labels[validation]
+        observed = np.where(clean_images(parts).cpu().numpy(), dataset.train.labels, observed)
     sampler = RoundSampler(
         policy,
         seed=config.seed,

@@ -43,7 +43,8 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
     if isinstance(method, L2TDLNConfig):
         teacher = parts.make_teacher(method, parts.dataset.num_classes)
         l2t_dln = build_l2t_dln(method, data, teacher, parts)
-        ending = FixedLoss(parts.trainee, cross_entropy) if method.clean_images == "fine_tuned" else None
+        # `trusted` images are among its own batches, so that the teacher goes on.
+        ending = None if method.clean_images == "trusted" else ending_of(method, parts, None)
         return Arm(method.arm, in_turn(l2t_dln, ending, method, parts), teacher, data, parts.probe)
     loss = fixed_loss(method, parts)
     baseline = build_baseline(method, data, parts) if loss is None else FixedLoss(parts.trainee, loss)
