@@ -25,8 +25,9 @@ def recomputed_blocks() -> Iterator[None]:
     """Inside, a flat module keeps only what its blocks were given, and computes the rest again on the way back.
 
     The derivative is the same, for another forward pass; memory is that of one block and of the blocks' inputs. Blocks
-    are the members of an `nn.Sequential` or `nn.ModuleList` that have several parts themselves. Running statistics
-    move twice: call with a copy of the buffers.
+    are the modules with a true attribute `is_recomputed`, or in a network without one the members of an
+    `nn.Sequential` or `nn.ModuleList` that have several parts themselves. Running statistics move twice: call with a
+    copy of the buffers.
     """
     token = _recomputes_blocks.set(True)
     try:
@@ -47,7 +48,7 @@ class FlatModule:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        self._places, self._blocks = _places(module), list(_blocks(module))
+        self._places, self._blocks = _places(module), _blocks(module)
         trained = self._trained()
         self._names = list(trained)
         self._shapes = [p.shape for p in trained.values()]
@@ -128,12 +129,17 @@ def _in_place(places: _Places, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             holder[key] = original
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    marked = [child for child in module.modules() if getattr(child, "is_recomputed", False)]
+    return marked or list(_parts_of_sequences(module))
+
+
+def _parts_of_sequences(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(module, nn.Sequential | nn.ModuleList) and len(list(child.children())) > 1:
             yield child
         else:
-            yield from _blocks(child)
+            yield from _parts_of_sequences(child)
 
 
 @contextmanager
@@ -151,10 +157,12 @@ def _forward_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The block's output. Its second forward pass finds the tensors that are in place now, not those of then."""
     tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
     inputs = [arg for arg in args if isinstance(arg, Tensor)]
+    gap = object()  # the tensors themselves would live as long as the graph, each block's input to the end of all
+    frame = [gap if isinstance(arg, Tensor) else arg for arg in args]
 
     def run(inputs: Sequence[Tensor]) -> Any:
         given = iter(inputs)
-        return type(block).forward(block, *(next(given) if isinstance(a, Tensor) else a for a in args), **kwargs)
+        return type(block).forward(block, *(next(given) if arg is gap else arg for arg in frame), **kwargs)
 
     return _Recomputed.apply(run, _places(block), list(tensors), *inputs, *tensors.values())
 

@@ -38,25 +38,36 @@ def pool_to_grid(maps: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 
     return F.avg_pool2d(maps, windows, strides)
 
 
+class _ConvNorm(nn.Module):
+    """A convolution and its norm: the unit of which engine `recompute` keeps the input alone."""
+
+    is_recomputed = True
+
+    def __init__(self, channels_in: int, channels: int, size: int, stride: int, norm: Norm, *, relu: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, size, stride, padding=size // 2, bias=False)
+        self.norm = norm_layer(norm, channels)
+        self.relu = relu
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        # In place where nobody needs what was there: pieces freed in between leave gaps in memory that stay unused.
+        y = self.norm(self.conv(x))
+        return F.relu(y, inplace=True) if self.relu else y
+
+
 class _Block(nn.Module):
     def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm, shortcut: Literal["conv", "pad"]):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = norm_layer(norm, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = norm_layer(norm, channels)
+        self.first = _ConvNorm(channels_in, channels, 3, stride, norm, relu=True)
+        self.second = _ConvNorm(channels, channels, 3, 1, norm, relu=False)
         self.stride = stride
         self.num_new = channels - channels_in
         self.shortcut = None
         if shortcut == "conv" and (stride > 1 or self.num_new):
-            projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, norm_layer(norm, channels))
+            self.shortcut = _ConvNorm(channels_in, channels, 1, stride, norm, relu=False)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
-        # In place where nobody needs what was there: pieces freed in between leave gaps in memory that stay unused.
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        y = self.norm2(self.conv2(y))
-        return F.relu(y.add_(self._shortcut(x)), inplace=True)
+        return F.relu(self.second(self.first(x)).add_(self._shortcut(x)), inplace=True)
 
     def _shortcut(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         if self.shortcut is not None:
@@ -99,8 +110,7 @@ class ResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"student.depth must be 6n + 2 (8, 14, 20, 32, ...) for a ResNet, got {depth}.")
         channels = _WIDTHS[widths]
-        self.conv = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
-        self.norm = norm_layer(norm, channels[0])
+        self.stem = _ConvNorm(in_channels, channels[0], 3, 1, norm, relu=True)
         blocks, channels_in = [], channels[0]
         for stage, width in enumerate(channels):
             for number in range((depth - 2) // 6):
@@ -116,7 +126,7 @@ class ResNet(nn.Module):
     ) -> Float[Tensor, "n k"] | tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
         """Logits, and with them the pooled features that the last layer reads."""
         x = x.contiguous(memory_format=torch.channels_last)  # convolutions take a quarter less time (docs/log.md)
-        maps = self.blocks(F.relu(self.norm(self.conv(x)), inplace=True))
+        maps = self.blocks(self.stem(x))
         embedding = pool_to_grid(maps, self.grid).flatten(1)
         logits = self.linear(embedding)
         return (logits, embedding) if with_embedding else logits
