@@ -16,7 +16,8 @@ pass against K plain steps in parentheses (measured ones are in benchmarks/):
   each of K steps, three activations a convolution with its norm (what enters it, what it gives, and the gradient
   there): one and a half times what a plain step keeps;
 - `recompute` builds it again on the way back: 12 F (4.3 times), activation memory of one step whatever K. The
-  validation pass, whose minibatch is larger, keeps only what the student's blocks were given (`recomputed_blocks`);
+  validation pass, whose minibatch is larger, keeps only what the student's blocks were given (`recomputed_blocks`),
+  and on CPUs freed memory goes back to the system from there on (`heap.returned_memory`);
 - `forward_over_reverse` takes both products as one directional derivative of the gradient: 12 F, as `recompute`, but
   no graph of a graph, and it knows every operator that has a forward-mode derivative.
 
@@ -38,7 +39,8 @@ exact on any number of workers, and needs no collective that can be differentiat
 import os
 import socket
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -282,43 +284,45 @@ def hypergradient(
     first = max(0, num_steps - (1 if engine == "one_step" else horizon or num_steps))
     tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi, num_steps - first)
     trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
-
-    error, costate = _validation_gradient(problem, trained, val, is_lean=tape.is_lean)
-    costate = problem.group.sum(costate)
-
-    velocity_costate = torch.zeros_like(costate)
-    total = torch.zeros_like(phi)
-    for step in reversed(range(first, num_steps)):
-        velocity_costate = velocity_costate - rates[step] * costate
-        if step == first:
-            total = total + tape.mixed_product(velocity_costate)
-            break
-        hessian_product, mixed_product = tape.products(velocity_costate)
-        total = total + mixed_product
-        costate = costate + problem.group.sum(hessian_product) + problem.weight_decay * velocity_costate
-        velocity_costate = problem.momentum * velocity_costate
-    return Hypergradient(error, total, trained, statistics)
+    with returned_memory() if tape.is_lean else nullcontext() as give_back:
+        error, costate = _validation_gradient(problem, trained, val, give_back)
+        gradient = _backward(problem, tape, problem.group.sum(costate), rates[first:])
+    return Hypergradient(error, gradient, trained, statistics)
 
 
 def _validation_gradient(
-    problem: InnerProblem, student: StudentState, val: Batch, *, is_lean: bool
+    problem: InnerProblem, student: StudentState, val: Batch, give_back: Callable[[], None] | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " p"]]:
     """This worker's shares of the validation error and of its gradient in theta.
 
     A validation minibatch is often several times a training minibatch, and its activations would then be the peak.
+    `give_back` returns free memory to the system; None: time counts for more.
     """
     theta = _leaf(student.theta)
     # The validation pass sees batch statistics and must not move the running ones.
     buffers = clone_buffers(student.buffers)
-    if not is_lean:
+    with nullcontext() if give_back is None else recomputed_blocks():
         error = problem.outer_error(theta, buffers, val)
+        if give_back is not None:
+            give_back()
         (gradient,) = torch.autograd.grad(error, theta)
-        return error.detach(), gradient
-    with returned_memory() as give_back, recomputed_blocks():
-        error = problem.outer_error(theta, buffers, val)
-        give_back()
-        (gradient,) = torch.autograd.grad(error, theta)
-        return error.detach(), gradient
+    return error.detach(), gradient
+
+
+def _backward(
+    problem: InnerProblem, tape: Engine, costate: Float[Tensor, " p"], rates: Sequence[float]
+) -> Float[Tensor, " m"]:
+    """This worker's share of the hypergradient, from the co-state of the trained student back over the tape."""
+    velocity_costate = torch.zeros_like(costate)
+    total: Any = 0
+    for rate in reversed(rates[1:]):
+        velocity_costate = velocity_costate - rate * costate
+        hessian_product, mixed_product = tape.products(velocity_costate)
+        total = total + mixed_product
+        costate = costate + problem.group.sum(hessian_product) + problem.weight_decay * velocity_costate
+        velocity_costate = problem.momentum * velocity_costate
+    # Where the derivative ends no co-state is needed any more.
+    return total + tape.mixed_product(velocity_costate - rates[0] * costate)
 
 
 def naive_hypergradient(
