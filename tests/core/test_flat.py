@@ -1,6 +1,7 @@
 """A module called with its parameters as one flat vector, against the module itself."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -187,6 +188,37 @@ def test_recomputed_blocks_draw_as_before_and_take_what_modules_take():
     with recomputed_blocks():
         actual = gradient()
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+
+
+class Watched(Residual):
+    """Notes what it was given, without keeping it."""
+
+    def forward(self, x):
+        self.given = weakref.ref(x)
+        return super().forward(x)
+
+
+def test_inputs_of_recomputed_blocks_die_when_they_are_used():
+    net = nn.Sequential(*[Watched() for _ in range(3)]).double()
+    flat = FlatModule(net)
+    theta = flat.initial().requires_grad_()
+    with recomputed_blocks():
+        output = flat(theta, flat.initial_buffers(), inputs(), training=True).square().sum()
+    given = [block.given for block in net]
+    assert all(tensor() is not None for tensor in given[1:])  # of the first, nobody else holds the input
+    torch.autograd.grad(output, theta)
+    assert all(tensor() is None for tensor in given[1:]), "the graph, which `output` still holds, keeps them"
+
+
+def test_blocks_that_say_so_are_recomputed_in_place_of_the_members_of_a_sequence():
+    net = nn.Sequential(Residual(), Residual()).double()
+    net[1].is_recomputed = True
+    flat = FlatModule(net)
+    theta = flat.initial().requires_grad_()
+    with recomputed_blocks():
+        output = flat(theta, flat.initial_buffers(), inputs(), training=True).square().sum()
+    torch.autograd.grad(output, theta)
+    assert [block.calls for block in net] == [1, 2]
 
 
 def test_clone_buffers_copies():
