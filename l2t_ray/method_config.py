@@ -38,7 +38,8 @@ class MethodRecord(Record):
 class LossNetworkConfig(Record):
     init: Literal["released", "linear", "cross_entropy", "gce"] = "cross_entropy"
     hidden: Count = 40
-    layers: Annotated[int, Field(ge=2)] = 5
+    layers: Annotated[int, Field(ge=0)] = 5
+    """0: no network, the loss is -log p_true, and the channel is all that is learned."""
     pairs: Literal["sigmoid", "softmax"] = "softmax"
     activation: Literal["leaky_relu", "silu"] = "silu"
     label_entries: Literal["constant", "table", "channel"] = "table"
@@ -55,6 +56,17 @@ class LossNetworkConfig(Record):
             raise ValueError(
                 f"loss_network.label_entries 'channel' needs probabilities that add up to 1, and loss_network.pairs is "
                 f"{self.pairs!r}; set loss_network.pairs=softmax or label_entries=table"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> "LossNetworkConfig":
+        if self.layers == 1:
+            raise ValueError("loss_network.layers is 1, which is no network; set 2 or more, or 0 with a channel")
+        if self.layers == 0 and self.label_entries != "channel":
+            raise ValueError(
+                "loss_network.layers is 0, cross-entropy, which needs a channel to have something to learn; "
+                "set loss_network.label_entries=channel or loss_network.layers=5"
             )
         return self
 

@@ -37,7 +37,8 @@ class LossNetworkSpec:
 
     Attributes:
         hidden: units of each hidden layer (paper: 40).
-        layers: linear maps in all, without biases (paper: 5).
+        layers: linear maps in all, without biases (paper: 5). 0: no network, the loss is -log p_true, and the channel
+            is all that is learned.
         pairs: how logits become probabilities: `sigmoid` (paper) or `softmax`.
         activation: `leaky_relu` with slope 0.01 (released code) or `silu`. A piecewise linear loss is blind to its
             constant label entries: the hypergradient of their weights is exactly zero, for the student sees only the
@@ -61,16 +62,21 @@ class LossNetworkSpec:
     channel: int | None = None
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.layers < 2:
+        if self.hidden < 1 or self.layers < 0 or self.layers == 1:
             raise ValueError(
-                f"a loss network needs hidden >= 1 and layers >= 2, got hidden={self.hidden}, layers={self.layers}."
+                "a loss network needs hidden >= 1 and layers >= 2, or 0 with a channel, got "
+                f"hidden={self.hidden}, layers={self.layers}."
             )
+        if self.layers == 0 and self.channel is None:
+            raise ValueError("a loss network of 0 layers is cross-entropy: without a channel it has nothing to learn.")
         if self.channel is not None and (self.label_table is not None or self.pairs != "softmax"):
             raise ValueError("a loss network with a channel needs softmax pairs and no label-pair table.")
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """`(outputs, inputs)` of each linear map."""
+        if self.layers == 0:
+            return []
         widths = [4, *[self.hidden] * (self.layers - 1), 1]
         return [(widths[i + 1], widths[i]) for i in range(self.layers)]
 
@@ -150,16 +156,22 @@ class DynamicLossNetwork(nn.Module):
                 f"this loss was learned for {spec.num_classes} classes (it holds a table of them), "
                 f"got logits of {num_classes} classes."
             )
-        entries = None
-        if spec.channel is not None:
-            pairs = pairs_of(logits.softmax(dim=1) @ channel(spec, phi), labels)
+        if spec.layers == 0:
+            losses = -(logits.log_softmax(dim=1) + log_channel(spec, phi).t()[labels]).logsumexp(dim=1)
         else:
-            pairs = one_vs_one(logits, labels, spec.pairs)
-        if spec.label_table is not None:
-            table = phi[-spec.num_entries :].view(num_classes, num_classes)
-            entries = TABLE_SCALE * table[labels].gather(1, other_classes(labels, num_classes))
-        losses = pair_losses(spec, phi, pairs, entries).mean(dim=1)
+            losses = pair_losses(spec, phi, *self._pairs(phi, logits, labels)).mean(dim=1)
         return losses * ((num_classes - 1) / num_classes) if spec.mean == "released" else losses
+
+    def _pairs(self, phi: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The C - 1 pairs of each row, and their entries of the label-pair table, if there is one."""
+        spec, num_classes = self.spec, logits.shape[1]
+        if spec.channel is not None:
+            return pairs_of(logits.softmax(dim=1) @ log_channel(spec, phi).exp(), labels), None
+        pairs = one_vs_one(logits, labels, spec.pairs)
+        if spec.label_table is None:
+            return pairs, None
+        table = phi[-spec.num_entries :].view(num_classes, num_classes)
+        return pairs, TABLE_SCALE * table[labels].gather(1, other_classes(labels, num_classes))
 
     def save(self, path: str | Path) -> None:
         """Writes weights and architecture to one `.safetensors` file; `load` needs nothing else."""
@@ -203,6 +215,8 @@ def pair_losses(
     """The network itself, on rows `[p_true, p_other, 1, r]` with r = 0 or the label-pair entry."""
     if phi.shape[0] != spec.num_weights:
         raise ValueError(f"this loss network has {spec.num_weights} weights, got a vector of {phi.shape[0]}.")
+    if spec.layers == 0:
+        return -pairs[..., 0].log()
     first, *others = layer_weights(spec, phi)
     # The constant entry 1 acts as the first layer's bias: no constant columns are materialised.
     x = F.linear(pairs, first[:, :2], first[:, 2])
@@ -214,12 +228,12 @@ def pair_losses(
     return x.squeeze(-1)
 
 
-def channel(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, "c c"]:
-    """The noise channel: row the class, column the label that it is given. The identity, but for a floor, where the
-    entries of phi are zero."""
+def log_channel(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, "c c"]:
+    """Logarithm of the noise channel: row the class, column the label that it is given. The channel is the identity,
+    but for a floor, where the entries of phi are zero."""
     assert spec.channel is not None
     entries = phi[-spec.num_entries :].view(spec.channel, spec.channel)
-    return (_log_floored(torch.eye(spec.channel).to(phi)) + TABLE_SCALE * entries).softmax(dim=1)
+    return (_log_floored(torch.eye(spec.channel).to(phi)) + TABLE_SCALE * entries).log_softmax(dim=1)
 
 
 def started_at(spec: LossNetworkSpec, matrix: Float[Tensor, "c c"]) -> Float[Tensor, " m"]:
@@ -247,7 +261,7 @@ def initial_weights(spec: LossNetworkSpec, init: LossInit, seed: int) -> Float[T
         ValueError: if `init` is unknown.
     """
     phi = _kaiming_weights(spec, seed)
-    if init == "released":
+    if init == "released" or spec.layers == 0:
         return phi
     if init == "linear":
         return _fit(spec, phi, lambda p: 1 - p[:, 0] + p[:, 1])

@@ -37,6 +37,13 @@ METHODS = {
         "clean_images": "trusted",
         "warm_share": 0.3,
     },
+    "l2t_dln-channel_alone": {
+        "name": "l2t_dln",
+        "label": "l2t_dln-channel_alone",
+        "loss_network": {"layers": 0, "label_entries": "channel"},
+        "clean_images": "trusted",
+        "warm_share": 0.3,
+    },
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
@@ -249,7 +256,7 @@ def test_learns_what_is_easy(method, digits):
     assert scores["test_accuracy"] > 0.6
 
 
-WEIGHING = ["l2t_dln", "l2t_dln-channel", "mw_net", "mentornet", "mentornet-dd", "l2r"]
+WEIGHING = ["l2t_dln", "l2t_dln-channel", "l2t_dln-channel_alone", "mw_net", "mentornet", "mentornet-dd", "l2r"]
 
 
 @pytest.mark.parametrize("name", WEIGHING)

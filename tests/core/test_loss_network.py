@@ -12,9 +12,10 @@ from l2t_ray.core.loss_network import (
     CHANNEL_FLOOR,
     DynamicLossNetwork,
     LossNetworkSpec,
-    channel,
     initial_weights,
     layer_weights,
+    log_channel,
+    pair_losses,
     started_at,
 )
 
@@ -121,9 +122,9 @@ def test_is_positively_homogeneous_of_degree_one_in_the_input_of_each_layer(laye
 
 
 def test_refuses_what_makes_no_sense():
-    with pytest.raises(ValueError, match="hidden >= 1 and layers >= 2, got hidden=40, layers=1"):
+    with pytest.raises(ValueError, match="layers >= 2, or 0 with a channel, got hidden=40, layers=1"):
         DynamicLossNetwork(layers=1)
-    with pytest.raises(ValueError, match="hidden >= 1 and layers >= 2, got hidden=0"):
+    with pytest.raises(ValueError, match="hidden >= 1 and layers >= 2, or 0 with a channel, got hidden=0"):
         DynamicLossNetwork(hidden=0)
     network = DynamicLossNetwork(hidden=3)
     with pytest.raises(ValueError, match="has 42 weights, got a vector of 41"):
@@ -257,7 +258,7 @@ def test_a_channel_pairs_the_probabilities_of_noisy_labels():
     logits, labels = draws(7, 3), torch.arange(7) % 3
     phi = network.phi + started_at(network.spec, MATRIX)
     floored = (MATRIX + CHANNEL_FLOOR) / (MATRIX + CHANNEL_FLOOR).sum(dim=1, keepdim=True)
-    torch.testing.assert_close(channel(network.spec, phi), floored)
+    torch.testing.assert_close(log_channel(network.spec, phi).exp(), floored)
     seen = (logits.softmax(dim=1) @ floored).tolist()
     stack = explicit_network(network.phi)
     expected = []
@@ -283,6 +284,29 @@ def test_a_channel_is_for_its_own_number_of_classes_and_for_probabilities():
     for options in ({"pairs": "sigmoid"}, {"pairs": "softmax", "label_table": 3}):
         with pytest.raises(ValueError, match=r"a channel needs softmax pairs and no label-pair table"):
             DynamicLossNetwork(channel=3, **options)
+
+
+def test_a_channel_alone_is_the_likelihood_of_the_noisy_label():
+    network = channel_network(layers=0)
+    assert network.phi.shape == (9,)
+    logits, labels = draws(7, 3), torch.arange(7) % 3
+    phi = network.phi + started_at(network.spec, MATRIX)
+    seen = logits.softmax(dim=1) @ log_channel(network.spec, phi).exp()
+    expected = -seen[torch.arange(7), labels].log()
+    torch.testing.assert_close(network.losses_at(phi, logits, labels), expected)
+    torch.testing.assert_close(pair_losses(network.spec, phi, seen[:, :2]), -seen[:, 0].log())
+
+
+def test_a_channel_alone_stays_finite_where_probabilities_vanish():
+    network = DynamicLossNetwork(layers=0, pairs="softmax", channel=3)
+    logits = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    network.loss(logits, torch.tensor([1])).backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_without_layers_and_channel_nothing_is_learned():
+    with pytest.raises(ValueError, match="without a channel it has nothing to learn"):
+        DynamicLossNetwork(layers=0, pairs="softmax")
 
 
 # -- what the hypergradient can see
@@ -319,6 +343,7 @@ def test_a_smooth_loss_sees_its_label_entries(make_problem):
         {},
         {"channel": 5, "pairs": "softmax"},
         {"hidden": 7, "layers": 3, "pairs": "softmax", "activation": "silu", "label_table": 5, "mean": "released"},
+        {"layers": 0, "pairs": "softmax", "channel": 5},
     ],
 )
 def test_save_and_load_give_the_same_loss(tmp_path, options):
