@@ -5,7 +5,6 @@ of that comparison. A row's loss is the mean over its C - 1 pairs. Its weights `
 rewrites them coordinate by coordinate, and `losses_at(phi, ...)` evaluates the network anywhere without copying.
 """
 
-import inspect
 import json
 import math
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from l2t_ray.core.lbfgs import LBFGS
 from l2t_ray.core.pairs import PairTransform, one_vs_one, other_classes, pairs_of
 
 LossInit = Literal["released", "linear", "cross_entropy", "gce"]
@@ -282,12 +282,6 @@ def _kaiming_weights(spec: LossNetworkSpec, seed: int) -> Tensor:
     return torch.cat([*pieces, torch.zeros(spec.num_entries)])
 
 
-class _LBFGS(torch.optim.LBFGS):
-    """Without the decorator of `add_param_group`, and with it the import of torch's compiler: 5 s of a core."""
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-
-
 def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
     """Least squares of the network to `target` on a grid of pairs, from the random weights `phi`.
 
@@ -304,7 +298,7 @@ def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor])
     goal = target(pairs)
     weights = phi[: phi.shape[0] - spec.num_entries].double().requires_grad_()
     bare = LossNetworkSpec(spec.hidden, spec.layers, spec.pairs, spec.activation)
-    optimizer = _LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
+    optimizer = LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         weights.grad = None

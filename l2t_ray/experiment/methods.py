@@ -6,7 +6,7 @@ from torch import Tensor
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.gce import generalised_cross_entropy
-from l2t_ray.baselines.glc import GoldLossCorrection, forward_correction, noise_matrix
+from l2t_ray.baselines.glc import GoldLossCorrection, forward_correction
 from l2t_ray.baselines.in_turn import MethodInTurn
 from l2t_ray.baselines.l2r import L2R
 from l2t_ray.baselines.mentornet import MentorNet
@@ -28,8 +28,9 @@ from l2t_ray.config import (
 )
 from l2t_ray.core.loss_network import started_at
 from l2t_ray.core.meta_step import L2TDLN, Reweighting, WarmUp
+from l2t_ray.core.noise_estimate import noise_channel
 from l2t_ray.data.counted import torch_seed
-from l2t_ray.experiment.images import build_data, build_policy, clean_images, observed_labels
+from l2t_ray.experiment.images import build_data, build_loader, build_policy, clean_images, observed_labels
 from l2t_ray.experiment.parts import Parts, ending_start, rounds_of, warm_rounds
 from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
@@ -85,9 +86,36 @@ def warm_up_of(method: L2TDLNConfig, data: Data, parts: Parts) -> WarmUp | None:
     spec = bare_loss_network(method.loss_network, data.num_classes).spec
 
     def channel_start(student: StudentState, index: int) -> Tensor:
-        return started_at(spec, noise_matrix(trainee, student, data, data.epoch(index)))
+        return started_at(spec, estimated_channel(student, parts, data.epoch(index)))
 
     return WarmUp(rounds, plain, channel_start)
+
+
+@torch.no_grad()
+def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor:
+    """The label noise `[C, C]` that this student shows, estimated by one worker for all."""
+    config, dataset, trainee, group = parts.config, parts.dataset, parts.trainee, parts.group
+    if group.rank != 0:
+        return group.sum(torch.zeros(dataset.num_classes, dataset.num_classes, device=parts.device))
+    policy = build_policy(config, dataset)
+    loader, split = build_loader(parts, policy), policy.at(epoch)
+    observed, _ = observed_labels(config, dataset)
+    judged = dataset.train.labels if config.data.validation_labels == "clean" else observed
+
+    def logits(rows: np.ndarray) -> Tensor:
+        batches = loader.training_images(rows)
+        return torch.cat([trainee.student(student.theta, student.buffers, b.inputs, training=False) for b in batches])
+
+    def on_device(labels: np.ndarray) -> Tensor:
+        return torch.from_numpy(labels).to(parts.device)
+
+    channel = noise_channel(
+        logits(split.validation),
+        on_device(judged[split.validation]),
+        logits(split.train),
+        on_device(observed[split.train]),
+    )
+    return group.sum(channel.to(student.theta))
 
 
 def in_turn(method: Method, ending: Method | None, settings: MethodConfig, parts: Parts) -> Method:
