@@ -107,6 +107,8 @@ def test_controls_are_a_list_of_methods(load):
         (["data.noise.kind=labels"], "noise.kind is 'labels'; set noise.file"),
         (["data.noise.file=x.npy"], "noise.file and noise.column are not read with noise.kind=none"),
         (["data.noise.kind=labels", "data.noise.file=x.npy", "data.noise.rate=0.2"], "the file decides; remove it"),
+        (["method.loss_network.layers=1"], "layers is 1, which is no network; set 2 or more, or 0 with a channel"),
+        (["method.loss_network.layers=0"], "METHOD0"),
         (["controls=glc", "data.validation_labels=observed"], "glc learns from clean validation labels"),
         (
             ["method=mentornet", "method.curriculum=data_driven", "data.validation_labels=observed"],

@@ -4,7 +4,7 @@ Gold loss correction (Hendrycks et al., NeurIPS 2018) takes for T[c] what a stud
 average, of clean images of class c. That is A T, where A is the student's own confusion of classes: a student that is
 right half of the time blurs T beyond use. Here the two are kept apart:
 
-1. A readout P(c | x) of the true class, by multinomial logistic regression on the student's log-probabilities, fitted on
+1. A readout P(c | x) of the true class: multinomial logistic regression on the student's log-probabilities, fitted on
    the clean images.
 2. T = argmax_T sum_i log sum_c P(c | x_i) T[c, y_i] over the noisy images. The problem is concave in T; EM climbs it
    (Dempster et al. 1977), as in Dawid & Skene 1979.
