@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from l2t_ray import config as configuration
+from l2t_ray.baselines.glc import noise_matrix
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.experiment.images import build_policy, data_root, load_dataset, observed_labels
+from l2t_ray.experiment.methods import estimated_channel
+from l2t_ray.experiment.parts import Parts
 from l2t_ray.experiment.run import build_run
+from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.interfaces import UserError
 
 
@@ -76,3 +80,42 @@ def test_clean_images_are_not_trusted_by_a_method_without_a_loss_of_its_own():
     config = experiment(data={"num_validation": 100}, method={"name": "mw_net", "clean_images": "trusted"}, controls=[])
     with pytest.raises(UserError, match="needs a method with a loss of its own, and 'mw_net' has none"):
         build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+
+
+class _GroupOfTwo:
+    """A worker of two, as it is seen in what it gives to a sum."""
+
+    size = 2
+
+    def __init__(self, rank):
+        self.rank, self.given = rank, []
+
+    def sum(self, tensor):
+        self.given.append(tensor.clone())
+        return tensor
+
+
+def test_the_channel_is_estimated_by_one_worker_for_all():
+    """After a short warm-up on digits it lies near the matrix that the labels were drawn from."""
+    config = experiment(
+        data={"num_validation": 200, "noise": {"kind": "flip_to_two", "rate": 0.4}, "augment": "none"},
+        student={"name": "resnet8"}, training={"num_rounds": 10, "learning_rate": 0.1},
+        method="cross_entropy", controls=[],
+    )  # fmt: skip
+    run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+    method = run.arms[0].method
+    state = method.init()
+    for index in range(5):
+        state, _ = method.round(state, run.data.round(index), index)
+    dataset = load_dataset(config.data)
+    _, matrix = observed_labels(config, dataset)
+    first, second = (
+        Parts(config, dataset, method._trainee, _GroupOfTwo(rank), torch.device("cpu"), make_teacher=build_teacher)
+        for rank in (0, 1)
+    )
+    found = estimated_channel(state.student, first, 0)
+    truth = torch.from_numpy(matrix).to(found)
+    answers = noise_matrix(method._trainee, state.student, run.data, 0)
+    assert (found - truth).abs().sum(1).mean() < 0.25 < 0.35 < (answers - truth).abs().sum(1).mean()
+    assert not estimated_channel(state.student, second, 0).any()
+    assert len(first.group.given) == len(second.group.given) == 1
