@@ -108,7 +108,10 @@ def test_controls_are_a_list_of_methods(load):
         (["data.noise.file=x.npy"], "noise.file and noise.column are not read with noise.kind=none"),
         (["data.noise.kind=labels", "data.noise.file=x.npy", "data.noise.rate=0.2"], "the file decides; remove it"),
         (["method.loss_network.layers=1"], "layers is 1, which is no network; set 2 or more, or 0 with a channel"),
-        (["method.loss_network.layers=0"], "which needs a channel to have something to learn; set loss_network.label_entries=channel"),
+        (
+            ["method.loss_network.layers=0"],
+            "which needs a channel to have something to learn; set loss_network.label_entries=channel",
+        ),
         (["controls=glc", "data.validation_labels=observed"], "glc learns from clean validation labels"),
         (
             ["method=mentornet", "method.curriculum=data_driven", "data.validation_labels=observed"],

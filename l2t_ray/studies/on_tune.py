@@ -186,7 +186,7 @@ class TrialActor(tune.Trainable):
                 raise item
             if isinstance(item, Mapping):
                 rows.append(item)
-                if item.get("test_accuracy") is not None:
+                if self._is_to_decide(item):
                     break
             else:
                 end = item
@@ -211,11 +211,16 @@ class TrialActor(tune.Trainable):
             if self._is_stopped.is_set():
                 raise _Stopped
             self._news.put(dict(row))
-            if self._in_step and row.get("test_accuracy") is not None:
+            if self._in_step and self._is_to_decide(row):
                 self._go_on.acquire()  # the scheduler is to decide before training goes on
 
+    def _is_to_decide(self, row: Mapping[str, Any]) -> bool:
+        """Whether the scheduler is asked after this row: not where all rounds are done, for a trial that it stopped
+        there would not count as finished."""
+        return row.get("test_accuracy") is not None and row["round"] + 1 < self._num_rounds
+
     def _begin(self, trial: Trial) -> None:
-        self._round, self._value = 0, math.nan
+        self._round, self._value, self._num_rounds = 0, math.nan, trial.config.training.num_rounds
         self._news: queue.Queue[Any] = queue.Queue()
         self._go_on = threading.Semaphore(0)
         self._is_stopped = threading.Event()

@@ -226,10 +226,14 @@ class _Driver:
         self.process.wait()
 
     def kill_a_trial(self):
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            if "TrialActor" in " ".join(process.cmdline()):
-                process.kill()
-                return
+        deadline = time.monotonic() + 60  # between two trials there is none
+        while time.monotonic() < deadline:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if "TrialActor" in " ".join(process.cmdline()):
+                        process.kill()
+                        return
+            time.sleep(0.02)
         raise AssertionError("no trial process")
 
 
