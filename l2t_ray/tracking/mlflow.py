@@ -22,10 +22,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,6 +46,7 @@ _MAX_KEY_LENGTH = 250
 _ROW_IDENTITY = frozenset({"arm", "round"})
 _SEND_EVERY_S = 1.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+_LONGEST_OPENING_S = 120.0
 _ENVIRONMENT = {
     # MLflow would try for minutes (7 retries of up to 120 s). Here the journal does the waiting.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -265,11 +268,11 @@ class MlflowTracker:
     def _connect(self) -> MlflowClient:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        _check_sqlite(self.uri)
-        import mlflow  # 4 to 10 s
+        with _alone(self.uri):
+            import mlflow  # 4 to 10 s
 
-        client = mlflow.MlflowClient(tracking_uri=self.uri)
-        self._run_id = run_id = self._open_run(client)  # kept at once: a failure below must not lead to a second run
+            client = mlflow.MlflowClient(tracking_uri=self.uri)
+            self._run_id = run_id = self._open_run(client)  # kept at once: a failure must not lead to a second run
         self._write_record()
         self._known_params = dict(client.get_run(run_id).data.params)
         self._logged = _logged_rows(client, run_id)
@@ -475,17 +478,25 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def _check_sqlite(uri: str) -> None:
-    """Fails at once when an SQLite file cannot be opened; MLflow would try for two minutes."""
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """While an SQLite file is opened: one process at a time, for two that make its tables at once leave it broken.
+
+    Fails at once when the file cannot be opened; MLflow would try for two minutes.
+    """
     path = _sqlite_path(uri)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock"), timeout=_LONGEST_OPENING_S):
         connection = sqlite3.connect(path, timeout=5)
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
         finally:
             connection.close()
+        yield
 
 
 def _artifact_location(uri: str, root: Path) -> str | None:

@@ -10,16 +10,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from l2t_ray.baselines.fixed_loss import FixedLoss
+from l2t_ray.baselines.trainee import Trainee, cross_entropy
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss_network import DynamicLossNetwork, started_at
 from l2t_ray.core.lstm_teacher import LSTMTeacher
-from l2t_ray.core.meta_step import L2TDLN, StudentSgd
+from l2t_ray.core.meta_step import L2TDLN, StudentSgd, WarmUp
+from l2t_ray.core.noise_estimate import noise_channel
+from l2t_ray.core.slope import SlopeBound
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.tensors import TensorData
-from l2t_ray.interfaces import DivergenceError
+from l2t_ray.interfaces import DivergenceError, StudentState, loss_in_use
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.loop import Arm, Run
+
+_IMAGES_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ def fit(
     learning_rate: float = 0.1,
     momentum: float = 0.0,
     weight_decay: float = 5e-4,
+    warm_share: float = 0.15,
     teacher: Literal["lstm", "adam"] = "adam",
     loss_network: DynamicLossNetwork | None = None,
     seed: int = 0,
@@ -56,8 +63,12 @@ def fit(
         train: inputs and labels to train on; labels may be wrong.
         validation: inputs and labels to judge by; small and clean. Never trained on.
         num_rounds: changes of the loss; the model takes `num_rounds * num_steps` SGD steps, with cosine decay.
+        warm_share: share of the rounds under plain cross-entropy, after which the label noise is estimated and the
+            loss goes on from there (`core/noise_estimate.py`). Short enough that wrong labels are not memorised in it.
+            0: the loss is learned from the first round on.
         teacher: what changes the loss: `adam` on its weights, or the `lstm`.
-        loss_network: where the loss begins; None: fitted to cross-entropy, with a table of label pairs.
+        loss_network: where the loss begins; None: fitted to cross-entropy, with a noise channel, or with a table of
+            label pairs if `warm_share` is 0. The noise is estimated for a loss network with a channel alone.
         on_row: hears the numbers of each round; `test_accuracy` in them is on the validation set.
 
     Raises:
@@ -74,9 +85,16 @@ def fit(
         seed=seed,
         device=device,
     )
+    warm_rounds = round(warm_share * num_rounds)
     loss_network = loss_network or DynamicLossNetwork(
-        init="cross_entropy", pairs="softmax", activation="silu", label_table=data.num_classes, seed=seed
+        init="cross_entropy",
+        pairs="softmax",
+        activation="silu",
+        channel=data.num_classes if warm_rounds else None,
+        label_table=None if warm_rounds else data.num_classes,
+        seed=seed,
     )
+    spec = loss_network.spec
     student, task = FlatModule(model), Classification()
     num_weights = loss_network.phi.numel()
     rule = adam = AdamRule(num_weights, clip=1.0)
@@ -85,8 +103,18 @@ def fit(
         rule = LstmRule(lstm, num_weights, step_size=3e-4, horizon=10, clip=1.0, base=adam)
     total = num_rounds * num_steps
     sgd = StudentSgd(lambda step: learning_rate * (1 + cos(pi * step / total)) / 2, num_steps, momentum, weight_decay)
-    local = LocalTeacher(loss_network.phi.detach(), rule)
-    method = L2TDLN(student, task, data, loss_network, local, sgd, group, device=device)
+    phi = loss_network.phi.detach()
+    local = LocalTeacher(phi, rule, SlopeBound(spec, phi))
+    warm_up = None
+    if warm_rounds:
+
+        def channel_start(trained: StudentState, index: int) -> Tensor:
+            del index
+            return started_at(spec, _estimated_channel(student, trained, train, validation, device))
+
+        plain = FixedLoss(Trainee(student, task, sgd, group, device), cross_entropy)
+        warm_up = WarmUp(warm_rounds, plain, channel_start if spec.channel else None)
+    method = L2TDLN(student, task, data, loss_network, local, sgd, group, warm_up=warm_up, device=device)
     run = Run(
         arms=[Arm("l2t_dln", method, local)],
         student=student,
@@ -107,5 +135,23 @@ def fit(
     trained, learned = deepcopy(model), deepcopy(loss_network)
     FlatModule(trained).load(cut.state.student.theta, cut.state.student.buffers)
     with torch.no_grad():
-        learned.phi.copy_(local.read().phi)
+        learned.phi.copy_(loss_in_use(local.read().phi, cut.state))
     return Fit(trained, learned.requires_grad_(False), cut.rows)
+
+
+@torch.no_grad()
+def _estimated_channel(
+    student: FlatModule,
+    trained: StudentState,
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    device: torch.device | str,
+) -> Tensor:
+    """The noise `[c, c]` of the training labels, as this student and the validation labels show it."""
+
+    def logits(inputs: Tensor) -> Tensor:
+        pieces = inputs.split(_IMAGES_AT_ONCE)
+        return torch.cat([student(trained.theta, trained.buffers, x.to(device), training=False) for x in pieces])
+
+    noisy, clean = (labels.to(device) for _, labels in (train, validation))
+    return noise_channel(logits(validation[0]), clean, logits(train[0]), noisy).to(trained.theta)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss_network import DynamicLossNetwork, log_channel
 from l2t_ray.training.fit import fit
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,10 @@ def test_files_and_configurations_that_it_names_exist():
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("teacher", ["adam", "lstm"])
-def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher):
-    """Three blobs, 30 % of the training labels wrong: the model beats the labels it was given."""
+@pytest.mark.parametrize(("teacher", "warm_share"), [("adam", 0.0), ("adam", 0.15), ("lstm", 0.15)])
+def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share):
+    """Three blobs, 30 % of the training labels turned to the next class: the model beats the labels it was given, and
+    with warm rounds the loss says how they were turned."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3
     corners = 3 * torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -57,9 +58,15 @@ def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher):
         num_steps=5,
         val_batch_size=30,
         teacher=teacher,
+        warm_share=warm_share,
     )
     accuracy = (fitted.model(inputs[:240]).argmax(dim=1) == labels[:240]).float().mean()
     assert accuracy > 0.85 > (noisy == labels[:240]).float().mean()
     assert len(fitted.rows) == 30 and fitted.loss_network.phi.requires_grad is False
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+    assert (fitted.loss_network.spec.channel == 3) == (warm_share > 0)
+    if warm_share:
+        channel = log_channel(fitted.loss_network.spec, fitted.loss_network.phi).exp()
+        drawn = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
+        assert (channel - drawn).abs().max() < 0.15

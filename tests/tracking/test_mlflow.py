@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -222,3 +224,39 @@ def test_runs_are_found_by_parent_and_tags(tmp_path):
     assert metric_history(uri, trials[1].run_id, "l2t_dln/val_error") == [(0, 1.0), (1, 0.5)]
     assert [r.name for r in find_runs(uri, "test", tags={"note": "it's 2"})] == ["first"]
     assert find_runs(uri, "nothing") == []
+
+
+_BESIDE = """
+import sys
+from pathlib import Path
+from l2t_ray.tracking.mlflow import MlflowTracker
+
+import mlflow
+
+directory = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+tracker = MlflowTracker.start(directory=directory, experiment="test", run_name="beside", system_metrics=False)
+tracker.log_rows([{"arm": "l2t_dln", "round": 0, "val_error": 1.0}])
+tracker.finish(timeout=100)
+"""
+
+
+def test_processes_that_make_the_same_store_at_once_both_arrive(tmp_path):
+    """MLflow's own migrations race: a table that one process has made is another one's error, now and for good."""
+    directories = [tmp_path / name for name in ("first", "second")]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _BESIDE, directory], stdin=pipe, stdout=pipe, text=True)
+        for directory in directories
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        process.wait(timeout=120)
+    assert not [directory.name for directory in directories if (directory / PENDING).exists()]
+    assert len({recorded_run_id(directory) for directory in directories} - {None}) == 2
