@@ -5,6 +5,7 @@ validation error in the loss network's weights. The libraries are used in the fo
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -120,6 +121,27 @@ def plain(setting: Setting) -> Contender:
         sgd_steps(setting.plain_problem, setting.start, setting.batches, setting.rates, step_gradient)
         return no_phi
 
+    return run
+
+
+def plain_compiled(setting: Setting) -> Contender:
+    """The same K steps as anyone would write them for `torch.compile`: compiled module, backward pass, torch's SGD.
+
+    Compiling is not part of the turn. The module trains on from turn to turn; what it costs does not depend on that.
+    """
+    module = deepcopy(setting.module).train()
+    compiled = torch.compile(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
+
+    def run() -> Tensor:
+        for batch in setting.batches:
+            optimizer.zero_grad()
+            losses = F.cross_entropy(compiled(batch.inputs), batch.targets, reduction="none")
+            (batch.weights * losses).sum().backward()
+            optimizer.step()
+        return torch.zeros(0)
+
+    run()
     return run
 
 
@@ -269,6 +291,7 @@ LIBRARIES: dict[str, Callable[[Setting], Contender]] = {"higher": higher, "torch
 
 HYPERGRADIENTS: dict[str, Callable[[Setting], Contender]] = {
     "plain": plain,
+    "plain_compiled": plain_compiled,
     "store": ours("store"),
     "recompute": ours("recompute"),
     "forward_over_reverse": ours("forward_over_reverse"),
@@ -278,6 +301,7 @@ HYPERGRADIENTS: dict[str, Callable[[Setting], Contender]] = {
     "released": released,
     **LIBRARIES,
 }
+PLAIN = ("plain", "plain_compiled")
 APPROXIMATE = ("one_step", "finite_difference")
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import APPROXIMATE, HYPERGRADIENTS, LIBRARIES, Case, Setting, is_installed, ours, plain, released
+from contenders import APPROXIMATE, HYPERGRADIENTS, LIBRARIES, PLAIN, Case, Setting, is_installed, ours, plain, released
 from rich.console import Console
 from rich.table import Table
 
@@ -94,7 +94,7 @@ def measure_case(
         seconds, gradients = alternate(runs, repeats, until)
         teaching = teacher_seconds(setting)
     rounds = {name: [t + teaching for t in seconds[name]] for name in OURS if name in seconds}
-    rounds |= {"plain": seconds["plain"]}
+    rounds |= {name: seconds[name] for name in PLAIN if name in seconds}
     if "released" in names:
         with console.status(f"{case.title}: a round of the released procedure"):
             rounds["released"], seconds["released"], gradients["released"] = released_seconds(setting)
@@ -103,7 +103,7 @@ def measure_case(
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
         rows[name] = {"memory_mib": memory[name], "seconds": seconds[name], "round_seconds": rounds.get(name)}
-        if name != "plain":
+        if name not in PLAIN:
             rows[name]["relative_error"] = relative_error(gradients[name], reference)
         if name in ENGINES and "autograd" in gradients:
             rows[name]["to_autograd"] = relative_error(gradients[name], gradients["autograd"])
@@ -119,13 +119,16 @@ def alternate(
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     gradients = {name: runs[name]() for name in ("plain", "store") if name in runs}  # not timed: they warm up
+    # `recompute` gives memory back to the system. Whoever came next would pay for fetching it again.
+    in_turn = sorted(runs, key=lambda name: name == "recompute")
     began = time.monotonic()
     for turn in range(repeats):
         if turn and time.monotonic() + (time.monotonic() - began) / turn > until:
             break
-        for name, run in runs.items():
+        for name in in_turn:
+            run = runs[name]
             if name == "store":
-                run()  # not timed: `recompute` has given back the memory that `store` keeps from round to round
+                run()  # not timed: it fetches the memory that `store`, and those after it, keep from round to round
             # What all ratios are taken of is short, and has more turns.
             for _ in range(4 if name == "plain" else 2 if name == "store" else 1):
                 spent, gradients[name] = timed(run)
@@ -317,7 +320,7 @@ def comparison_figure(tables: list[dict[str, Any]]) -> Any:
     axes = figure.subplots(len(tables), 2, squeeze=False)
     for (left, right), table in zip(axes, tables, strict=True):
         rows = table["rows"]
-        names = [name for name in rows if name != "plain"][::-1]
+        names = [name for name in rows if name not in PLAIN][::-1]
         colors = ["0.7" if n in APPROXIMATE else "tab:blue" if n in ENGINES else "tab:orange" for n in names]
         left.barh(names, [ratio(rows, "seconds", n, "plain") or 0 for n in names], color=colors)
         left.set(xlabel="time of a hypergradient / K plain steps", title=table["title"])

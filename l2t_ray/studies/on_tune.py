@@ -70,33 +70,58 @@ def run_on_tune(
     # Every trial has its own tables: that Tune misses its own is no news.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     shutil.rmtree(state, ignore_errors=True)
-    is_search = isinstance(pending, Search)
+    max_failures = config.ray.max_failures
     with ray_session(config):
         room = trials_at_once(config, ray.cluster_resources())
-        actor = tune.with_parameters(TrialActor, metric=metric, in_step=asha is not None)
-        tuner = tune.Tuner(
-            tune.with_resources(actor, resources_of_driver(config)),
-            param_space={} if is_search else {"trial": tune.grid_search(list(pending))},
-            tune_config=tune.TuneConfig(
-                search_alg=_Asked(pending) if is_search else None,
-                num_samples=-1 if is_search else 1,
-                max_concurrent_trials=min(room, at_once or room),
-                # A trial on Ray Train is stopped with its process, and has little to keep warm. One whose memory is
-                # reported has a process of its own.
-                reuse_actors=not config.ray.enabled and (is_search or pending[0].is_lean),
-                scheduler=None if asha is None else _scheduler(metric, asha, config.training.num_rounds),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=state.name,
-                storage_path=str(state.parent),
-                failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[_Relay(listener, config.ray.max_failures)],
-                verbose=0,
-            ),
-        )
-        tuner.fit()
+        for times_left in range(max_failures, -1, -1):
+            relay = _Relay(listener, max_failures, keeps_interrupted=times_left > 0 and not isinstance(pending, Search))
+            _tuner(
+                pending,
+                relay,
+                state=state,
+                config=config,
+                metric=metric,
+                asha=asha,
+                at_once=min(room, at_once or room),
+            ).fit()
+            if not (pending := relay.interrupted):
+                return
+
+
+def _tuner(
+    pending: Sequence[Trial] | Search,
+    relay: "_Relay",
+    *,
+    state: Path,
+    config: ExperimentConfig,
+    metric: str,
+    asha: Asha | None,
+    at_once: int,
+) -> tune.Tuner:
+    is_search = isinstance(pending, Search)
+    actor = tune.with_parameters(TrialActor, metric=metric, in_step=asha is not None)
+    return tune.Tuner(
+        tune.with_resources(actor, resources_of_driver(config)),
+        param_space={} if is_search else {"trial": tune.grid_search(list(pending))},
+        tune_config=tune.TuneConfig(
+            search_alg=_Asked(pending) if is_search else None,
+            num_samples=-1 if is_search else 1,
+            max_concurrent_trials=at_once,
+            # A trial on Ray Train is stopped with its process, and has little to keep warm. One whose memory is
+            # reported has a process of its own.
+            reuse_actors=not config.ray.enabled and (is_search or pending[0].is_lean),
+            scheduler=None if asha is None else _scheduler(metric, asha, config.training.num_rounds),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=state.name,
+            storage_path=str(state.parent),
+            failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[relay],
+            verbose=0,
+        ),
+    )
 
 
 def resources_of_driver(config: ExperimentConfig) -> dict[str, float]:
@@ -248,10 +273,16 @@ class TrialActor(tune.Trainable):
 
 
 class _Relay(tune.Callback):
-    """Brings what actors report to the study's listener."""
+    """Brings what actors report to the study's listener.
 
-    def __init__(self, listener: Listener, max_failures: int):
-        self._listener, self._max_failures = listener, max_failures
+    Attributes:
+        interrupted: trials that are to be run again. Tune begins a trial anew whose actor dies under it, but not one
+            whose warm actor dies on the way from the last trial to this one.
+    """
+
+    def __init__(self, listener: Listener, max_failures: int, *, keeps_interrupted: bool):
+        self._listener, self._max_failures, self._keeps_interrupted = listener, max_failures, keeps_interrupted
+        self.interrupted: list[Trial] = []
         self._last: dict[str, dict[str, Any]] = {}
         self._ended: set[str] = set()
 
@@ -284,6 +315,9 @@ class _Relay(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         own = trial.config["trial"]
         self._ended.add(own.name)
+        if self._keeps_interrupted and trial.num_failures <= self._max_failures:
+            self.interrupted.append(own)
+            return
         reason = ""
         with suppress(Exception):
             reason = str(trial.get_pickled_error() or "").strip().splitlines()[-1]

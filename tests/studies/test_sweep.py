@@ -169,6 +169,31 @@ def test_a_killed_trial_goes_on_in_another_process(start, heard):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_an_actor_that_dies_between_two_trials_costs_nothing(start, heard, monkeypatch, tmp_path):
+    """Tune itself gives up the trial that it was on its way to."""
+    from l2t_ray.studies import on_tune
+
+    has_died = tmp_path / "died"
+
+    class Dying(on_tune.TrialActor):
+        def reset_config(self, new_config):
+            if not has_died.exists():
+                has_died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset_config(new_config)
+
+    bound = on_tune.tune.with_parameters
+    monkeypatch.setattr(on_tune.tune, "with_parameters", lambda actor, **values: bound(Dying, **values))
+    sweep = start()
+    on_tune_all(sweep, heard, at_once=1)
+    assert has_died.exists()
+    assert not heard.failed and sweep.pending() == []
+    assert [outcome.kind for outcome in heard.ended.values()] == ["finished"] * 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_lost_machine_costs_nothing(start, heard):
     """Two machines of three have a trial each; one of them is lost, and the other one does all that is left."""
     undisturbed, struck = start("undisturbed", **LONG), start("struck", **LONG)
