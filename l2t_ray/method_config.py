@@ -127,8 +127,11 @@ class L2TDLNConfig(MethodRecord):
     loss_network: LossNetworkConfig = LossNetworkConfig()
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
     warm_share: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Share of the rounds, the first ones, that train with plain cross-entropy while the teacher rests. A channel then
-    starts at what the student says of the validation images of each class, as gold loss correction has it."""
+    """Share of the rounds, the first ones, that train with plain cross-entropy while the teacher rests. A channel is
+    then estimated from the student's embeddings (`core/noise_estimate.py`)."""
+    channel_estimates: Count = 1
+    """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with a
+    better student each time. Each estimate takes the place of the channel as it was learned until then."""
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
     batch_norm_buffers: Literal["kept", "dropped"] = "kept"

@@ -236,11 +236,12 @@ def log_channel(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor
     return (_log_floored(torch.eye(spec.channel).to(phi)) + TABLE_SCALE * entries).log_softmax(dim=1)
 
 
-def started_at(spec: LossNetworkSpec, matrix: Float[Tensor, "c c"]) -> Float[Tensor, " m"]:
-    """What to add to phi so that a channel which is the identity there becomes `matrix`, but for the floor."""
-    shift = torch.zeros(spec.num_weights).to(matrix)
+def started_at(spec: LossNetworkSpec, phi: Float[Tensor, " m"], matrix: Float[Tensor, "c c"]) -> Float[Tensor, " m"]:
+    """What to add to phi so that its channel, whatever it is, becomes `matrix`, but for the floor."""
+    shift = torch.zeros_like(phi)
     identity = torch.eye(len(matrix)).to(matrix)
-    shift[-spec.num_entries :] = ((_log_floored(matrix) - _log_floored(identity)) / TABLE_SCALE).flatten()
+    entries = ((_log_floored(matrix) - _log_floored(identity)) / TABLE_SCALE).flatten()
+    shift[-spec.num_entries :] = entries - phi[-spec.num_entries :]
     return shift
 
 

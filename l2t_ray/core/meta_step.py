@@ -13,7 +13,7 @@ the same minibatches under the proposed phi; that unroll's end is kept and its h
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -90,13 +90,15 @@ class WarmUp:
     Attributes:
         rounds: how many.
         method: what trains the student in them. It must carry nothing of its own.
-        loss_start: from the student at their end, and the round's number, what is added to phi from then on
+        loss_start: from the student at their end, phi and the round's number, what is added to phi from then on
             (`interfaces.MethodState`), the same on every worker; None: nothing.
+        renewed_at: later rounds that begin with a new `loss_start`.
     """
 
     rounds: int
     method: Method
-    loss_start: Callable[[StudentState, int], Float[Tensor, " m"]] | None = None
+    loss_start: Callable[[StudentState, Float[Tensor, " m"], int], Float[Tensor, " m"]] | None = None
+    renewed_at: Sequence[int] = ()
 
 
 class L2TDLN:
@@ -158,8 +160,10 @@ class L2TDLN:
         if warm_up is not None and index < warm_up.rounds:
             warmed, metrics = warm_up.method.round(MethodState(state.student, {}), batches, index)
             return state._replace(student=warmed.student), metrics
-        if warm_up is not None and warm_up.loss_start is not None and index == warm_up.rounds:
-            state = state._replace(extra={**state.extra, "loss_start": warm_up.loss_start(state.student, index)})
+        if warm_up is not None and warm_up.loss_start is not None and index in (warm_up.rounds, *warm_up.renewed_at):
+            phi = self._teacher.read().phi.to(self._device)
+            start = warm_up.loss_start(state.student, phi, index)
+            state = state._replace(extra={**state.extra, "loss_start": start})
         state = self._with_centers(state, index)
         problem = self._reweighted(state)
         rates = self._sgd.rates(index, len(batches.train))

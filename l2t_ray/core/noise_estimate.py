@@ -4,13 +4,13 @@ Gold loss correction (Hendrycks et al., NeurIPS 2018) takes for T[c] what a stud
 average, of clean images of class c. That is A T, where A is the student's own confusion of classes: a student that is
 right half of the time blurs T beyond use. Here the two are kept apart:
 
-1. A readout P(c | x) of the true class: multinomial logistic regression on the student's log-probabilities, fitted on
-   the clean images.
+1. A readout P(c | x) of the true class: multinomial logistic regression on what the student says of an image, its
+   embedding or its log-probabilities, fitted on the clean images.
 2. T = argmax_T sum_i log sum_c P(c | x_i) T[c, y_i] over the noisy images. The problem is concave in T; EM climbs it
    (Dempster et al. 1977), as in Dawid & Skene 1979.
 
-The readout must not know the noisy label but through the true class, so the student is to be one that has not yet
-memorised labels.
+The readout must not know the noisy label but through the true class, so the student is to be one that has not
+memorised labels: an early one, or a later one that was trained under such a channel.
 """
 
 import torch
@@ -20,24 +20,32 @@ from torch import Tensor
 
 from l2t_ray.core.lbfgs import LBFGS
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 NUM_FOLDS = 5
+SCALE_FLOOR = 1e-6
 EM_STEPS = 300
 EM_TOLERANCE = 1e-4
 
 
 def noise_channel(
-    clean_logits: Float[Tensor, "n c"],
+    clean_features: Float[Tensor, "n d"],
     clean_labels: Int[Tensor, " n"],
-    noisy_logits: Float[Tensor, "m c"],
+    noisy_features: Float[Tensor, "m d"],
     noisy_labels: Int[Tensor, " m"],
+    *,
+    num_classes: int,
 ) -> Float[Tensor, "c c"]:
     """T: row the class, column the label that it is given; rows add up to 1.
 
-    A class that the readout never expects among the noisy images keeps the identity's row.
+    Features are what the student says of each image: its embedding, or where it has none to show its
+    log-probabilities. A class that the readout never expects among the noisy images keeps the identity's row.
     """
-    clean, noisy = _features(clean_logits), _features(noisy_logits)
-    readout = fit_readout(clean, clean_labels, _penalty(clean, clean_labels))
+    # In double precision: the line search stalls in single. Standardised, so that one range of penalties is for all.
+    clean, noisy = clean_features.detach().double(), noisy_features.detach().double()
+    mean, scale = clean.mean(dim=0), clean.std(dim=0, correction=0)
+    clean, noisy = ((features - mean) / (scale + SCALE_FLOOR) for features in (clean, noisy))
+    penalty = _penalty(clean, clean_labels, num_classes)
+    readout = fit_readout(clean, clean_labels, penalty, num_classes=num_classes)
     return most_likely_channel((noisy @ readout[:-1] + readout[-1]).softmax(dim=1), noisy_labels)
 
 
@@ -61,14 +69,13 @@ def most_likely_channel(posterior: Float[Tensor, "m c"], labels: Int[Tensor, " m
 
 
 def fit_readout(
-    features: Float[Tensor, "n c"], labels: Int[Tensor, " n"], penalty: float
-) -> Float[Tensor, "c_plus_1 c"]:
+    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], penalty: float, *, num_classes: int
+) -> Float[Tensor, "d_plus_1 c"]:
     """Weights of a logistic regression, the biases in the last row: `features @ weights[:-1] + weights[-1]`.
 
     Minimises the mean cross-entropy plus `penalty / 2` times the squared norm of all weights but the biases.
     """
-    num_classes = features.shape[1]
-    weights = torch.zeros(num_classes + 1, num_classes).to(features).requires_grad_()
+    weights = torch.zeros(features.shape[1] + 1, num_classes).to(features).requires_grad_()
     optimizer = LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
@@ -82,17 +89,11 @@ def fit_readout(
     return weights.detach()
 
 
-def _features(logits: Tensor) -> Tensor:
-    """Log-probabilities around their mean, in double precision: the line search stalls in single."""
-    centred = logits.detach().double().log_softmax(dim=1)
-    return centred - centred.mean(dim=1, keepdim=True)
-
-
 def _readout_error(features: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return F.cross_entropy(features @ weights[:-1] + weights[-1], labels)
 
 
-def _penalty(features: Tensor, labels: Tensor) -> float:
+def _penalty(features: Tensor, labels: Tensor, num_classes: int) -> float:
     """The penalty whose readout says most of images that it was not fitted on (cross-validation)."""
     fold = torch.arange(len(labels), device=labels.device) % NUM_FOLDS
     if len(labels) < 2 * NUM_FOLDS:
@@ -103,7 +104,7 @@ def _penalty(features: Tensor, labels: Tensor) -> float:
             _readout_error(
                 features[fold == held],
                 labels[fold == held],
-                fit_readout(features[fold != held], labels[fold != held], penalty),
+                fit_readout(features[fold != held], labels[fold != held], penalty, num_classes=num_classes),
             ).item()
             for held in range(NUM_FOLDS)
         ]

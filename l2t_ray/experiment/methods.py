@@ -31,10 +31,10 @@ from l2t_ray.core.meta_step import L2TDLN, Reweighting, WarmUp
 from l2t_ray.core.noise_estimate import noise_channel
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.experiment.images import build_data, build_loader, build_policy, clean_images, observed_labels
-from l2t_ray.experiment.parts import Parts, ending_start, rounds_of, warm_rounds
+from l2t_ray.experiment.parts import Parts, ending_start, estimate_rounds, rounds_of, warm_rounds
 from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
-from l2t_ray.interfaces import Data, Method, StudentState, Teacher, UserError
+from l2t_ray.interfaces import Batch, Data, Method, StudentState, Teacher, UserError
 from l2t_ray.training.loop import Arm
 
 
@@ -85,10 +85,11 @@ def warm_up_of(method: L2TDLNConfig, data: Data, parts: Parts) -> WarmUp | None:
         return WarmUp(rounds, plain)
     spec = bare_loss_network(method.loss_network, data.num_classes).spec
 
-    def channel_start(student: StudentState, index: int) -> Tensor:
-        return started_at(spec, estimated_channel(student, parts, data.epoch(index)))
+    def channel_start(student: StudentState, phi: Tensor, index: int) -> Tensor:
+        return started_at(spec, phi, estimated_channel(student, parts, data.epoch(index)))
 
-    return WarmUp(rounds, plain, channel_start)
+    _, *later = estimate_rounds(method, parts.config.training.num_rounds)
+    return WarmUp(rounds, plain, channel_start, later)
 
 
 @torch.no_grad()
@@ -102,18 +103,21 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor
     observed, _ = observed_labels(config, dataset)
     judged = dataset.train.labels if config.data.validation_labels == "clean" else observed
 
-    def logits(rows: np.ndarray) -> Tensor:
-        batches = loader.training_images(rows)
-        return torch.cat([trainee.student(student.theta, student.buffers, b.inputs, training=False) for b in batches])
+    def embeddings(rows: np.ndarray) -> Tensor:
+        def embed(batch: Batch) -> Tensor:
+            return trainee.student(student.theta, student.buffers, batch.inputs, with_embedding=True, training=False)[1]
+
+        return torch.cat([embed(batch) for batch in loader.training_images(rows)])
 
     def on_device(labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels).to(parts.device)
 
     channel = noise_channel(
-        logits(split.validation),
+        embeddings(split.validation),
         on_device(judged[split.validation]),
-        logits(split.train),
+        embeddings(split.train),
         on_device(observed[split.train]),
+        num_classes=dataset.num_classes,
     )
     return group.sum(channel.to(student.theta))
 

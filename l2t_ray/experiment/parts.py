@@ -37,6 +37,15 @@ def warm_rounds(method: L2TDLNConfig, num_rounds: int) -> int:
     return rounds_of(method.warm_share, num_rounds) if method.warm_share else 0
 
 
+def estimate_rounds(method: L2TDLNConfig, num_rounds: int) -> list[int]:
+    """The rounds that begin with an estimate of the noise channel: after the warm ones, and then evenly spaced until
+    half of all are done. Shorter runs have fewer."""
+    first = warm_rounds(method, num_rounds)
+    last = max(first, num_rounds // 2)
+    gap = (last - first) / max(1, method.channel_estimates - 1)
+    return sorted({round(first + i * gap) for i in range(method.channel_estimates)})
+
+
 def ending_start(method: MethodConfig, parts: Parts) -> int:
     share = method.fine_tuning_share if method.clean_images == "fine_tuned" else method.trusted_share
     num_rounds = parts.config.training.num_rounds

@@ -108,9 +108,10 @@ def fit(
     warm_up = None
     if warm_rounds:
 
-        def channel_start(trained: StudentState, index: int) -> Tensor:
+        def channel_start(trained: StudentState, phi: Tensor, index: int) -> Tensor:
             del index
-            return started_at(spec, _estimated_channel(student, trained, train, validation, device))
+            channel = _estimated_channel(student, trained, train, validation, data.num_classes, device)
+            return started_at(spec, phi, channel)
 
         plain = FixedLoss(Trainee(student, task, sgd, group, device), cross_entropy)
         warm_up = WarmUp(warm_rounds, plain, channel_start if spec.channel else None)
@@ -145,13 +146,16 @@ def _estimated_channel(
     trained: StudentState,
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
+    num_classes: int,
     device: torch.device | str,
 ) -> Tensor:
     """The noise `[c, c]` of the training labels, as this student and the validation labels show it."""
 
-    def logits(inputs: Tensor) -> Tensor:
+    def log_probabilities(inputs: Tensor) -> Tensor:
         pieces = inputs.split(_IMAGES_AT_ONCE)
-        return torch.cat([student(trained.theta, trained.buffers, x.to(device), training=False) for x in pieces])
+        logits = [student(trained.theta, trained.buffers, x.to(device), training=False) for x in pieces]
+        return torch.cat(logits).double().log_softmax(dim=1)
 
     noisy, clean = (labels.to(device) for _, labels in (train, validation))
-    return noise_channel(logits(validation[0]), clean, logits(train[0]), noisy).to(trained.theta)
+    of_clean, of_noisy = log_probabilities(validation[0]), log_probabilities(train[0])
+    return noise_channel(of_clean, clean, of_noisy, noisy, num_classes=num_classes).to(trained.theta)

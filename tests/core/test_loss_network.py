@@ -256,7 +256,10 @@ def channel_network(**options):
 def test_a_channel_pairs_the_probabilities_of_noisy_labels():
     network = channel_network()
     logits, labels = draws(7, 3), torch.arange(7) % 3
-    phi = network.phi + started_at(network.spec, MATRIX)
+    learned = network.phi.detach().clone()
+    learned[-9:] = torch.linspace(-1, 1, 9)
+    phi = learned + started_at(network.spec, learned, MATRIX)
+    assert torch.equal(phi[:-9], learned[:-9])
     floored = (MATRIX + CHANNEL_FLOOR) / (MATRIX + CHANNEL_FLOOR).sum(dim=1, keepdim=True)
     torch.testing.assert_close(log_channel(network.spec, phi).exp(), floored)
     seen = (logits.softmax(dim=1) @ floored).tolist()
@@ -290,7 +293,7 @@ def test_a_channel_alone_is_the_likelihood_of_the_noisy_label():
     network = channel_network(layers=0)
     assert network.phi.shape == (9,)
     logits, labels = draws(7, 3), torch.arange(7) % 3
-    phi = network.phi + started_at(network.spec, MATRIX)
+    phi = network.phi + started_at(network.spec, network.phi, MATRIX)
     seen = logits.softmax(dim=1) @ log_channel(network.spec, phi).exp()
     expected = -seen[torch.arange(7), labels].log()
     torch.testing.assert_close(network.losses_at(phi, logits, labels), expected)

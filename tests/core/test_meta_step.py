@@ -139,7 +139,7 @@ class Halving:
 def test_the_teacher_rests_while_the_student_warms_up(schedule):
     asked = []
 
-    def loss_start(student, index):
+    def loss_start(student, phi, index):
         asked.append((student.theta.clone(), index))
         return torch.full_like(phi, 0.01)
 
@@ -156,6 +156,23 @@ def test_the_teacher_rests_while_the_student_warms_up(schedule):
     torch.testing.assert_close(actual.student.theta, expected.student.theta)
     torch.testing.assert_close(loss_in_use(teacher.read().phi, actual), shifted.read().phi)
     assert [index for _, index in asked] == [2] and torch.equal(asked[0][0], warm.student.theta)
+
+
+def test_the_start_of_the_loss_is_renewed_from_what_was_learned():
+    asked = []
+
+    def loss_start(student, phi, index):
+        asked.append((index, phi.clone()))
+        return 0.01 * index - phi
+
+    method, teacher, phi = adam_method("pipelined", warm_up=WarmUp(1, Halving(), loss_start, renewed_at=[3]))
+    state, _ = run(method, 3)
+    before = teacher.read().phi.clone()
+    assert not torch.equal(before, phi)
+    state, _ = run(method, 1, state=state, start=3)
+    assert [index for index, _ in asked] == [1, 3]
+    assert torch.equal(asked[0][1], phi) and torch.equal(asked[1][1], before)
+    torch.testing.assert_close(loss_in_use(before, state), torch.full_like(phi, 0.03))
 
 
 def test_trusted_images_are_under_cross_entropy():

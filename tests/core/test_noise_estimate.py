@@ -30,7 +30,7 @@ def off(channel):
 def test_the_channel_is_found_where_the_average_answer_is_far_off():
     clean_classes, _, clean_logits = drawn(1_000, seed=0)
     classes, _, logits = drawn(5_000, seed=1)
-    found = noise_channel(clean_logits, clean_classes, logits, corrupted(classes, seed=2))
+    found = noise_channel(clean_logits, clean_classes, logits, corrupted(classes, seed=2), num_classes=4)
     answers = torch.zeros(4, 4).index_add_(0, clean_classes, clean_logits.softmax(dim=1))
     assert off(answers / answers.sum(dim=1, keepdim=True)) > 0.35
     assert off(found) < 0.12
@@ -40,7 +40,7 @@ def test_the_channel_is_found_where_the_average_answer_is_far_off():
 def test_clean_labels_give_the_identity():
     clean_classes, _, clean_logits = drawn(1_000, seed=0, sharpness=3.0)
     classes, _, logits = drawn(5_000, seed=1, sharpness=3.0)
-    found = noise_channel(clean_logits, clean_classes, logits, classes)
+    found = noise_channel(clean_logits, clean_classes, logits, classes, num_classes=4)
     assert (found.diagonal() > 0.95).all()
 
 
@@ -73,7 +73,7 @@ def test_readout_is_the_minimum():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(3, (200,), generator=generator)
-    weights = fit_readout(features, labels, 0.01).requires_grad_()
+    weights = fit_readout(features, labels, 0.01, num_classes=3).requires_grad_()
     loss = torch.nn.functional.cross_entropy(features @ weights[:-1] + weights[-1], labels)
     (loss + 0.005 * weights[:-1].square().sum()).backward()
     assert weights.grad.abs().max() < 1e-4
@@ -83,6 +83,6 @@ def test_readout_is_the_minimum():
 def test_few_clean_images_still_give_a_channel(count):
     clean_classes, _, clean_logits = drawn(count, seed=0)
     classes, _, logits = drawn(500, seed=1)
-    found = noise_channel(clean_logits, clean_classes, logits, corrupted(classes, seed=2))
+    found = noise_channel(clean_logits, clean_classes, logits, corrupted(classes, seed=2), num_classes=4)
     torch.testing.assert_close(found.sum(dim=1).float(), torch.ones(4))
     assert (found >= 0).all()
