@@ -130,8 +130,8 @@ class L2TDLNConfig(MethodRecord):
     """Share of the rounds, the first ones, that train with plain cross-entropy while the teacher rests. A channel is
     then estimated from the student's embeddings (`core/noise_estimate.py`)."""
     channel_estimates: Count = 1
-    """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with a
-    better student each time. Each estimate takes the place of the channel as it was learned until then."""
+    """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with
+    a better student each time. Each estimate takes the place of the channel as it was learned until then."""
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
     batch_norm_buffers: Literal["kept", "dropped"] = "kept"
@@ -173,6 +173,11 @@ class GLCConfig(MethodRecord):
     warm_share: Share = 0.3
     """Share of the rounds that train with plain cross-entropy before the matrix is estimated (not in the paper, whose
     first network has a budget of its own)."""
+    matrix: Literal["mean_answer", "readout"] = "mean_answer"
+    """`mean_answer`: what the student says of clean images of a class, on average (paper); `readout`: as the channel of
+    `l2t_dln` is estimated, which shows what is the estimate's doing there and what the teacher's."""
+    channel_estimates: Count = 1
+    """As the method's own (paper: 1)."""
     restarts: bool = False
     """Begin with a new student after the warm rounds, as the paper does; false: go on with the warm one."""
     clean_images: Literal["mixed"] = "mixed"

@@ -8,10 +8,11 @@ import torch
 
 from l2t_ray import config as configuration
 from l2t_ray.baselines.glc import noise_matrix
+from l2t_ray.config import L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.experiment.images import build_policy, data_root, load_dataset, observed_labels
 from l2t_ray.experiment.methods import estimated_channel
-from l2t_ray.experiment.parts import Parts
+from l2t_ray.experiment.parts import Parts, estimate_rounds
 from l2t_ray.experiment.run import build_run
 from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.interfaces import UserError
@@ -119,3 +120,17 @@ def test_the_channel_is_estimated_by_one_worker_for_all():
     assert (found - truth).abs().sum(1).mean() < 0.25 < 0.35 < (answers - truth).abs().sum(1).mean()
     assert not estimated_channel(state.student, second, 0).any()
     assert len(first.group.given) == len(second.group.given) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_rounds", "expected"),
+    [
+        ({"warm_share": 0.15, "channel_estimates": 4}, 400, [60, 107, 153, 200]),
+        ({"warm_share": 0.3}, 400, [120]),
+        ({"warm_share": 0.7, "channel_estimates": 3}, 100, [70]),
+        ({"warm_share": 0.3, "channel_estimates": 9}, 10, [3, 4, 5]),
+        ({"warm_share": 0.15, "channel_estimates": 4}, 2, [1]),
+    ],
+)
+def test_rounds_of_the_estimates(settings, num_rounds, expected):
+    assert estimate_rounds(L2TDLNConfig(**settings), num_rounds) == expected

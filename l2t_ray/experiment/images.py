@@ -16,7 +16,7 @@ from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
-from l2t_ray.experiment.parts import Parts, ending_start, rounds_of, warm_rounds
+from l2t_ray.experiment.parts import Parts, ending_start, warm_rounds
 from l2t_ray.interfaces import Data, UserError
 
 DEFAULT_ROOT = Path("data")
@@ -170,7 +170,7 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     trained_on = splits.validation_alone(policy) if method.clean_images == "fine_tuned" else splits.mixed(policy)
     with_clean = build_loader(parts, trained_on, trains_on_validation=True)
     if isinstance(method, GLCConfig):
-        return DataInTurn(plain, with_clean, switch=rounds_of(method.warm_share, num_rounds))
+        return DataInTurn(plain, with_clean, switch=warm_rounds(method, num_rounds))
     if method.clean_images == "mixed":
         return with_clean
     return DataInTurn(plain, with_clean, switch=ending_start(method, parts))

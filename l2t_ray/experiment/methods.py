@@ -26,12 +26,12 @@ from l2t_ray.config import (
     SLFConfig,
     StaticDLNConfig,
 )
-from l2t_ray.core.loss_network import started_at
+from l2t_ray.core.loss_network import CHANNEL_FLOOR, started_at
 from l2t_ray.core.meta_step import L2TDLN, Reweighting, WarmUp
 from l2t_ray.core.noise_estimate import noise_channel
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.experiment.images import build_data, build_loader, build_policy, clean_images, observed_labels
-from l2t_ray.experiment.parts import Parts, ending_start, estimate_rounds, rounds_of, warm_rounds
+from l2t_ray.experiment.parts import Parts, ending_start, estimate_rounds, warm_rounds
 from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
 from l2t_ray.interfaces import Batch, Data, Method, StudentState, Teacher, UserError
@@ -166,13 +166,19 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
     """Any method but L2T-DLN and those with a fixed loss."""
     config, trainee = parts.config, parts.trainee
     num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
+
+    def readout(student: StudentState, index: int) -> Tensor:
+        channel = estimated_channel(student, parts, data.epoch(index)) + CHANNEL_FLOOR
+        return channel / channel.sum(dim=1, keepdim=True)
+
     match method:
         case GLCConfig():
             return GoldLossCorrection(
                 trainee,
                 data,
                 clean_images(parts),
-                warm_rounds=rounds_of(method.warm_share, num_rounds),
+                estimated_at=estimate_rounds(method, num_rounds),
+                estimate=readout if method.matrix == "readout" else None,
                 restarts=method.restarts,
             )
         case MWNetConfig():

@@ -36,6 +36,7 @@ METHODS = {
         "loss_network": {"hidden": 6, "label_entries": "channel"},
         "clean_images": "trusted",
         "warm_share": 0.3,
+        "channel_estimates": 2,
     },
     "l2t_dln-channel_alone": {
         "name": "l2t_dln",
@@ -52,6 +53,7 @@ METHODS = {
     "static_dln": {"name": "static_dln", "loss_network": {"hidden": 6}},
     "forward_correction": {"name": "forward_correction"},
     "glc": {"name": "glc"},
+    "glc-readout": {"name": "glc", "matrix": "readout", "channel_estimates": 2, "label": "glc-readout"},
     "mw_net": {"name": "mw_net"},
     "mentornet": {"name": "mentornet"},
     "mentornet-dd": {"name": "mentornet", "curriculum": "data_driven", "fit_steps": 40, "label": "mentornet-dd"},
