@@ -22,8 +22,8 @@ class MethodRecord(Record):
     """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
     images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone,
     with plain cross-entropy; `trusted`: as `judge`, but in the last rounds they are trained on as well, with plain
-    cross-entropy, while the noisy ones go on under the method's loss. (`l2t_dln` then validates on one half of them
-    and trains on the other, and takes turns each epoch.)"""
+    cross-entropy, while the noisy ones go on under the method's loss. (`l2t_dln` then validates on one fold of
+    them and trains on the others, and the folds take turns each epoch.)"""
     fine_tuning_share: Share = 0.2
     """Share of the rounds that `fine_tuned` gives to the validation images."""
     trusted_share: Share = 0.7
@@ -132,6 +132,8 @@ class L2TDLNConfig(MethodRecord):
     channel_estimates: Count = 1
     """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with
     a better student each time. Each estimate takes the place of the channel as it was learned until then."""
+    clean_folds: Annotated[int, Field(ge=2)] = 5
+    """Folds of the validation images where they are `trusted`: one judges, the others teach."""
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
     batch_norm_buffers: Literal["kept", "dropped"] = "kept"

@@ -140,23 +140,26 @@ def mixed(policy: Policy) -> Policy:
     return Policy(at, policy.is_redivided)
 
 
-def halved(policy: Policy, labels: Int[np.ndarray, " n"], seed: int) -> Policy:
-    """One half of the validation part is trained on as well and the other half judges; they take turns each epoch.
+def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds: int) -> Policy:
+    """One fold of the validation part judges and the others are trained on as well; they take turns each epoch.
 
     So no image judges a student that is just being trained on it, and all of them do both.
 
     Args:
         policy: a split that is the same in every epoch.
-        labels: true classes, by which the halves are balanced.
+        labels: true classes, by which the folds are balanced.
         seed: of the division.
+        num_folds: 2 or more.
     """
     split = policy.at(0)
-    chosen = choose_balanced(labels[split.validation], len(split.validation) // 2, seed=seed, purpose="halves")
-    is_first = np.isin(np.arange(len(split.validation)), chosen)
-    halves = split.validation[is_first], split.validation[~is_first]
+    order = numpy_generator(seed, "folds").permutation(len(split.validation))
+    by_class = order[np.argsort(labels[split.validation][order], kind="stable")]
+    fold = np.empty(len(order), dtype=np.int64)
+    fold[by_class] = np.arange(len(order)) % num_folds
 
     def at(epoch: int) -> Split:
-        return Split(np.sort(np.concatenate((split.train, halves[epoch % 2]))), halves[1 - epoch % 2])
+        judges = fold == epoch % num_folds
+        return Split(np.sort(np.concatenate((split.train, split.validation[~judges]))), split.validation[judges])
 
     return Policy(at, is_redivided=True)
 

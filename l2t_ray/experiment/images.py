@@ -164,8 +164,8 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     if method.clean_images == "judge":
         return plain
     if isinstance(method, L2TDLNConfig) and method.clean_images == "trusted":
-        halved = splits.halved(policy, parts.dataset.train.labels, parts.config.seed)
-        taking_turns = build_loader(parts, halved, trains_on_validation=True)
+        folds = splits.in_folds(policy, parts.dataset.train.labels, parts.config.seed, method.clean_folds)
+        taking_turns = build_loader(parts, folds, trains_on_validation=True)
         return DataInTurn(plain, taking_turns, switch=warm_rounds(method, num_rounds))
     trained_on = splits.validation_alone(policy) if method.clean_images == "fine_tuned" else splits.mixed(policy)
     with_clean = build_loader(parts, trained_on, trains_on_validation=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from l2t_ray.data.splits import fixed, fixed_split, given, halved, redivided, redivided_split
+from l2t_ray.data.splits import fixed, fixed_split, given, in_folds, redivided, redivided_split
 from l2t_ray.interfaces import UserError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2_000)
@@ -87,14 +87,18 @@ def test_redivided_split_needs_both_parts():
         redivided_split(10, 10, 0, 0)
 
 
-def test_halves_take_turns_in_judging_and_teaching():
+@pytest.mark.parametrize("num_folds", [2, 5])
+def test_folds_take_turns_in_judging_and_teaching(num_folds):
     policy = fixed(LABELS, 100, seed=0, num_train=200)
-    whole, (first, second) = policy.at(0), (halved(policy, LABELS, seed=0).at(epoch) for epoch in (0, 1))
-    for split in (first, second):
+    folds = in_folds(policy, LABELS, seed=0, num_folds=num_folds)
+    whole, turns = policy.at(0), [folds.at(epoch) for epoch in range(num_folds)]
+    for split in turns:
         assert not np.intersect1d(split.train, split.validation).size
         np.testing.assert_array_equal(np.sort(np.concatenate(split)), np.sort(np.concatenate(whole)))
         assert np.isin(whole.train, split.train).all()
-        counts = np.bincount(LABELS[split.validation])
-        assert counts.max() - counts.min() <= 1
-    np.testing.assert_array_equal(np.sort(np.concatenate((first.validation, second.validation))), whole.validation)
-    assert halved(policy, LABELS, seed=0).is_redivided
+        assert (np.bincount(LABELS[split.validation], minlength=10) == 10 // num_folds).all()
+    np.testing.assert_array_equal(np.sort(np.concatenate([split.validation for split in turns])), whole.validation)
+    np.testing.assert_array_equal(folds.at(num_folds).validation, turns[0].validation)
+    assert folds.is_redivided
+    other = in_folds(policy, LABELS, seed=1, num_folds=num_folds).at(0)
+    assert not np.array_equal(other.validation, turns[0].validation)
