@@ -122,6 +122,17 @@ def test_the_channel_is_estimated_by_one_worker_for_all():
     assert len(first.group.given) == len(second.group.given) == 1
 
 
+def test_a_fold_holds_a_validation_minibatch():
+    method = {"clean_images": "trusted", "clean_folds": 4}
+    run = {"group": SingleProcess(), "device": torch.device("cpu")}
+    config = experiment(data={"num_validation": 100}, training={"val_batch_size": 26}, method=method, controls=[])
+    with pytest.raises(UserError, match=r"val_batch_size=26 is more than the 25 images of a fold.*clean_folds=4"):
+        build_run(config, **run)
+    training = config.training.model_copy(update={"val_batch_size": 25})
+    fits = build_run(config.model_copy(update={"training": training}), **run)
+    assert len(fits.arms[0].data.round(0).val.targets) == 25
+
+
 @pytest.mark.parametrize(
     ("settings", "num_rounds", "expected"),
     [

@@ -164,6 +164,7 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     if method.clean_images == "judge":
         return plain
     if isinstance(method, L2TDLNConfig) and method.clean_images == "trusted":
+        check_folds(method.clean_folds, parts.config, len(policy.at(0).validation))
         folds = splits.in_folds(policy, parts.dataset.train.labels, parts.config.seed, method.clean_folds)
         taking_turns = build_loader(parts, folds, trains_on_validation=True)
         return DataInTurn(plain, taking_turns, switch=warm_rounds(method, num_rounds))
@@ -174,6 +175,19 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     if method.clean_images == "mixed":
         return with_clean
     return DataInTurn(plain, with_clean, switch=ending_start(method, parts))
+
+
+def check_folds(num_folds: int, config: ExperimentConfig, num_validation: int) -> None:
+    """Raises:
+    UserError: if a fold of the validation images is too small for a minibatch.
+    """
+    smallest, asked = num_validation // num_folds, config.training.val_batch_size
+    if asked > smallest:
+        raise UserError(
+            f"training.val_batch_size={asked} is more than the {smallest} images of a fold: with "
+            f"method.clean_images=trusted one of method.clean_folds={num_folds} parts of the {num_validation} "
+            "validation images judges at a time; lower val_batch_size or clean_folds, or enlarge data.num_validation."
+        )
 
 
 def clean_images(parts: Parts) -> Bool[Tensor, " images"]:
