@@ -22,8 +22,9 @@ class MethodRecord(Record):
     """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
     images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone,
     with plain cross-entropy; `trusted`: as `judge`, but in the last rounds they are trained on as well, with plain
-    cross-entropy, while the noisy ones go on under the method's loss. (`l2t_dln` then validates on one fold of
-    them and trains on the others, and the folds take turns each epoch.)"""
+    cross-entropy, while the noisy ones go on under the method's loss. (`l2t_dln` then validates on one fold of them
+    and trains on the others, and the folds take turns, each for a pass through the images; `static_dln` trains on
+    all of them. Where these two have warm rounds, it begins after those.)"""
     fine_tuning_share: Share = 0.2
     """Share of the rounds that `fine_tuned` gives to the validation images."""
     trusted_share: Share = 0.7
@@ -39,12 +40,15 @@ class LossNetworkConfig(Record):
     init: Literal["released", "linear", "cross_entropy", "gce"] = "cross_entropy"
     hidden: Count = 40
     layers: Annotated[int, Field(ge=0)] = 5
-    """0: no network, the loss is -log p_true, and the channel is all that is learned."""
+    """0: no network, the loss is -log p_true, and channel and memory are all that is learned."""
     pairs: Literal["sigmoid", "softmax"] = "softmax"
     activation: Literal["leaky_relu", "silu"] = "silu"
     label_entries: Literal["constant", "table", "channel"] = "table"
     """`constant`: (1, 0) as in the paper; `table`: a learned entry for each pair of classes in place of the 0;
     `channel`: (1, 0), and probabilities go through a learned matrix of label noise before they are paired."""
+    memory: Positive | None = None
+    """Where the weight of the memory term starts (`core/memory.py`): what the student has said of an image so far then
+    counts beside its label. null: it does not."""
     mean: Literal["pairs", "released"] = "pairs"
     slope: Literal["bounded", "free"] = "bounded"
     """`bounded`: the loss pushes no sample harder than cross-entropy does, nor away from its label by more than 0.3 of
@@ -62,11 +66,18 @@ class LossNetworkConfig(Record):
     @model_validator(mode="after")
     def _something_is_learned(self) -> "LossNetworkConfig":
         if self.layers == 1:
-            raise ValueError("loss_network.layers is 1, which is no network; set 2 or more, or 0 with a channel")
-        if self.layers == 0 and self.label_entries != "channel":
             raise ValueError(
-                "loss_network.layers is 0, cross-entropy, which needs a channel to have something to learn; "
-                "set loss_network.label_entries=channel or loss_network.layers=5"
+                "loss_network.layers is 1, which is no network; set 2 or more, or 0 with a channel or memory"
+            )
+        if self.layers == 0 and self.label_entries == "table":
+            raise ValueError(
+                "loss_network.layers is 0, and a table needs layers to read it; "
+                "set loss_network.label_entries=channel or constant, or loss_network.layers=5"
+            )
+        if self.layers == 0 and self.label_entries == "constant" and self.memory is None:
+            raise ValueError(
+                "loss_network.layers is 0, cross-entropy, which needs a channel or memory to have something to learn; "
+                "set loss_network.label_entries=channel, loss_network.memory=1 or loss_network.layers=5"
             )
         return self
 
@@ -112,7 +123,19 @@ class ReweightConfig(Record):
     refresh_every: Count = 25
 
 
-class L2TDLNConfig(MethodRecord):
+class LossMethodRecord(MethodRecord):
+    """What a method with a loss network has, whether that is taught or not."""
+
+    loss_network: LossNetworkConfig = LossNetworkConfig()
+    warm_share: Annotated[float, Field(ge=0, lt=1)] = 0
+    """Share of the rounds, the first ones, that train with plain cross-entropy. A channel is then estimated from the
+    student's embeddings (`core/noise_estimate.py`)."""
+    channel_estimates: Count = 1
+    """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with
+    a better student each time. Each estimate takes the place of the channel as it was learned until then."""
+
+
+class L2TDLNConfig(LossMethodRecord):
     """A learned loss, rewritten every round by a teacher (NeurIPS 2023)."""
 
     name: Literal["l2t_dln"] = "l2t_dln"
@@ -124,14 +147,7 @@ class L2TDLNConfig(MethodRecord):
     last step alone) and `finite_difference`, which are there to be compared with."""
     horizon: Count | None = None
     """Student steps the hypergradient goes back through; null: all of a round's."""
-    loss_network: LossNetworkConfig = LossNetworkConfig()
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
-    warm_share: Annotated[float, Field(ge=0, lt=1)] = 0
-    """Share of the rounds, the first ones, that train with plain cross-entropy while the teacher rests. A channel is
-    then estimated from the student's embeddings (`core/noise_estimate.py`)."""
-    channel_estimates: Count = 1
-    """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with
-    a better student each time. Each estimate takes the place of the channel as it was learned until then."""
     clean_folds: Annotated[int, Field(ge=2)] = 5
     """Folds of the validation images where they are `trusted`: one judges, the others teach."""
     reweight: ReweightConfig | None = None
@@ -154,12 +170,11 @@ class GCEConfig(MethodRecord):
     """0 would be cross-entropy, 1 is the mean absolute error (paper: 0.7)."""
 
 
-class StaticDLNConfig(MethodRecord):
-    """The loss network as it starts, without a teacher: what L2T-DLN has beyond this is the teacher's doing."""
+class StaticDLNConfig(LossMethodRecord):
+    """The loss network as it starts and as the noise is estimated, without a teacher: what L2T-DLN has beyond this, if
+    its other settings are the same, is the teacher's doing."""
 
     name: Literal["static_dln"] = "static_dln"
-    loss_network: LossNetworkConfig = LossNetworkConfig()
-    """To be set as the method's own."""
 
 
 class ForwardCorrectionConfig(MethodRecord):
@@ -175,11 +190,6 @@ class GLCConfig(MethodRecord):
     warm_share: Share = 0.3
     """Share of the rounds that train with plain cross-entropy before the matrix is estimated (not in the paper, whose
     first network has a budget of its own)."""
-    matrix: Literal["mean_answer", "readout"] = "mean_answer"
-    """`mean_answer`: what the student says of clean images of a class, on average (paper); `readout`: as the channel of
-    `l2t_dln` is estimated, which shows what is the estimate's doing there and what the teacher's."""
-    channel_estimates: Count = 1
-    """As the method's own (paper: 1)."""
     restarts: bool = False
     """Begin with a new student after the warm rounds, as the paper does; false: go on with the warm one."""
     clean_images: Literal["mixed"] = "mixed"

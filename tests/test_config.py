@@ -107,10 +107,17 @@ def test_controls_are_a_list_of_methods(load):
         (["data.noise.kind=labels"], "noise.kind is 'labels'; set noise.file"),
         (["data.noise.file=x.npy"], "noise.file and noise.column are not read with noise.kind=none"),
         (["data.noise.kind=labels", "data.noise.file=x.npy", "data.noise.rate=0.2"], "the file decides; remove it"),
-        (["method.loss_network.layers=1"], "layers is 1, which is no network; set 2 or more, or 0 with a channel"),
+        (
+            ["method.loss_network.layers=1"],
+            "layers is 1, which is no network; set 2 or more, or 0 with a channel or memory",
+        ),
+        (
+            ["method.loss_network.layers=0", "method.loss_network.label_entries=constant"],
+            "needs a channel or memory to have something to learn; set loss_network.label_entries=channel, ",
+        ),
         (
             ["method.loss_network.layers=0"],
-            "which needs a channel to have something to learn; set loss_network.label_entries=channel",
+            "layers is 0, and a table needs layers to read it; set loss_network.label_en",
         ),
         (["controls=glc", "data.validation_labels=observed"], "glc learns from clean validation labels"),
         (

@@ -10,7 +10,8 @@ from l2t_ray import config as configuration
 from l2t_ray.baselines.glc import noise_matrix
 from l2t_ray.config import L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment.images import build_policy, data_root, load_dataset, observed_labels
+from l2t_ray.data.splits import Split
+from l2t_ray.experiment.images import build_policy, data_root, fold_epochs, load_dataset, observed_labels
 from l2t_ray.experiment.methods import estimated_channel
 from l2t_ray.experiment.parts import Parts, estimate_rounds
 from l2t_ray.experiment.run import build_run
@@ -131,6 +132,15 @@ def test_a_fold_holds_a_validation_minibatch():
     training = config.training.model_copy(update={"val_batch_size": 25})
     fits = build_run(config.model_copy(update={"training": training}), **run)
     assert len(fits.arms[0].data.round(0).val.targets) == 25
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "epochs"),
+    [(15, 8), (150, 1), (1500, 1), (1, 116)],  # 5,800 images in batches of 25; an epoch is 2 rounds
+)
+def test_a_fold_judges_for_about_a_pass(num_steps, epochs):
+    config = experiment(training={"num_steps": num_steps, "batch_size": 25, "val_batch_size": 100}, controls=[])
+    assert fold_epochs(5, config, Split(np.arange(5_000), np.arange(1_000))) == epochs
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ trains on `-log sum_i p_i T[i, y]`: the student's p is to explain the noisy labe
 the p that fits best is that of the clean labels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -48,20 +48,17 @@ class GoldLossCorrection:
         data: Data,
         is_clean: Bool[Tensor, " images"],
         *,
-        estimated_at: Sequence[int],
-        estimate: Callable[[StudentState, int], Float[Tensor, "c c"]] | None = None,
+        warm_rounds: int,
         restarts: bool = False,
     ):
         """
         Args:
             is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted.
-            estimated_at: the first round of step 3, and later ones at which the matrix is estimated anew.
-            estimate: from the student and the round's number, the matrix, the same on every worker; None: step 2.
+            warm_rounds: of step 1; at least one.
             restarts: begin step 3 with a new student.
         """
         self._trainee, self._data, self._is_clean = trainee, data, is_clean.to(trainee.device)
-        self._estimated_at, self._restarts = estimated_at, restarts
-        self._estimate = estimate or (lambda student, index: noise_matrix(trainee, student, data, data.epoch(index)))
+        self._warm_rounds, self._restarts = warm_rounds, restarts
 
     def init(self) -> MethodState:
         matrix = torch.eye(self._data.num_classes, device=self._trainee.device)
@@ -69,9 +66,9 @@ class GoldLossCorrection:
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         trainee, student, matrix = self._trainee, state.student, state.extra["matrix"]
-        if index in self._estimated_at:
-            matrix = self._estimate(student, index)
-            student = trainee.initial() if self._restarts and index == self._estimated_at[0] else student
+        if index == self._warm_rounds:
+            matrix = noise_matrix(trainee, student, self._data, self._data.epoch(index))
+            student = trainee.initial() if self._restarts else student
         rates = trainee.sgd.rates(index, len(batches.train))
         student, statistics = trainee.train(self._loss, student, matrix.reshape(-1), batches.train, rates)
         metrics = trainee.report(student, batches.val, statistics, rates[-1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.hypergrad import hypergradient
 from l2t_ray.core.meta_step import StudentSgd, initial_student, round_metrics
-from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, loss_gradients, sgd_steps
+from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, StudentState, Task
 
 RowLoss = Callable[[Float[Tensor, "n c"], Int[Tensor, " n"]], Float[Tensor, " n"]]
@@ -68,12 +68,7 @@ class Trainee:
         rates: Sequence[float],
     ) -> tuple[StudentState, list[StepStatistics]]:
         """One step of the student's SGD a batch, under the loss with these weights."""
-        problem = self.problem(inner_loss)
-
-        def step_gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-            return loss_gradients(problem, theta.detach().requires_grad_(), weights, buffers, batch)
-
-        return sgd_steps(problem, student, batches, rates, step_gradient)
+        return plain_steps(self.problem(inner_loss), student, weights, batches, rates)
 
     def step(
         self,

@@ -18,12 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from l2t_ray.core.lbfgs import LBFGS
+from l2t_ray.core.memory import agreement_losses
 from l2t_ray.core.pairs import PairTransform, one_vs_one, other_classes, pairs_of
 
 LossInit = Literal["released", "linear", "cross_entropy", "gce"]
 Activation = Literal["leaky_relu", "silu"]
 
-# The table of classes is stored at a tenth of its effect, so that a teacher whose steps are about 1e-3 moves it.
+# Weights that are no layer's are stored at a tenth of their effect: a teacher whose steps are about 1e-3 moves them.
 TABLE_SCALE = 10.0
 # What a channel adds to probabilities before their logarithm: nothing is impossible, and all of it can be learned.
 CHANNEL_FLOOR = 1e-3
@@ -37,8 +38,8 @@ class LossNetworkSpec:
 
     Attributes:
         hidden: units of each hidden layer (paper: 40).
-        layers: linear maps in all, without biases (paper: 5). 0: no network, the loss is -log p_true, and the channel
-            is all that is learned.
+        layers: linear maps in all, without biases (paper: 5). 0: no network, the loss is -log p_true, and channel and
+            memory are all that is learned.
         pairs: how logits become probabilities: `sigmoid` (paper) or `softmax`.
         activation: `leaky_relu` with slope 0.01 (released code) or `silu`. A piecewise linear loss is blind to its
             constant label entries: the hypergradient of their weights is exactly zero, for the student sees only the
@@ -49,6 +50,8 @@ class LossNetworkSpec:
             what the student's p says of the label that a noisy annotator would give, so that the p that fits best is
             that of the true classes (forward correction: Patrini et al., CVPR 2017). Needs softmax pairs, and stands
             in for a label-pair table. None: pairs are of p itself.
+        memory: where the weight of the memory term starts: what the student has said of an image so far may count
+            beside its label (`core/memory.py`). The weight is learned, between 0 and twice this. None: no such term.
         mean: `pairs`: mean over the C - 1 pairs; `released`: (C - 1) / C of it, for the released code also counts the
             zeroed row of the true class.
     """
@@ -60,15 +63,20 @@ class LossNetworkSpec:
     label_table: int | None = None
     mean: Literal["pairs", "released"] = "pairs"
     channel: int | None = None
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or self.layers < 0 or self.layers == 1:
             raise ValueError(
-                "a loss network needs hidden >= 1 and layers >= 2, or 0 with a channel, got "
+                "a loss network needs hidden >= 1 and layers >= 2, or 0 with a channel or memory, got "
                 f"hidden={self.hidden}, layers={self.layers}."
             )
-        if self.layers == 0 and self.channel is None:
-            raise ValueError("a loss network of 0 layers is cross-entropy: without a channel it has nothing to learn.")
+        if self.layers == 0 and self.channel is None and self.memory is None:
+            raise ValueError(
+                "a loss network of 0 layers is cross-entropy: without channel and memory it has nothing to learn."
+            )
+        if self.memory is not None and not 0 < self.memory < math.inf:
+            raise ValueError(f"the weight of a loss network's memory must start above 0, got {self.memory}.")
         if self.channel is not None and (self.label_table is not None or self.pairs != "softmax"):
             raise ValueError("a loss network with a channel needs softmax pairs and no label-pair table.")
 
@@ -82,7 +90,12 @@ class LossNetworkSpec:
 
     @property
     def num_weights(self) -> int:
-        return sum(rows * columns for rows, columns in self.shapes) + self.num_entries
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Weights of each part, in the order in which phi holds them: layers, memory, table or channel."""
+        return [*(rows * columns for rows, columns in self.shapes), int(self.memory is not None), self.num_entries]
 
     @property
     def num_classes(self) -> int | None:
@@ -91,7 +104,7 @@ class LossNetworkSpec:
 
     @property
     def num_entries(self) -> int:
-        """Weights behind those of the layers: the entries of the label-pair table or of the channel."""
+        """The last weights: the entries of the label-pair table or of the channel."""
         return (self.num_classes or 0) ** 2
 
 
@@ -120,10 +133,11 @@ class DynamicLossNetwork(nn.Module):
         label_table: int | None = None,
         mean: Literal["pairs", "released"] = "pairs",
         channel: int | None = None,
+        memory: float | None = None,
         seed: int = 0,
     ):
         super().__init__()
-        self.spec = LossNetworkSpec(hidden, layers, pairs, activation, label_table, mean, channel)
+        self.spec = LossNetworkSpec(hidden, layers, pairs, activation, label_table, mean, channel, memory)
         self.phi = nn.Parameter(initial_weights(self.spec, init, seed))
 
     def forward(
@@ -132,22 +146,32 @@ class DynamicLossNetwork(nn.Module):
         """The loss of each pair; `table_entries` are the label-pair entries, absent in the paper's network."""
         return pair_losses(self.spec, self.phi, pairs, table_entries)
 
-    def losses(self, logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The loss of each row: the mean over its C - 1 pairs."""
-        return self.losses_at(self.phi, logits, labels)
+    def losses(
+        self,
+        logits: Float[Tensor, "n c"],
+        labels: Int[Tensor, " n"],
+        memory: Float[Tensor, "n c"] | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The loss of each row: the mean over its C - 1 pairs, and what its row of `memory` adds, if there is one."""
+        return self.losses_at(self.phi, logits, labels, memory)
 
     def loss(
         self,
         logits: Float[Tensor, "n c"],
         labels: Int[Tensor, " n"],
         weights: Float[Tensor, " n"] | None = None,
+        memory: Float[Tensor, "n c"] | None = None,
     ) -> Float[Tensor, ""]:
         """`sum_i w_i l_i`; without weights the plain mean, `w_i = 1 / n`."""
-        losses = self.losses(logits, labels)
+        losses = self.losses(logits, labels, memory)
         return losses.mean() if weights is None else (weights * losses).sum()
 
     def losses_at(
-        self, phi: Float[Tensor, " m"], logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]
+        self,
+        phi: Float[Tensor, " m"],
+        logits: Float[Tensor, "n c"],
+        labels: Int[Tensor, " n"],
+        memory: Float[Tensor, "n c"] | None = None,
     ) -> Float[Tensor, " n"]:
         """`losses` with the weights `phi` in place of the module's own: a pure function of its arguments."""
         spec, num_classes = self.spec, logits.shape[1]
@@ -157,10 +181,18 @@ class DynamicLossNetwork(nn.Module):
                 f"got logits of {num_classes} classes."
             )
         if spec.layers == 0:
-            losses = -(logits.log_softmax(dim=1) + log_channel(spec, phi).t()[labels]).logsumexp(dim=1)
+            losses = -self._log_given(phi, logits.log_softmax(dim=1), labels)
         else:
             losses = pair_losses(spec, phi, *self._pairs(phi, logits, labels)).mean(dim=1)
-        return losses * ((num_classes - 1) / num_classes) if spec.mean == "released" else losses
+        if spec.mean == "released":
+            losses = losses * ((num_classes - 1) / num_classes)
+        return losses if memory is None else losses + memory_weight(spec, phi) * agreement_losses(logits, memory)
+
+    def _log_given(self, phi: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
+        """log (p T)_y of each row; log p_y without a channel."""
+        if self.spec.channel is None:
+            return log_p.gather(1, labels[:, None])[:, 0]
+        return (log_p + log_channel(self.spec, phi).t()[labels]).logsumexp(dim=1)
 
     def _pairs(self, phi: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """The C - 1 pairs of each row, and their entries of the label-pair table, if there is one."""
@@ -228,6 +260,18 @@ def pair_losses(
     return x.squeeze(-1)
 
 
+def memory_weight(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+    """How much the memory counts: between 0 and twice its start, which it has where its entry of phi is zero.
+
+    Raises:
+        ValueError: if the loss has no memory.
+    """
+    if spec.memory is None:
+        raise ValueError("this loss has no memory: leave the argument `memory` out.")
+    entry = phi[phi.shape[0] - spec.num_entries - 1]
+    return 2 * spec.memory * (TABLE_SCALE * entry).sigmoid()
+
+
 def log_channel(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, "c c"]:
     """Logarithm of the noise channel: row the class, column the label that it is given. The channel is the identity,
     but for a floor, where the entries of phi are zero."""
@@ -250,13 +294,13 @@ def _log_floored(matrix: Tensor) -> Tensor:
 
 
 def layer_weights(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> list[Tensor]:
-    """`phi` cut into the weight matrices of its layers (a table of classes, if any, lies behind them)."""
-    pieces = phi.split([*(rows * columns for rows, columns in spec.shapes), spec.num_entries])
+    """`phi` cut into the weight matrices of its layers."""
+    pieces = phi.split(spec.sizes)
     return [piece.view(shape) for piece, shape in zip(pieces, spec.shapes, strict=False)]
 
 
 def initial_weights(spec: LossNetworkSpec, init: LossInit, seed: int) -> Float[Tensor, " m"]:
-    """Weights to start from (see `DynamicLossNetwork`). A table of classes starts at zero.
+    """Weights to start from (see `DynamicLossNetwork`). Those that are no layer's start at zero.
 
     Raises:
         ValueError: if `init` is unknown.
@@ -280,7 +324,7 @@ def _kaiming_weights(spec: LossNetworkSpec, seed: int) -> Tensor:
     gain = nn.init.calculate_gain("leaky_relu", 0.01)
     # fan out, as released: std 0.22 for the 40-wide layers and 1.4 for the last.
     pieces = [torch.randn(rows * cols, generator=generator) * (gain / math.sqrt(rows)) for rows, cols in spec.shapes]
-    return torch.cat([*pieces, torch.zeros(spec.num_entries)])
+    return torch.cat([*pieces, torch.zeros(sum(spec.sizes[len(pieces) :]))])
 
 
 def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
@@ -297,8 +341,9 @@ def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor])
     if spec.pairs == "softmax":
         pairs = pairs[pairs.sum(dim=1) <= 1.0]
     goal = target(pairs)
-    weights = phi[: phi.shape[0] - spec.num_entries].double().requires_grad_()
     bare = LossNetworkSpec(spec.hidden, spec.layers, spec.pairs, spec.activation)
+    weights, rest = phi.split([bare.num_weights, spec.num_weights - bare.num_weights])
+    weights = weights.double().requires_grad_()
     optimizer = LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> float:
@@ -308,4 +353,4 @@ def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor])
         return residual.item()
 
     optimizer.step(closure)
-    return torch.cat((weights.detach().float(), torch.zeros(spec.num_entries)))
+    return torch.cat((weights.detach().float(), rest))

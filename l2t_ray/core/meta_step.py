@@ -15,6 +15,7 @@ the same minibatches under the proposed phi; that unroll's end is kept and its h
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.hypergrad import (
     EngineName,
     Hypergradient,
@@ -30,9 +31,10 @@ from l2t_ray.core.hypergrad import (
     hypergradient,
 )
 from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.memory import nothing_remembered, remembered
 from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
 from l2t_ray.core.timing import part
-from l2t_ray.core.unroll import InnerProblem, StepStatistics
+from l2t_ray.core.unroll import InnerProblem, StepStatistics, plain_steps
 from l2t_ray.interfaces import (
     Batch,
     Data,
@@ -110,7 +112,7 @@ class L2TDLN:
         task: Task,
         data: Data,
         loss_network: DynamicLossNetwork,
-        teacher: Teacher,
+        teacher: Teacher | None,
         sgd: StudentSgd,
         group: Group,
         *,
@@ -121,12 +123,15 @@ class L2TDLN:
         keeps_buffers: bool = True,
         warm_up: WarmUp | None = None,
         is_clean: Bool[Tensor, " images"] | None = None,
+        num_images: int | None = None,
         device: torch.device | str = "cpu",
     ):
         """See `docs/notation.md` for the symbols.
 
         Args:
             loss_network: architecture of the loss; its weights are the teacher's to say.
+            teacher: None: the loss stays as `loss_network` has it, but for what the warm-up adds. There is then no
+                hypergradient, and a round costs what it costs under any fixed loss.
             engine: how second-order products are computed (`hypergrad`); `auto`: chosen, and logged, at the first
                 round; the workers agree on one.
             horizon: student steps the hypergradient goes back through; None: all of a round's.
@@ -136,6 +141,7 @@ class L2TDLN:
             warm_up: None: the loss is learned from the first round on.
             is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted; where such
                 images are trained on, it is with plain cross-entropy, as in `FixedLoss`. None: no image is.
+            num_images: of the training set, where the loss has a memory. A row must then be an image.
         """
         self._student, self._task, self._data = student, task, data
         self._loss_network, self._teacher, self._sgd, self._group = loss_network, teacher, sgd, group
@@ -143,7 +149,10 @@ class L2TDLN:
         self._engine: EngineName | Literal["auto"] = engine
         self._reweighting, self._keeps_buffers, self._device = reweighting, keeps_buffers, device
         self._warm_up, self._is_clean = warm_up, is_clean
+        self._num_images = num_images
         self._problem = InnerProblem(self._inner_loss, self._outer_error, group, sgd.momentum, sgd.weight_decay)
+        if loss_network.spec.memory is not None and num_images is None:
+            raise ValueError("a loss with a memory needs num_images, the number of images to remember.")
 
     @property
     def problem(self) -> InnerProblem:
@@ -151,22 +160,25 @@ class L2TDLN:
 
     def init(self) -> MethodState:
         starts = self._warm_up is not None and self._warm_up.loss_start is not None
-        extra = {"loss_start": torch.zeros_like(self._loss_network.phi, device=self._device)} if starts else {}
+        extra = {"loss_start": torch.zeros_like(self._loss_network.phi.detach(), device=self._device)} if starts else {}
+        if self._num_images is not None and self._loss_network.spec.memory is not None:
+            extra["memory"] = nothing_remembered(self._num_images, self._data.num_classes, self._device)
         return MethodState(initial_student(self._student, self._device), extra)
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         """One round of training (module docstring)."""
-        warm_up = self._warm_up
+        state, warm_up = self._with_memory(state, batches), self._warm_up
         if warm_up is not None and index < warm_up.rounds:
             warmed, metrics = warm_up.method.round(MethodState(state.student, {}), batches, index)
             return state._replace(student=warmed.student), metrics
         if warm_up is not None and warm_up.loss_start is not None and index in (warm_up.rounds, *warm_up.renewed_at):
-            phi = self._teacher.read().phi.to(self._device)
-            start = warm_up.loss_start(state.student, phi, index)
+            start = warm_up.loss_start(state.student, self._taught_phi(), index)
             state = state._replace(extra={**state.extra, "loss_start": start})
         state = self._with_centers(state, index)
-        problem = self._reweighted(state)
+        problem = self._in_state(state)
         rates = self._sgd.rates(index, len(batches.train))
+        if self._teacher is None:
+            return self._untaught_round(problem, state, batches, rates)
 
         current = self._teacher.read()
         result = self._unroll(problem, state, current.phi, batches, rates)
@@ -186,10 +198,26 @@ class L2TDLN:
         metrics["hypergradient_norm"] = torch.linalg.vector_norm(self._group.sum(gradient.clone())).item()
         metrics["phi_step_norm"] = torch.linalg.vector_norm(phi_step).item()
         metrics["phi_step_max"] = phi_step.abs().max().item()
-        student = result.student
+        return self._after(state, result.student), metrics
+
+    def _untaught_round(
+        self, problem: InnerProblem, state: MethodState, batches: RoundBatches, rates: list[float]
+    ) -> tuple[MethodState, Metrics]:
+        phi = loss_in_use(self._taught_phi(), state)
+        student, statistics = plain_steps(problem, state.student, phi, batches.train, rates)
+        with torch.no_grad():
+            error = problem.outer_error(student.theta, clone_buffers(student.buffers), batches.val)
+        return self._after(state, student), {**round_metrics(self._group, error, statistics), "lr": rates[-1]}
+
+    def _after(self, state: MethodState, student: StudentState) -> MethodState:
         if not self._keeps_buffers:
             student = student._replace(buffers=state.student.buffers)
-        return MethodState(student, state.extra), metrics
+        return MethodState(student, state.extra)
+
+    def _taught_phi(self) -> Float[Tensor, " m"]:
+        """The loss as the teacher has it, without what the warm-up added."""
+        phi = self._loss_network.phi.detach() if self._teacher is None else self._teacher.read().phi
+        return phi.to(self._device)
 
     def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
         """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`Weighing`)."""
@@ -199,16 +227,17 @@ class L2TDLN:
             outputs = self._student(student.theta, student.buffers, batch.inputs, training=False)
             rows = self._task.rows(outputs, batch)
         logits = rows.logits.detach().requires_grad_()
-        phi = loss_in_use(self._teacher.read().phi.to(self._device), state)
+        phi, memory = loss_in_use(self._taught_phi(), state), state.extra.get("memory")
+        memory = None if memory is None else memory[batch.indices]
         with torch.enable_grad():
-            learned = self._loss_network.losses_at(phi, logits, rows.labels).sum()
+            learned = self._loss_network.losses_at(phi, logits, rows.labels, memory).sum()
             (push,) = torch.autograd.grad(learned, logits)
         label = F.one_hot(rows.labels, logits.shape[1])
         reference = torch.linalg.vector_norm(logits.detach().softmax(dim=1) - label, dim=1)
         ratio = torch.linalg.vector_norm(push, dim=1) / reference.clamp(min=torch.finfo(reference.dtype).eps)
         if self._reweighting is None or "centers" not in state.extra:
             return ratio
-        reweigh = self._reweighted(state).reweigh
+        reweigh = self._in_state(state).reweigh
         assert reweigh is not None
         return ratio * reweigh(student.theta, student.buffers, batch).weights
 
@@ -243,11 +272,17 @@ class L2TDLN:
         return self._engine
 
     def _inner_loss(
-        self, theta: Tensor, phi: Tensor, buffers: Mapping[str, Tensor], batch: Batch
+        self,
+        theta: Tensor,
+        phi: Tensor,
+        buffers: Mapping[str, Tensor],
+        batch: Batch,
+        memory: Float[Tensor, "images c"] | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "n c"]]:
         outputs = self._student(theta, buffers, batch.inputs, training=True)
         rows = self._task.rows(outputs, batch)
-        losses = self._loss_network.losses_at(phi, rows.logits, rows.labels)
+        own_memory = None if memory is None else memory[batch.indices]
+        losses = self._loss_network.losses_at(phi, rows.logits, rows.labels, own_memory)
         if self._is_clean is not None:
             plain = F.cross_entropy(rows.logits, rows.labels, reduction="none")
             losses = torch.where(self._is_clean[batch.indices], plain, losses)
@@ -256,9 +291,11 @@ class L2TDLN:
     def _outer_error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         return self._task.error(self._student(theta, buffers, batch.inputs, training=True), batch)
 
-    def _reweighted(self, state: MethodState) -> InnerProblem:
+    def _in_state(self, state: MethodState) -> InnerProblem:
+        """The problem with what the method carries from round to round: memory and class centres."""
+        problem = replace(self._problem, inner_loss=partial(self._inner_loss, memory=state.extra.get("memory")))
         if self._reweighting is None:
-            return self._problem
+            return problem
         metric, positive, centers = self._reweighting.metric, self._reweighting.positive, state.extra["centers"]
 
         def reweigh(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Batch:
@@ -268,7 +305,23 @@ class L2TDLN:
             )
             return batch._replace(weights=weights)
 
-        return replace(self._problem, reweigh=reweigh)
+        return replace(problem, reweigh=reweigh)
+
+    def _with_memory(self, state: MethodState, batches: RoundBatches) -> MethodState:
+        """What the student, as it is before the round, says of the round's training images is remembered."""
+        if "memory" not in state.extra:
+            return state
+        student = state.student
+        with torch.no_grad():
+            answers = [
+                self._task.rows(
+                    self._student(student.theta, student.buffers, batch.inputs, training=False), batch
+                ).logits.softmax(dim=1)
+                for batch in batches.train
+            ]
+        indices = torch.cat([batch.indices for batch in batches.train])
+        memory = remembered(state.extra["memory"], indices, torch.cat(answers), self._group)
+        return state._replace(extra={**state.extra, "memory": memory})
 
     def _with_centers(self, state: MethodState, index: int) -> MethodState:
         """Refreshes the class centres at the start of an epoch and every `refresh_every` rounds."""

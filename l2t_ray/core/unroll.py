@@ -102,6 +102,21 @@ def sgd_steps(
     return state, [StepStatistics(*row) for row in statistics]
 
 
+def plain_steps(
+    problem: InnerProblem,
+    student: StudentState,
+    phi: Float[Tensor, " m"],
+    batches: Sequence[Batch],
+    rates: Sequence[float],
+) -> tuple[StudentState, list[StepStatistics]]:
+    """`sgd_steps` under the loss `phi`, keeping nothing for a way back."""
+
+    def gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return loss_gradients(problem, theta.detach().requires_grad_(), phi, buffers, batch)
+
+    return sgd_steps(problem, student, batches, rates, gradient)
+
+
 def average_buffers(buffers: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
     """The mean over workers of every floating-point buffer, in one collective. Counters are the same on all."""
     floating = {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}

@@ -24,8 +24,8 @@ class RoundSampler:
 
     An epoch is one pass over the validation part in `val_batch`es, `num_validation // val_batch` rounds; what is left
     over of the part waits for the next epoch's order. Training batches run through the training part in passes, each
-    in an order of its own. Where the split is redivided they start afresh with each epoch, as in the released code;
-    where it is fixed they run on across epochs, so that every image has its turn however short an epoch is.
+    in an order of its own. Where the split changes they start afresh with it, as in the released code; where it is
+    fixed they run on across epochs, so that every image has its turn however short an epoch is.
 
     `at_pass_end` says what happens when a pass over the training part ends:
 
@@ -92,8 +92,9 @@ class RoundSampler:
     def plan(self, index: int) -> RoundPlan:
         """The batches of round `index` (from 0), in time proportional to their size once the epoch's orders exist."""
         epoch, within = divmod(index, self.rounds_per_epoch)
-        # A fixed split has one endless stream of passes, numbered as those of epoch 0.
-        stream, first = (epoch, within) if self.policy.is_redivided else (0, index)
+        # Each split has a stream of passes; that of a fixed one is endless.
+        lasts = self.policy.lasts
+        stream, first = (0, index) if lasts is None else divmod(index, lasts * self.rounds_per_epoch)
         steps = range(first * self.num_steps, (first + 1) * self.num_steps)
         batch = self._wrapped_batch if self.at_pass_end == "wrap" else self._batch_unless_lost
         train = tuple(rows for step in steps if len(rows := batch(stream, step)))
@@ -115,7 +116,8 @@ class RoundSampler:
         return self._train_order(stream, number)[slot * self.train_batch : (slot + 1) * self.train_batch]
 
     def _draw_train_order(self, stream: int, number: int) -> Int[np.ndarray, " t"]:
-        return numpy_generator(self.seed, "train-order", stream, number).permutation(self.split(stream).train)
+        split = self.split(stream * (self.policy.lasts or 1))
+        return numpy_generator(self.seed, "train-order", stream, number).permutation(split.train)
 
     def _draw_val_order(self, epoch: int) -> Int[np.ndarray, " v"]:
         return numpy_generator(self.seed, "validation-order", epoch).permutation(self.split(epoch).validation)

@@ -18,10 +18,10 @@ class Split(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The split of every epoch. `is_redivided` tells whether it changes from epoch to epoch."""
+    """The split of every epoch. `lasts` says for how many epochs one holds, counted from the first; None: for ever."""
 
     at: Callable[[int], Split]
-    is_redivided: bool
+    lasts: int | None
 
 
 def fixed_split(
@@ -74,7 +74,7 @@ def fixed(
 ) -> Policy:
     """The same `fixed_split` in every epoch."""
     split = fixed_split(labels, num_validation, seed, num_train=num_train, class_names=class_names)
-    return Policy(lambda epoch: split, is_redivided=False)
+    return Policy(lambda epoch: split, lasts=None)
 
 
 def redivided(
@@ -99,7 +99,7 @@ def redivided(
         train, validation = redivided_split(len(pool), num_validation, seed, epoch)
         return Split(pool[train], pool[validation])
 
-    return Policy(at, is_redivided=True)
+    return Policy(at, lasts=1)
 
 
 def given(
@@ -127,7 +127,7 @@ def given(
             raise UserError(f"data.num_train={num_train} is more than the {len(rest)} training images; lower it.")
         rest = np.sort(rest[choose_balanced(labels[rest], num_train, seed=seed, purpose="train-subset")])
     split = Split(rest, np.sort(validation))
-    return Policy(lambda epoch: split, is_redivided=False)
+    return Policy(lambda epoch: split, lasts=None)
 
 
 def mixed(policy: Policy) -> Policy:
@@ -137,11 +137,11 @@ def mixed(policy: Policy) -> Policy:
         split = policy.at(epoch)
         return Split(np.sort(np.concatenate(split)), split.validation)
 
-    return Policy(at, policy.is_redivided)
+    return Policy(at, policy.lasts)
 
 
-def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds: int) -> Policy:
-    """One fold of the validation part judges and the others are trained on as well; they take turns each epoch.
+def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds: int, lasts: int = 1) -> Policy:
+    """One fold of the validation part judges and the others are trained on as well; they take turns.
 
     So no image judges a student that is just being trained on it, and all of them do both.
 
@@ -150,6 +150,8 @@ def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds
         labels: true classes, by which the folds are balanced.
         seed: of the division.
         num_folds: 2 or more.
+        lasts: epochs in a turn. The order of the training images begins anew with each turn, so one that is much
+            shorter than a pass through them shows some images twice before others once.
     """
     split = policy.at(0)
     order = numpy_generator(seed, "folds").permutation(len(split.validation))
@@ -158,10 +160,10 @@ def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds
     fold[by_class] = np.arange(len(order)) % num_folds
 
     def at(epoch: int) -> Split:
-        judges = fold == epoch % num_folds
+        judges = fold == (epoch // lasts) % num_folds
         return Split(np.sort(np.concatenate((split.train, split.validation[~judges]))), split.validation[judges])
 
-    return Policy(at, is_redivided=True)
+    return Policy(at, lasts)
 
 
 def validation_alone(policy: Policy) -> Policy:
@@ -171,7 +173,7 @@ def validation_alone(policy: Policy) -> Policy:
         validation = policy.at(epoch).validation
         return Split(validation, validation)
 
-    return Policy(at, policy.is_redivided)
+    return Policy(at, policy.lasts)
 
 
 def choose_balanced(labels: Int[np.ndarray, " n"], count: int, *, seed: int, purpose: str) -> Int[np.ndarray, " m"]:

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from l2t_ray.config import DataConfig, ExperimentConfig, GLCConfig, L2TDLNConfig, MethodConfig
+from l2t_ray.config import DataConfig, ExperimentConfig, GLCConfig, L2TDLNConfig, MethodConfig, StaticDLNConfig
 from l2t_ray.data import catalog, label_files, noise, splits
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.in_turn import DataInTurn
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.similar import similar_classes
-from l2t_ray.data.splits import Policy
+from l2t_ray.data.splits import Policy, Split
 from l2t_ray.experiment.parts import Parts, ending_start, warm_rounds
 from l2t_ray.interfaces import Data, UserError
 
@@ -164,30 +164,38 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     if method.clean_images == "judge":
         return plain
     if isinstance(method, L2TDLNConfig) and method.clean_images == "trusted":
-        check_folds(method.clean_folds, parts.config, len(policy.at(0).validation))
-        folds = splits.in_folds(policy, parts.dataset.train.labels, parts.config.seed, method.clean_folds)
+        lasts = fold_epochs(method.clean_folds, parts.config, policy.at(0))
+        folds = splits.in_folds(policy, parts.dataset.train.labels, parts.config.seed, method.clean_folds, lasts)
         taking_turns = build_loader(parts, folds, trains_on_validation=True)
         return DataInTurn(plain, taking_turns, switch=warm_rounds(method, num_rounds))
     trained_on = splits.validation_alone(policy) if method.clean_images == "fine_tuned" else splits.mixed(policy)
     with_clean = build_loader(parts, trained_on, trains_on_validation=True)
-    if isinstance(method, GLCConfig):
-        return DataInTurn(plain, with_clean, switch=warm_rounds(method, num_rounds))
+    match method:
+        case GLCConfig():
+            return DataInTurn(plain, with_clean, switch=warm_rounds(method, num_rounds))
+        case StaticDLNConfig(clean_images="trusted") if method.warm_share:
+            return DataInTurn(plain, with_clean, switch=warm_rounds(method, num_rounds))
     if method.clean_images == "mixed":
         return with_clean
     return DataInTurn(plain, with_clean, switch=ending_start(method, parts))
 
 
-def check_folds(num_folds: int, config: ExperimentConfig, num_validation: int) -> None:
-    """Raises:
-    UserError: if a fold of the validation images is too small for a minibatch.
+def fold_epochs(num_folds: int, config: ExperimentConfig, split: Split) -> int:
+    """For how many epochs one fold of the validation images judges: about one pass through all that is trained on.
+
+    Raises:
+        UserError: if a fold is too small for a validation minibatch.
     """
-    smallest, asked = num_validation // num_folds, config.training.val_batch_size
-    if asked > smallest:
+    training, num_validation = config.training, len(split.validation)
+    smallest = num_validation // num_folds
+    if training.val_batch_size > smallest:
         raise UserError(
-            f"training.val_batch_size={asked} is more than the {smallest} images of a fold: with "
+            f"training.val_batch_size={training.val_batch_size} is more than the {smallest} images of a fold: with "
             f"method.clean_images=trusted one of method.clean_folds={num_folds} parts of the {num_validation} "
             "validation images judges at a time; lower val_batch_size or clean_folds, or enlarge data.num_validation."
         )
+    pass_rounds = (len(split.train) + num_validation - smallest) / (training.batch_size * training.num_steps)
+    return max(1, round(pass_rounds / (smallest // training.val_batch_size)))
 
 
 def clean_images(parts: Parts) -> Bool[Tensor, " images"]:

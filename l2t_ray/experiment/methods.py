@@ -1,5 +1,7 @@
 """From a configuration to a method that is ready to be trained."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ from l2t_ray.config import (
     SLFConfig,
     StaticDLNConfig,
 )
-from l2t_ray.core.loss_network import CHANNEL_FLOOR, started_at
+from l2t_ray.core.loss_network import started_at
 from l2t_ray.core.meta_step import L2TDLN, Reweighting, WarmUp
 from l2t_ray.core.noise_estimate import noise_channel
 from l2t_ray.data.counted import torch_seed
@@ -41,10 +43,11 @@ from l2t_ray.training.loop import Arm
 def build_arm(method: MethodConfig, parts: Parts) -> Arm:
     """A method ready to be trained, on its data."""
     data = build_data(method, parts)
-    if isinstance(method, L2TDLNConfig):
-        teacher = parts.make_teacher(method, parts.dataset.num_classes)
+    if isinstance(method, L2TDLNConfig | StaticDLNConfig):
+        is_taught = isinstance(method, L2TDLNConfig)
+        teacher = parts.make_teacher(method, parts.dataset.num_classes) if is_taught else None
         l2t_dln = build_l2t_dln(method, data, teacher, parts)
-        # `trusted` images are among its own batches, so that the teacher goes on.
+        # `trusted` images are among its own batches, so that the loss goes on.
         ending = None if method.clean_images == "trusted" else ending_of(method, parts, None)
         return Arm(method.arm, in_turn(l2t_dln, ending, method, parts), teacher, data, parts.probe)
     loss = fixed_loss(method, parts)
@@ -53,30 +56,38 @@ def build_arm(method: MethodConfig, parts: Parts) -> Arm:
     return Arm(method.arm, in_turn(baseline, ending, method, parts), data=data, probe=parts.probe)
 
 
-def build_l2t_dln(method: L2TDLNConfig, data: Data, teacher: Teacher, parts: Parts) -> L2TDLN:
-    trainee, reweight = parts.trainee, method.reweight
-    if reweight is not None:
-        check_centers(parts)
-    return L2TDLN(
+def build_l2t_dln(method: L2TDLNConfig | StaticDLNConfig, data: Data, teacher: Teacher | None, parts: Parts) -> L2TDLN:
+    trainee = parts.trainee
+    make = partial(
+        L2TDLN,
         trainee.student,
         trainee.task,
         data,
-        bare_loss_network(method.loss_network, data.num_classes),
-        teacher,
-        trainee.sgd,
-        parts.group,
+        sgd=trainee.sgd,
+        group=parts.group,
+        warm_up=warm_up_of(method, data, parts),
+        is_clean=clean_images(parts) if method.clean_images == "trusted" else None,
+        num_images=len(parts.dataset.train),
+        device=parts.device,
+    )
+    if isinstance(method, StaticDLNConfig):
+        network = build_loss_network(method.loss_network, data.num_classes, seed=parts.config.seed)
+        return make(loss_network=network, teacher=None)
+    reweight = method.reweight
+    if reweight is not None:
+        check_centers(parts)
+    return make(
+        loss_network=bare_loss_network(method.loss_network, data.num_classes),
+        teacher=teacher,
         schedule=method.schedule,
         engine=method.engine,
         horizon=method.horizon,
         reweighting=reweight and Reweighting(reweight.metric, reweight.positive, reweight.refresh_every),
         keeps_buffers=method.batch_norm_buffers == "kept",
-        warm_up=warm_up_of(method, data, parts),
-        is_clean=clean_images(parts) if method.clean_images == "trusted" else None,
-        device=parts.device,
     )
 
 
-def warm_up_of(method: L2TDLNConfig, data: Data, parts: Parts) -> WarmUp | None:
+def warm_up_of(method: L2TDLNConfig | StaticDLNConfig, data: Data, parts: Parts) -> WarmUp | None:
     rounds, trainee = warm_rounds(method, parts.config.training.num_rounds), parts.trainee
     if rounds == 0:
         return None
@@ -153,9 +164,6 @@ def fixed_loss(method: MethodConfig, parts: Parts) -> RowLoss | None:
             return cross_entropy
         case GCEConfig():
             return generalised_cross_entropy(method.q)
-        case StaticDLNConfig():
-            network = build_loss_network(method.loss_network, parts.dataset.num_classes, seed=parts.config.seed)
-            return network.requires_grad_(False).to(parts.device).losses
         case ForwardCorrectionConfig():
             _, matrix = observed_labels(parts.config, parts.dataset)
             return forward_correction(torch.from_numpy(matrix).to(parts.device))
@@ -163,13 +171,9 @@ def fixed_loss(method: MethodConfig, parts: Parts) -> RowLoss | None:
 
 
 def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
-    """Any method but L2T-DLN and those with a fixed loss."""
+    """Any method but those with a loss network and those with a fixed loss."""
     config, trainee = parts.config, parts.trainee
     num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
-
-    def readout(student: StudentState, index: int) -> Tensor:
-        channel = estimated_channel(student, parts, data.epoch(index)) + CHANNEL_FLOOR
-        return channel / channel.sum(dim=1, keepdim=True)
 
     match method:
         case GLCConfig():
@@ -177,8 +181,7 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
                 trainee,
                 data,
                 clean_images(parts),
-                estimated_at=estimate_rounds(method, num_rounds),
-                estimate=readout if method.matrix == "readout" else None,
+                warm_rounds=warm_rounds(method, num_rounds),
                 restarts=method.restarts,
             )
         case MWNetConfig():

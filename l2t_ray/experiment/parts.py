@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from l2t_ray.baselines.trainee import Trainee
-from l2t_ray.config import ExperimentConfig, GLCConfig, L2TDLNConfig, MethodConfig
+from l2t_ray.config import ExperimentConfig, GLCConfig, L2TDLNConfig, MethodConfig, StaticDLNConfig
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.interfaces import Group, Teacher
 from l2t_ray.training.probe import Probe
@@ -33,11 +33,11 @@ def rounds_of(share: float, num_rounds: int) -> int:
     return max(1, min(num_rounds - 1, round(share * num_rounds)))
 
 
-def warm_rounds(method: L2TDLNConfig | GLCConfig, num_rounds: int) -> int:
+def warm_rounds(method: L2TDLNConfig | StaticDLNConfig | GLCConfig, num_rounds: int) -> int:
     return rounds_of(method.warm_share, num_rounds) if method.warm_share else 0
 
 
-def estimate_rounds(method: L2TDLNConfig | GLCConfig, num_rounds: int) -> list[int]:
+def estimate_rounds(method: L2TDLNConfig | StaticDLNConfig, num_rounds: int) -> list[int]:
     """The rounds that begin with an estimate of the noise: after the warm ones, and then evenly spaced until half of
     all are done. Shorter runs have fewer."""
     first = warm_rounds(method, num_rounds)

@@ -18,6 +18,7 @@ def build_loss_network(loss: LossNetworkConfig, num_classes: int, *, seed: int) 
         label_table=num_classes if loss.label_entries == "table" else None,
         mean=loss.mean,
         channel=num_classes if loss.label_entries == "channel" else None,
+        memory=loss.memory,
         seed=torch_seed(seed, "loss network"),
     )
 

@@ -115,7 +115,18 @@ def fit(
 
         plain = FixedLoss(Trainee(student, task, sgd, group, device), cross_entropy)
         warm_up = WarmUp(warm_rounds, plain, channel_start if spec.channel else None)
-    method = L2TDLN(student, task, data, loss_network, local, sgd, group, warm_up=warm_up, device=device)
+    method = L2TDLN(
+        student,
+        task,
+        data,
+        loss_network,
+        local,
+        sgd,
+        group,
+        warm_up=warm_up,
+        num_images=len(train[0]),
+        device=device,
+    )
     run = Run(
         arms=[Arm("l2t_dln", method, local)],
         student=student,

@@ -52,15 +52,39 @@ METHODS = {
         "clean_folds": 2,
         "warm_share": 0.3,
     },
+    "l2t_dln-memory": {
+        "name": "l2t_dln",
+        "label": "l2t_dln-memory",
+        "loss_network": {"layers": 0, "label_entries": "channel", "memory": 1},
+        "clean_images": "trusted",
+        "clean_folds": 2,
+        "warm_share": 0.3,
+    },
+    "l2t_dln-memory_beside_layers": {
+        "name": "l2t_dln",
+        "label": "l2t_dln-memory_beside_layers",
+        "loss_network": {"hidden": 6, "memory": 1},
+    },
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
     "gce": {"name": "gce"},
     "gce-trusted": {"name": "gce", "clean_images": "trusted"},
     "static_dln": {"name": "static_dln", "loss_network": {"hidden": 6}},
+    "static_dln-trusted": {
+        "name": "static_dln",
+        "loss_network": {"layers": 0, "label_entries": "channel", "memory": 1},
+        "clean_images": "trusted",
+        "warm_share": 0.3,
+        "channel_estimates": 2,
+    },
+    "static_dln-memory_alone": {
+        "name": "static_dln",
+        "label": "static_dln-memory_alone",
+        "loss_network": {"layers": 0, "label_entries": "constant", "memory": 3},
+    },
     "forward_correction": {"name": "forward_correction"},
     "glc": {"name": "glc"},
-    "glc-readout": {"name": "glc", "matrix": "readout", "channel_estimates": 2, "label": "glc-readout"},
     "mw_net": {"name": "mw_net"},
     "mentornet": {"name": "mentornet"},
     "mentornet-dd": {"name": "mentornet", "curriculum": "data_driven", "fit_steps": 40, "label": "mentornet-dd"},
@@ -265,7 +289,10 @@ def test_learns_what_is_easy(method, digits):
     assert scores["test_accuracy"] > 0.6
 
 
-WEIGHING = ["l2t_dln", "l2t_dln-channel", "l2t_dln-channel_alone", "mw_net", "mentornet", "mentornet-dd", "l2r"]
+WEIGHING = [
+    *("l2t_dln", "l2t_dln-channel", "l2t_dln-channel_alone", "l2t_dln-memory", "l2t_dln-memory_beside_layers"),
+    *("static_dln", "static_dln-trusted", "mw_net", "mentornet", "mentornet-dd", "l2r"),
+]
 
 
 @pytest.mark.parametrize("name", WEIGHING)
@@ -283,7 +310,7 @@ def test_weights_can_be_asked_for_without_a_trace(name, digits):
 
 def test_methods_without_weights_claim_none(digits):
     assert [name for name in METHODS if isinstance(make_arm(configuration(name), digits).method, Weighing)] == [
-        name for name in METHODS if name in (*WEIGHING, "l2t_dln-mixed", "l2t_dln-trusted")
+        name for name in METHODS if name in (*WEIGHING, "l2t_dln-mixed", "l2t_dln-trusted", "static_dln-memory_alone")
     ]
 
 

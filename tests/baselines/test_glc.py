@@ -68,7 +68,7 @@ def make(is_clean, **options):
     trainee = small_trainee()
     data = Validation([0, 1, 2])
     data.batches = [small_round().val]
-    return trainee, GoldLossCorrection(trainee, data, is_clean, **{"estimated_at": [2], **options})
+    return trainee, GoldLossCorrection(trainee, data, is_clean, **{"warm_rounds": 2, **options})
 
 
 def test_warm_rounds_are_cross_entropy_then_the_matrix_is_estimated_once():
@@ -80,28 +80,6 @@ def test_warm_rounds_are_cross_entropy_then_the_matrix_is_estimated_once():
     assert torch.equal(matrices[1], torch.eye(3)) and not torch.equal(matrices[2], torch.eye(3))
     assert torch.equal(matrices[3], matrices[2])
     torch.testing.assert_close(matrices[2].sum(1), torch.ones(3))
-
-
-def test_another_estimate_can_be_taken_anew():
-    asked = []
-
-    def estimate(student, index):
-        asked.append((index, student.theta.clone()))
-        return (CHANNEL if index == 2 else CHANNEL.flip(1)).float()
-
-    _, method = make(torch.zeros(8, dtype=torch.bool), estimated_at=[2, 4], estimate=estimate, restarts=True)
-    state, students, matrices = method.init(), [], []
-    for index in range(6):
-        students.append(state.student.theta)
-        state, _ = method.round(state, small_round(index), index)
-        matrices.append(state.extra["matrix"])
-    assert [index for index, _ in asked] == [2, 4]
-    assert all(torch.equal(theta, students[index]) for index, theta in asked)
-    assert torch.equal(matrices[3], CHANNEL.float()) and torch.equal(matrices[5], CHANNEL.flip(1).float())
-    again, _ = method.round(state, small_round(4), 4)  # only the first estimate begins with a new student
-    fresh, _ = method.round(state, small_round(2), 2)
-    start = method.init().student.theta
-    assert (again.student.theta - start).norm() > 2 * (fresh.student.theta - start).norm()
 
 
 def test_noisy_images_are_corrected_and_clean_ones_are_not():

@@ -15,6 +15,7 @@ from l2t_ray.core.loss_network import (
     initial_weights,
     layer_weights,
     log_channel,
+    memory_weight,
     pair_losses,
     started_at,
 )
@@ -122,9 +123,9 @@ def test_is_positively_homogeneous_of_degree_one_in_the_input_of_each_layer(laye
 
 
 def test_refuses_what_makes_no_sense():
-    with pytest.raises(ValueError, match="layers >= 2, or 0 with a channel, got hidden=40, layers=1"):
+    with pytest.raises(ValueError, match="layers >= 2, or 0 with a channel or memory, got hidden=40, layers=1"):
         DynamicLossNetwork(layers=1)
-    with pytest.raises(ValueError, match="hidden >= 1 and layers >= 2, or 0 with a channel, got hidden=0"):
+    with pytest.raises(ValueError, match="hidden >= 1 and layers >= 2, or 0 with a channel or memory, got hidden=0"):
         DynamicLossNetwork(hidden=0)
     network = DynamicLossNetwork(hidden=3)
     with pytest.raises(ValueError, match="has 42 weights, got a vector of 41"):
@@ -307,9 +308,71 @@ def test_a_channel_alone_stays_finite_where_probabilities_vanish():
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
-def test_without_layers_and_channel_nothing_is_learned():
-    with pytest.raises(ValueError, match="without a channel it has nothing to learn"):
+def test_without_layers_channel_and_memory_nothing_is_learned():
+    with pytest.raises(ValueError, match="without channel and memory it has nothing to learn"):
         DynamicLossNetwork(layers=0, pairs="softmax")
+
+
+# -- the memory
+
+KINDS = {
+    "layers": {"pairs": "sigmoid"},
+    "table": {"label_table": 3, "pairs": "softmax"},
+    "channel": {"channel": 3, "pairs": "softmax"},
+    "channel_alone": {"channel": 3, "pairs": "softmax", "layers": 0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_memory_adds_its_share_and_leaves_the_rest_alone(kind):
+    network, plain = (double_network(hidden=4, seed=1, **KINDS[kind], **more) for more in ({"memory": 1.5}, {}))
+    num_layers = plain.phi.numel() - plain.spec.num_entries
+    phi = 0.05 * draws(plain.phi.numel()) + plain.phi.detach()
+    entry = torch.tensor([0.03], dtype=torch.float64)
+    phi_with = torch.cat((phi[:num_layers], entry, phi[num_layers:]))
+    logits, labels, memory = draws(6, 3), torch.arange(6) % 3, 0.8 * draws(6, 3, seed=5).softmax(dim=1)
+    bare = plain.losses_at(phi, logits, labels)
+    torch.testing.assert_close(network.losses_at(phi_with, logits, labels), bare)
+    agreement = (1 - (logits.softmax(dim=1) * memory).sum(dim=1)).log()
+    weight = 3 / (1 + math.exp(-10 * 0.03))
+    torch.testing.assert_close(network.losses_at(phi_with, logits, labels, memory), bare + weight * agreement)
+
+
+@pytest.mark.parametrize("init", ["released", "linear"])
+def test_the_memorys_weight_starts_where_it_is_said_to_and_stays_between_0_and_twice_that(init):
+    network = DynamicLossNetwork(hidden=4, init=init, label_table=3, memory=0.7)
+    weight = memory_weight(network.spec, network.phi)
+    assert weight.item() == pytest.approx(0.7)
+    moved = network.phi.detach().clone()
+    for entry, expected in ((-20.0, 0.0), (20.0, 1.4)):
+        moved[-10] = entry  # 9 entries of the table lie behind it
+        assert memory_weight(network.spec, moved).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_memory_alone_is_early_learning_regularisation():
+    network = double_network(layers=0, memory=3.0)
+    logits, labels, memory = draws(6, 3), torch.arange(6) % 3, draws(6, 3, seed=5).softmax(dim=1)
+    p = logits.softmax(dim=1)
+    expected = -p[torch.arange(6), labels].log() + 3 * (1 - (p * memory).sum(dim=1)).log()
+    torch.testing.assert_close(network.losses(logits, labels, memory), expected)
+    torch.testing.assert_close(network.loss(logits, labels, memory=memory), expected.mean())
+
+
+def test_a_loss_without_memory_is_given_none():
+    with pytest.raises(ValueError, match="this loss has no memory: leave the argument `memory` out"):
+        DynamicLossNetwork().losses(torch.zeros(2, 3), torch.tensor([0, 1]), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="memory must start above 0, got -1"):
+        DynamicLossNetwork(memory=-1.0)
+
+
+def test_a_loss_with_memory_is_one_file(tmp_path):
+    network = DynamicLossNetwork(layers=0, pairs="softmax", channel=3, memory=2.0)
+    network.phi.data = torch.linspace(-0.1, 0.1, 10)
+    network.save(tmp_path / "loss.safetensors")
+    loaded = DynamicLossNetwork.load(tmp_path / "loss.safetensors")
+    logits, labels, memory = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.rand(4, 3) / 3
+    assert loaded.spec == network.spec
+    assert torch.equal(loaded.losses(logits, labels, memory), network.losses(logits, labels, memory))
 
 
 # -- what the hypergradient can see

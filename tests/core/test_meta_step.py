@@ -7,6 +7,7 @@ one backward pass through the second unroll, phi' and the LSTM.
 
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,9 +19,10 @@ from torch.func import functional_call
 
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.hypergrad import ENGINES
+from l2t_ray.core.hypergrad import ENGINES, naive_hypergradient
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
+from l2t_ray.core.memory import DECAY
 from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, WarmUp, round_metrics
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.core.unroll import StepStatistics
@@ -186,6 +188,98 @@ def test_trusted_images_are_under_cross_entropy():
         make_loss_network().losses_at(phi, logits, batch.targets),
     )
     torch.testing.assert_close(loss, rows.mean())
+
+
+# -- the memory, and a loss without a teacher
+
+MEMORY = {"label_table": NUM_CLASSES, "pairs": "softmax", "activation": "silu", "memory": 2.0}
+
+
+def answers(student, batch):
+    return functional_call(make_student().eval(), {**named(student.theta), **student.buffers}, (batch.inputs,)).softmax(
+        1
+    )
+
+
+def named(theta):
+    return FlatModule(make_student()).views(theta)
+
+
+def test_a_rounds_images_are_remembered_as_the_student_saw_them_before_it():
+    """Batches share images here: each counts once a round, with the mean of its answers."""
+    method, _, _ = adam_method(loss_options=MEMORY, num_images=10)
+    first = method.init()
+    second, _ = run(method, 1)
+    third, _ = run(method, 1, state=second, start=1)
+    assert first.extra["memory"].shape == (10, NUM_CLASSES) and not first.extra["memory"].any()
+    expected = torch.zeros(10, NUM_CLASSES, dtype=torch.float64)
+    for index, state in enumerate((first, second)):
+        mean = sum(answers(state.student, batch) for batch in RandomData().round(index).train) / NUM_STEPS
+        expected[:7] = DECAY * expected[:7] + (1 - DECAY) * mean
+    torch.testing.assert_close(third.extra["memory"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_warm_rounds_are_remembered_too():
+    method, _, _ = adam_method(loss_options=MEMORY, num_images=10, warm_up=WarmUp(2, Halving()))
+    state, _ = run(method, 2)
+    torch.testing.assert_close(state.extra["memory"].sum(1)[:7], torch.full((7,), 1 - DECAY**2))
+
+
+@pytest.mark.parametrize("schedule", ["pipelined", "lookahead"])
+def test_the_hypergradient_knows_the_memory(schedule):
+    """Against autograd through all steps, with the memory's term written out beside the loss network's."""
+    seen = []
+
+    class Listening(AdamRule):
+        def propose(self, gradient):
+            seen.append(gradient.clone())
+            return super().propose(gradient)
+
+    network = make_loss_network(**MEMORY)
+    phi = network.phi.detach()
+    teacher = LocalTeacher(phi, Listening(phi.numel(), step_size=BETA, dtype=torch.float64))
+    method = make_method(teacher, network, schedule=schedule, num_images=10)
+    state, _ = run(method, 2)
+    batches, before = RandomData().round(2), teacher.read().phi
+    memory = state.extra["memory"].double()
+    mean = sum(answers(state.student, batch) for batch in batches.train) / NUM_STEPS
+    memory[:7] = DECAY * memory[:7] + (1 - DECAY) * mean
+    bare = make_loss_network(**{**MEMORY, "memory": None})
+    split = phi.numel() - NUM_CLASSES**2 - 1
+
+    def inner_loss(theta, phi, buffers, batch):
+        logits = functional_call(make_student(), {**named(theta), **buffers}, (batch.inputs,))
+        rest = torch.cat((phi[:split], phi[split + 1 :]))
+        weight = 4 * (10 * phi[split]).sigmoid()
+        agreement = (1 - (logits.softmax(1) * memory[batch.indices]).sum(1)).log()
+        return (bare.losses_at(rest, logits, batch.targets) + weight * agreement).mean(), logits
+
+    problem = replace(method.problem, inner_loss=inner_loss)
+    expected = naive_hypergradient(problem, state.student, before, batches.train, batches.val, rates=[RATE] * NUM_STEPS)
+    run(method, 1, state=state, start=2)
+    torch.testing.assert_close(seen[-1], expected.gradient, rtol=1e-5, atol=1e-8)
+    assert abs(expected.gradient[split]) > 1e-6  # the weight of the memory is learned
+
+
+def test_a_memory_needs_to_know_how_many_images_there_are():
+    with pytest.raises(ValueError, match="a loss with a memory needs num_images"):
+        adam_method(loss_options=MEMORY)
+
+
+def test_without_a_teacher_the_student_trains_under_the_loss_as_it_is():
+    """As one that is taught in steps of nothing; a warm-up still says where the loss starts."""
+    warm_up = WarmUp(1, Halving(), lambda student, phi, index: torch.full_like(phi, 0.02))
+    network = make_loss_network(**MEMORY)
+    phi = network.phi.detach()
+    still = LocalTeacher(phi, AdamRule(phi.numel(), step_size=1e-30, dtype=torch.float64))
+    options = {"num_images": 10, "warm_up": warm_up, "sgd": StudentSgd(lambda step: RATE, NUM_STEPS, 0.9, 1e-2)}
+    taught, expected = run(make_method(still, network, **options), 4)
+    state, metrics = run(make_method(None, network, **options), 4)
+    torch.testing.assert_close(state.student.theta, taught.student.theta)
+    torch.testing.assert_close(state.extra["loss_start"], taught.extra["loss_start"])
+    for row, other in zip(metrics[1:], expected[1:], strict=True):
+        for name in ("train_loss", "val_error", "gradient_norm", "logit_gradient_sum", "lr"):
+            assert row[name] == pytest.approx(other[name], rel=1e-6), name
 
 
 # -- the rendering

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from l2t_ray.data.sampler import RoundSampler
-from l2t_ray.data.splits import fixed, redivided
+from l2t_ray.data.splits import fixed, in_folds, redivided
 from l2t_ray.interfaces import UserError
 
 LABELS = np.arange(60) % 3
@@ -68,6 +68,20 @@ def test_redivided_stream_starts_afresh_with_the_epoch():
     first, second = (trained_on(sampler, range(epoch * 3, epoch * 3 + 3)) for epoch in (0, 1))
     assert len(set(first)) == len(set(second)) == 36  # no repetition: 36 of 40, both from the start of a pass
     assert set(sampler.split(0).train) != set(sampler.split(1).train)
+
+
+def test_a_pass_runs_on_for_as_long_as_its_split_holds():
+    """4 folds of 5: an epoch is one round of 25 images, and a turn of three a pass through the 55 and some more."""
+    folds = in_folds(fixed(LABELS, 20, seed=1), LABELS, seed=1, num_folds=4, lasts=3)
+    sampler = RoundSampler(folds, seed=1, num_steps=5, train_batch=5, val_batch=5)
+    assert sampler.rounds_per_epoch == 1
+    seen = [trained_on(sampler, range(3 * turn, 3 * turn + 3)) for turn in range(5)]
+    for turn, rows in enumerate(seen):
+        split = sampler.split(3 * turn)
+        assert len(split.train) == 55
+        np.testing.assert_array_equal(np.sort(rows[:55]), split.train)  # 75 images: a pass, and 20 of the next
+    assert set(sampler.split(0).validation) == set(sampler.split(2).validation) != set(sampler.split(3).validation)
+    assert not np.array_equal(seen[0], seen[4])  # the same fold judges again, in another order
 
 
 def test_lost_steps_are_those_of_an_exhausted_loader():

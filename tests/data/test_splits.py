@@ -57,7 +57,7 @@ def test_redivided_pool_never_changes():
     pools = [np.sort(np.concatenate(policy.at(epoch))) for epoch in range(3)]
     assert all((pool == pools[0]).all() for pool in pools)
     assert (np.bincount(LABELS[pools[0]]) == 30).all()
-    assert policy.is_redivided and not fixed(LABELS, 100, seed=0).is_redivided
+    assert policy.lasts == 1 and fixed(LABELS, 100, seed=0).lasts is None
 
 
 @pytest.mark.parametrize("policy", [fixed, redivided])
@@ -99,6 +99,15 @@ def test_folds_take_turns_in_judging_and_teaching(num_folds):
         assert (np.bincount(LABELS[split.validation], minlength=10) == 10 // num_folds).all()
     np.testing.assert_array_equal(np.sort(np.concatenate([split.validation for split in turns])), whole.validation)
     np.testing.assert_array_equal(folds.at(num_folds).validation, turns[0].validation)
-    assert folds.is_redivided
+    assert folds.lasts == 1
     other = in_folds(policy, LABELS, seed=1, num_folds=num_folds).at(0)
     assert not np.array_equal(other.validation, turns[0].validation)
+
+
+def test_a_fold_judges_for_as_long_as_it_is_said_to():
+    policy = fixed(LABELS, 100, seed=0, num_train=200)
+    each, thrice = (in_folds(policy, LABELS, seed=0, num_folds=4, lasts=lasts) for lasts in (1, 3))
+    assert thrice.lasts == 3
+    for epoch in range(14):
+        for part, expected in zip(thrice.at(epoch), each.at(epoch // 3), strict=True):
+            np.testing.assert_array_equal(part, expected)

@@ -1,0 +1,54 @@
+"""What the student has said of each training image so far: a running mean of its answers.
+
+A student learns what is regular in its labels before it memorises those that are wrong, and its early answers remember
+the former. Early-learning regularisation (Liu et al., NeurIPS 2020) holds it to them: `log(1 - <p, q>)` is the smaller,
+the more its answer p agrees with its memory q, and pulls the harder, the surer both are. How much that counts is a
+weight of the loss network (`LossNetworkSpec.memory`).
+
+Here the memory of a round's images is brought up to date before the round, by the student as it then is, and stays as
+it is during the K steps: to the hypergradient it is a constant, and the derivative is exact.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from l2t_ray.core.gather import gathered
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.interfaces import Group
+
+DECAY = 0.7
+"""Share that an image's memory keeps each time that it is seen: Liu et al.'s value for CIFAR-10."""
+LEAST_DISAGREEMENT = 1e-4
+"""Where 1 - <p, q> is below, nothing pulls any more: the logarithm has no bottom."""
+
+
+def nothing_remembered(num_images: int, num_classes: int, device: torch.device | str) -> Float[Tensor, "images c"]:
+    return torch.zeros(num_images, num_classes, device=device)
+
+
+@torch.no_grad()
+def remembered(
+    memory: Float[Tensor, "images c"],
+    indices: Int[Tensor, " n"],
+    answers: Float[Tensor, "n c"],
+    group: Group | None = None,
+) -> Float[Tensor, "images c"]:
+    """A new memory, in which the images `indices` have their answers too; the same on every worker.
+
+    An image that is there several times, on one worker or on many, counts once, with the mean of its answers.
+
+    Args:
+        memory: rows add up to 1 at most, and to less the fewer times an image has been seen.
+        answers: probabilities, this worker's share.
+    """
+    group = group or SingleProcess()
+    indices, answers = gathered(indices, group)[0], gathered(answers.to(memory), group)[0]
+    seen, place, counts = indices.unique(return_inverse=True, return_counts=True)
+    sums = answers.new_zeros(len(seen), answers.shape[1]).index_add_(0, place, answers)
+    return memory.index_copy(0, seen, DECAY * memory[seen] + (1 - DECAY) * sums / counts[:, None])
+
+
+def agreement_losses(logits: Float[Tensor, "n c"], memory: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    """`log(1 - <p, q>)` of each row, p = softmax(logits) and q its memory; 0 where nothing is remembered."""
+    return (1 - (logits.softmax(dim=1) * memory).sum(dim=1)).clamp(min=LEAST_DISAGREEMENT).log()
