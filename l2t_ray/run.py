@@ -417,9 +417,24 @@ from l2t_ray.core.loss_network import DynamicLossNetwork
 loss_network = DynamicLossNetwork.load("loss.safetensors").requires_grad_(False)
 loss_network.loss(student(images), labels).backward()
 ```
-
+{"" if spec.memory is None else _MEMORY_CARD}
 {comparison(summaries)}
 The loss was learned with this student, data and learning rate, together with their schedule: on others, measure.
+"""
+
+
+_MEMORY_CARD = """
+It has a memory too, which counts where it is given one (rows are the images of your training set):
+
+```python
+from l2t_ray.core.memory import nothing_remembered, remembered
+
+memory = nothing_remembered(num_images, num_classes, device)
+for images, labels, indices in batches:
+    logits = student(images)
+    memory = remembered(memory, indices, logits.detach().softmax(dim=1))
+    loss_network.loss(logits, labels, memory=memory[indices]).backward()
+```
 """
 
 

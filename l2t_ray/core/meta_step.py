@@ -30,7 +30,7 @@ from l2t_ray.core.hypergrad import (
     agreed_engine,
     hypergradient,
 )
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss_network import DynamicLossNetwork, memory_weight
 from l2t_ray.core.memory import nothing_remembered, remembered
 from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
 from l2t_ray.core.timing import part
@@ -198,6 +198,8 @@ class L2TDLN:
         metrics["hypergradient_norm"] = torch.linalg.vector_norm(self._group.sum(gradient.clone())).item()
         metrics["phi_step_norm"] = torch.linalg.vector_norm(phi_step).item()
         metrics["phi_step_max"] = phi_step.abs().max().item()
+        if self._loss_network.spec.memory is not None:
+            metrics["memory_weight"] = memory_weight(self._loss_network.spec, current.phi).item()
         return self._after(state, result.student), metrics
 
     def _untaught_round(

@@ -49,6 +49,7 @@ COLUMNS = (
     Column("hypergradient_norm", pa.float64(), "nats", "||de/dphi||_2"),
     Column("phi_step_norm", pa.float64(), "1", "||phi' - phi||_2, the teacher's step on the loss network"),
     Column("phi_step_max", pa.float64(), "1", "largest |phi' - phi| over the weights of the loss network"),
+    Column("memory_weight", pa.float64(), "1", "how much the memory counts in the loss, as the round began"),
     Column("seconds", pa.float64(), "s", "wall time of the round, evaluation apart"),
     Column("seconds_data", pa.float64(), "s", "of `seconds`: making the round's batches"),
     Column("seconds_unroll", pa.float64(), "s", "of `seconds`: student steps"),

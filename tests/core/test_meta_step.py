@@ -219,6 +219,15 @@ def test_a_rounds_images_are_remembered_as_the_student_saw_them_before_it():
     torch.testing.assert_close(third.extra["memory"].double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_say_how_much_the_memory_counts():
+    method, _, _ = adam_method(loss_options=MEMORY, num_images=10)
+    _, (first, second, _) = run(method, 3)
+    assert first["memory_weight"] == pytest.approx(2.0)
+    assert second["memory_weight"] != first["memory_weight"]
+    _, (row,) = run(adam_method()[0], 1)
+    assert "memory_weight" not in row
+
+
 def test_warm_rounds_are_remembered_too():
     method, _, _ = adam_method(loss_options=MEMORY, num_images=10, warm_up=WarmUp(2, Halving()))
     state, _ = run(method, 2)
