@@ -28,7 +28,8 @@ class MethodRecord(Record):
     fine_tuning_share: Share = 0.2
     """Share of the rounds that `fine_tuned` gives to the validation images."""
     trusted_share: Share = 0.7
-    """Share of the rounds in which `trusted` trains on the validation images as well."""
+    """Share of the rounds in which `trusted` trains on the validation images as well. `l2t_dln`, and `static_dln` with
+    warm rounds, do so from the end of these on instead."""
 
     @property
     def arm(self) -> str:
@@ -48,11 +49,11 @@ class LossNetworkConfig(Record):
     `channel`: (1, 0), and probabilities go through a learned matrix of label noise before they are paired."""
     memory: Positive | None = None
     """Where the weight of the memory term starts (`core/memory.py`): what the student has said of an image so far then
-    counts beside its label. null: it does not."""
+    counts beside its label. null: it does not. (Liu et al. 2020, without a channel: 3 on CIFAR-10, 7 on CIFAR-100.)"""
     mean: Literal["pairs", "released"] = "pairs"
     slope: Literal["bounded", "free"] = "bounded"
-    """`bounded`: the loss pushes no sample harder than cross-entropy does, nor away from its label by more than 0.3 of
-    that; `free`: as the teacher will have it (paper)."""
+    """`bounded`: the network pushes no sample harder than cross-entropy does, nor away from its label by more than 0.3
+    of that; `free`: as the teacher will have it (paper). A memory has a bound of its own."""
 
     @model_validator(mode="after")
     def _a_channel_needs_probabilities(self) -> "LossNetworkConfig":
@@ -68,6 +69,11 @@ class LossNetworkConfig(Record):
         if self.layers == 1:
             raise ValueError(
                 "loss_network.layers is 1, which is no network; set 2 or more, or 0 with a channel or memory"
+            )
+        if self.layers == 0 and (self.pairs != "softmax" or self.init != "cross_entropy"):
+            raise ValueError(
+                f"loss_network.layers is 0, cross-entropy on softmax pairs, and loss_network.pairs is {self.pairs!r}, "
+                f"loss_network.init {self.init!r}; leave them out or set loss_network.layers=5"
             )
         if self.layers == 0 and self.label_entries == "table":
             raise ValueError(
@@ -155,6 +161,15 @@ class L2TDLNConfig(LossMethodRecord):
     batch_norm_buffers: Literal["kept", "dropped"] = "kept"
     """`dropped` reproduces the released code, whose running statistics never move (docs/released.md, D5)."""
 
+    @model_validator(mode="after")
+    def _a_memory_needs_statistics(self) -> "L2TDLNConfig":
+        if self.batch_norm_buffers == "dropped" and self.loss_network.memory is not None:
+            raise ValueError(
+                "method.batch_norm_buffers is 'dropped': with batch-norm statistics that never move the student has "
+                "no answers to remember; set method.batch_norm_buffers=kept or loss_network.memory=null"
+            )
+        return self
+
 
 class CrossEntropyConfig(MethodRecord):
     """Plain training: the control that every learned loss is held against."""
@@ -172,7 +187,8 @@ class GCEConfig(MethodRecord):
 
 class StaticDLNConfig(LossMethodRecord):
     """The loss network as it starts and as the noise is estimated, without a teacher: what L2T-DLN has beyond this, if
-    its other settings are the same, is the teacher's doing."""
+    its other settings are the same, is the teacher's doing. (No clean image has to judge here: where they are
+    `trusted`, all of them are trained on at any time.)"""
 
     name: Literal["static_dln"] = "static_dln"
 

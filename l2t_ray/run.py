@@ -424,7 +424,8 @@ The loss was learned with this student, data and learning rate, together with th
 
 
 _MEMORY_CARD = """
-It has a memory too, which counts where it is given one (rows are the images of your training set):
+It has a memory too, which counts where it is given one (rows are the images of your training set). In training it was
+brought up to date before each round; at each step is as good a time:
 
 ```python
 from l2t_ray.core.memory import nothing_remembered, remembered

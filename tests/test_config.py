@@ -116,6 +116,14 @@ def test_controls_are_a_list_of_methods(load):
             "needs a channel or memory to have something to learn; set loss_network.label_entries=channel, ",
         ),
         (
+            ["method.loss_network.layers=0", "method.loss_network.init=gce"],
+            "layers is 0, cross-entropy on softmax pairs, and loss_network.pairs is 'softmax', loss_network.init 'gce'",
+        ),
+        (
+            ["method.loss_network.memory=1", "method.batch_norm_buffers=dropped"],
+            "no answers to remember; set method.batch_norm_buffers=kept or loss_network.memory=null",
+        ),
+        (
             ["method.loss_network.layers=0"],
             "layers is 0, and a table needs layers to read it; set loss_network.label_en",
         ),

@@ -10,6 +10,7 @@ from l2t_ray import config as configuration
 from l2t_ray.baselines.glc import noise_matrix
 from l2t_ray.config import L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.data.splits import Split
 from l2t_ray.experiment.images import build_policy, data_root, fold_epochs, load_dataset, observed_labels
 from l2t_ray.experiment.methods import estimated_channel
@@ -132,6 +133,44 @@ def test_a_fold_holds_a_validation_minibatch():
     training = config.training.model_copy(update={"val_batch_size": 25})
     fits = build_run(config.model_copy(update={"training": training}), **run)
     assert len(fits.arms[0].data.round(0).val.targets) == 25
+
+
+SMALL = {"data": {"num_train": 240, "num_validation": 100}, "training": {"num_rounds": 40, "num_steps": 4,
+         "batch_size": 10, "val_batch_size": 10}, "controls": []}  # fmt: skip
+
+
+def test_a_fold_judges_for_a_pass_through_what_is_trained_on():
+    """320 images in rounds of 40, and 20 of 100 judge in epochs of 2 rounds: a turn is 8 rounds."""
+    method = {"name": "l2t_dln", "clean_images": "trusted", "clean_folds": 5}
+    data = build_run(experiment(method=method, **SMALL), group=SingleProcess(), device=torch.device("cpu")).arms[0].data
+    judges, taught = [], []
+    for turn in range(5):
+        rounds = [data.round(8 * turn + i) for i in range(8)]
+        judges.append(set(torch.cat([one.val.indices for one in rounds]).tolist()))
+        taught = torch.cat([batch.indices for one in rounds for batch in one.train]).tolist()
+        assert len(judges[-1]) == 20 and len(taught) == len(set(taught)) == 320
+        assert not judges[-1] & set(taught)
+    assert len(set.union(*judges)) == 100
+
+
+@pytest.mark.parametrize(("warm_share", "first"), [(0.25, 10), (0, 12)])
+def test_static_dln_trains_on_all_clean_images_once_the_warm_rounds_are_over(warm_share, first):
+    """Without warm rounds `trusted_share`, 0.7, says when. Their loss is cross-entropy."""
+    method = {"name": "static_dln", "clean_images": "trusted", "warm_share": warm_share}
+    run = build_run(experiment(method=method, **SMALL), group=SingleProcess(), device=torch.device("cpu"))
+    arm, clean = run.arms[0], set(torch.cat([batch.indices for batch in run.data.validation(0)]).tolist())
+    rounds = [[batch.indices for batch in arm.data.round(index).train] for index in range(40)]
+    seen = [set(torch.cat(batches).tolist()) & clean for batches in rounds]
+    assert not any(seen[:first]) and seen[first] and set.union(*seen) == clean
+    batch = next(batch for batch in arm.data.round(first).train if set(batch.indices.tolist()) & clean)
+    is_clean = torch.tensor([index in clean for index in batch.indices.tolist()])
+    student, l2t_dln = arm.method.init().student, arm.method
+    assert isinstance(l2t_dln, L2TDLN)
+    phi = l2t_dln._taught_phi()
+    loss, logits = l2t_dln.problem.inner_loss(student.theta, phi, dict(student.buffers), batch)
+    plain = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    learned = l2t_dln._loss_network.losses_at(phi, logits, batch.targets)
+    torch.testing.assert_close(loss, torch.where(is_clean, plain, learned).mean())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training with a loss that does not change: cross-entropy, robust losses, a loss network without a teacher."""
+"""Training with a loss that does not change: cross-entropy and robust losses."""
 
 from collections.abc import Mapping
 

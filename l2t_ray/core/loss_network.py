@@ -52,6 +52,7 @@ class LossNetworkSpec:
             in for a label-pair table. None: pairs are of p itself.
         memory: where the weight of the memory term starts: what the student has said of an image so far may count
             beside its label (`core/memory.py`). The weight is learned, between 0 and twice this. None: no such term.
+            (Liu et al. 2020: 3 on CIFAR-10, 7 on CIFAR-100; beside a channel 1 was better than 3, docs/log.md.)
         mean: `pairs`: mean over the C - 1 pairs; `released`: (C - 1) / C of it, for the released code also counts the
             zeroed row of the true class.
     """
@@ -75,6 +76,8 @@ class LossNetworkSpec:
             raise ValueError(
                 "a loss network of 0 layers is cross-entropy: without channel and memory it has nothing to learn."
             )
+        if self.layers == 0 and self.pairs != "softmax":
+            raise ValueError("a loss network of 0 layers is cross-entropy, which is of softmax pairs.")
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise ValueError(f"the weight of a loss network's memory must start above 0, got {self.memory}.")
         if self.channel is not None and (self.label_table is not None or self.pairs != "softmax"):

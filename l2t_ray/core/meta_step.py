@@ -199,7 +199,8 @@ class L2TDLN:
         metrics["phi_step_norm"] = torch.linalg.vector_norm(phi_step).item()
         metrics["phi_step_max"] = phi_step.abs().max().item()
         if self._loss_network.spec.memory is not None:
-            metrics["memory_weight"] = memory_weight(self._loss_network.spec, current.phi).item()
+            in_use = loss_in_use(current.phi.to(self._device), state)
+            metrics["memory_weight"] = memory_weight(self._loss_network.spec, in_use).item()
         return self._after(state, result.student), metrics
 
     def _untaught_round(
@@ -326,12 +327,13 @@ class L2TDLN:
         return state._replace(extra={**state.extra, "memory": memory})
 
     def _with_centers(self, state: MethodState, index: int) -> MethodState:
-        """Refreshes the class centres at the start of an epoch and every `refresh_every` rounds."""
+        """Refreshes the class centres at the start of an epoch, every `refresh_every` rounds, and where there are none,
+        as after a warm-up."""
         if self._reweighting is None:
             return state
         epoch = self._data.epoch(index)
-        starts_epoch = index == 0 or self._data.epoch(index - 1) != epoch
-        if not (starts_epoch or index % self._reweighting.refresh_every == 0):
+        is_due = index == 0 or self._data.epoch(index - 1) != epoch or index % self._reweighting.refresh_every == 0
+        if not is_due and "centers" in state.extra:
             return state
         student = state.student
         embeddings = (

@@ -11,6 +11,9 @@ Adam drifts as fast on a small hypergradient as on a large one. On images that a
 
 Under label noise a loss that pushes away a little is right: it takes back what was learned from wrong labels. With no
 such push at all, digits with 40 % flips end at 75 % instead of 94 % (docs/log.md).
+
+What is bounded is the network on its pairs. A memory pulls towards what it remembers, whatever the label, its weight
+bounded by itself (`loss_network.memory_weight`); a channel has nothing that could push too hard.
 """
 
 import torch

@@ -8,8 +8,8 @@ from l2t_ray.interfaces import Batch, Data, RoundBatches
 class DataInTurn:
     """Serves the rounds below `switch` from one source and the others from another (the `Data` protocol).
 
-    Both are asked by the round's own number, so that validation batches and epochs are the same in either; only the
-    training minibatches differ.
+    Both are asked by the round's own number, as if each had served all rounds. Epochs and the validation part as a
+    whole are the first one's.
     """
 
     def __init__(self, first: Data, then: Data, *, switch: int):

@@ -143,7 +143,8 @@ def mixed(policy: Policy) -> Policy:
 def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds: int, lasts: int = 1) -> Policy:
     """One fold of the validation part judges and the others are trained on as well; they take turns.
 
-    So no image judges a student that is just being trained on it, and all of them do both.
+    So no image judges a student that is just being trained on it, and all of them do both. Where folds are not of one
+    size, the last images of larger ones rest in their turn.
 
     Args:
         policy: a split that is the same in every epoch.
@@ -161,7 +162,8 @@ def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds
 
     def at(epoch: int) -> Split:
         judges = fold == (epoch // lasts) % num_folds
-        return Split(np.sort(np.concatenate((split.train, split.validation[~judges]))), split.validation[judges])
+        judging = split.validation[judges][: len(fold) // num_folds]  # as many in each turn: epochs are as long
+        return Split(np.sort(np.concatenate((split.train, split.validation[~judges]))), judging)
 
     return Policy(at, lasts)
 

@@ -183,6 +183,8 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
 def fold_epochs(num_folds: int, config: ExperimentConfig, split: Split) -> int:
     """For how many epochs one fold of the validation images judges: about one pass through all that is trained on.
 
+    Turns are counted from the first round, so that the one in which warm rounds end is shorter.
+
     Raises:
         UserError: if a fold is too small for a validation minibatch.
     """

@@ -60,6 +60,13 @@ METHODS = {
         "clean_folds": 2,
         "warm_share": 0.3,
     },
+    "l2t_dln-warm_reweighted": {
+        "name": "l2t_dln",
+        "label": "l2t_dln-warm_reweighted",
+        "loss_network": {"hidden": 6},
+        "warm_share": 0.3,
+        "reweight": {"metric": "cosine"},
+    },
     "l2t_dln-memory_beside_layers": {
         "name": "l2t_dln",
         "label": "l2t_dln-memory_beside_layers",
@@ -291,6 +298,7 @@ def test_learns_what_is_easy(method, digits):
 
 WEIGHING = [
     *("l2t_dln", "l2t_dln-channel", "l2t_dln-channel_alone", "l2t_dln-memory", "l2t_dln-memory_beside_layers"),
+    "l2t_dln-warm_reweighted",
     *("static_dln", "static_dln-trusted", "mw_net", "mentornet", "mentornet-dd", "l2r"),
 ]
 

@@ -311,12 +311,15 @@ def test_a_channel_alone_stays_finite_where_probabilities_vanish():
 def test_without_layers_channel_and_memory_nothing_is_learned():
     with pytest.raises(ValueError, match="without channel and memory it has nothing to learn"):
         DynamicLossNetwork(layers=0, pairs="softmax")
+    with pytest.raises(ValueError, match="cross-entropy, which is of softmax pairs"):
+        DynamicLossNetwork(layers=0, pairs="sigmoid", memory=1.0)
 
 
 # -- the memory
 
 KINDS = {
     "layers": {"pairs": "sigmoid"},
+    "released_mean": {"pairs": "sigmoid", "mean": "released"},
     "table": {"label_table": 3, "pairs": "softmax"},
     "channel": {"channel": 3, "pairs": "softmax"},
     "channel_alone": {"channel": 3, "pairs": "softmax", "layers": 0},
@@ -350,7 +353,7 @@ def test_the_memorys_weight_starts_where_it_is_said_to_and_stays_between_0_and_t
 
 
 def test_a_memory_alone_is_early_learning_regularisation():
-    network = double_network(layers=0, memory=3.0)
+    network = double_network(layers=0, pairs="softmax", memory=3.0)
     logits, labels, memory = draws(6, 3), torch.arange(6) % 3, draws(6, 3, seed=5).softmax(dim=1)
     p = logits.softmax(dim=1)
     expected = -p[torch.arange(6), labels].log() + 3 * (1 - (p * memory).sum(dim=1)).log()

@@ -64,6 +64,15 @@ def test_it_pulls_towards_the_memory_the_harder_the_surer_both_are():
     torch.testing.assert_close(gradient, -(p * memory - agreement * p) / (1 - agreement))
 
 
+def test_near_full_agreement_nothing_pulls_any_more():
+    logits = torch.tensor([[9.0, 0.0], [9.5, 0.0]], dtype=torch.float64, requires_grad=True)
+    losses = agreement_losses(logits, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    losses.sum().backward()
+    p_other = 1 / (1 + torch.tensor(9.0, dtype=torch.float64).exp())  # 1.2e-4, and 7.5e-5 at 9.5
+    torch.testing.assert_close(losses.detach(), torch.stack((p_other, torch.tensor(1e-4, dtype=torch.float64))).log())
+    assert logits.grad is not None and logits.grad[0].abs().min() > 0.9 and not logits.grad[1].any()
+
+
 @pytest.mark.parametrize("certainty", [0.0, 30.0, 1e4])
 def test_it_stays_finite_where_both_are_certain(certainty):
     logits = torch.tensor([[certainty, 0.0]], requires_grad=True)

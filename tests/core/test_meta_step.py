@@ -234,20 +234,26 @@ def test_warm_rounds_are_remembered_too():
     torch.testing.assert_close(state.extra["memory"].sum(1)[:7], torch.full((7,), 1 - DECAY**2))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("schedule", ["pipelined", "lookahead"])
-def test_the_hypergradient_knows_the_memory(schedule):
-    """Against autograd through all steps, with the memory's term written out beside the loss network's."""
-    seen = []
+def test_the_hypergradient_knows_the_memory(schedule, engine):
+    """Both unrolls against autograd through all steps, with the memory's term written out beside the loss network's.
+    A trusted image has neither."""
+    proposed, learned = [], []
 
     class Listening(AdamRule):
         def propose(self, gradient):
-            seen.append(gradient.clone())
+            proposed.append(gradient.clone())
             return super().propose(gradient)
 
-    network = make_loss_network(**MEMORY)
+        def learn(self, gradient):
+            learned.append(gradient.clone())
+
+    network, is_clean = make_loss_network(**MEMORY), torch.arange(10) == 4
     phi = network.phi.detach()
     teacher = LocalTeacher(phi, Listening(phi.numel(), step_size=BETA, dtype=torch.float64))
-    method = make_method(teacher, network, schedule=schedule, num_images=10)
+    options = {"schedule": schedule, "engine": engine, "num_images": 10, "is_clean": is_clean}
+    method = make_method(teacher, network, **options)
     state, _ = run(method, 2)
     batches, before = RandomData().round(2), teacher.read().phi
     memory = state.extra["memory"].double()
@@ -261,13 +267,34 @@ def test_the_hypergradient_knows_the_memory(schedule):
         rest = torch.cat((phi[:split], phi[split + 1 :]))
         weight = 4 * (10 * phi[split]).sigmoid()
         agreement = (1 - (logits.softmax(1) * memory[batch.indices]).sum(1)).log()
-        return (bare.losses_at(rest, logits, batch.targets) + weight * agreement).mean(), logits
+        losses = bare.losses_at(rest, logits, batch.targets) + weight * agreement
+        losses[4] = F.cross_entropy(logits[4], batch.targets[4])
+        return losses.mean(), logits
 
-    problem = replace(method.problem, inner_loss=inner_loss)
-    expected = naive_hypergradient(problem, state.student, before, batches.train, batches.val, rates=[RATE] * NUM_STEPS)
+    def expected(phi):
+        problem = replace(method.problem, inner_loss=inner_loss)
+        rates = [RATE] * NUM_STEPS
+        return naive_hypergradient(problem, state.student, phi, batches.train, batches.val, rates=rates).gradient
+
     run(method, 1, state=state, start=2)
-    torch.testing.assert_close(seen[-1], expected.gradient, rtol=1e-5, atol=1e-8)
-    assert abs(expected.gradient[split]) > 1e-6  # the weight of the memory is learned
+    assert abs(proposed[-1][split]) > 1e-6  # the weight of the memory is learned
+    torch.testing.assert_close(proposed[-1], expected(before), rtol=1e-5, atol=1e-8)
+    if schedule == "lookahead":
+        torch.testing.assert_close(learned[-1], expected(teacher.read().phi), rtol=1e-5, atol=1e-8)
+
+
+def test_a_samples_weight_knows_the_memory():
+    method, teacher, _ = adam_method(loss_options=MEMORY, num_images=10)
+    state, _ = run(method, 2)
+    batch = make_batch(7, seed=5)
+    p = answers(state.student, batch).detach()
+    logits = p.log().requires_grad_()
+    losses = make_loss_network(**MEMORY).losses_at(
+        teacher.read().phi, logits, batch.targets, state.extra["memory"][batch.indices]
+    )
+    (push,) = torch.autograd.grad(losses.sum(), logits)
+    expected = push.norm(dim=1) / (p - F.one_hot(batch.targets, NUM_CLASSES)).norm(dim=1)
+    torch.testing.assert_close(method.sample_weights(state, batch, 2), expected)
 
 
 def test_a_memory_needs_to_know_how_many_images_there_are():

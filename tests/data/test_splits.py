@@ -104,6 +104,12 @@ def test_folds_take_turns_in_judging_and_teaching(num_folds):
     assert not np.array_equal(other.validation, turns[0].validation)
 
 
+def test_folds_judge_with_as_many_images_each():
+    folds = in_folds(fixed(LABELS, 100, seed=0, num_train=200), LABELS, seed=0, num_folds=3)
+    assert [len(folds.at(epoch).validation) for epoch in range(3)] == [33, 33, 33]
+    assert sorted(len(folds.at(epoch).train) for epoch in range(3)) == [266, 267, 267]  # one image rests in its turn
+
+
 def test_a_fold_judges_for_as_long_as_it_is_said_to():
     policy = fixed(LABELS, 100, seed=0, num_train=200)
     each, thrice = (in_folds(policy, LABELS, seed=0, num_folds=4, lasts=lasts) for lasts in (1, 3))

@@ -22,6 +22,8 @@ def test_all_trials_of_the_shipped_studies_are_possible_experiments(path, tmp_pa
         assert len({trial.name for trial in found}) == len(found)
         assert len(found) % len(study.at(size).seeds) == 0
         assert all(trial.config.controls == () and trial.config.data.root.is_absolute() for trial in found)
+        what_runs = {trial.config.model_copy(update={"name": None}).to_yaml() for trial in found}
+        assert len(what_runs) == len(found)  # a case that its base overrules would run as another one
 
 
 def test_digits_has_five_seeds_and_no_ray_train():
