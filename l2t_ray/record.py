@@ -6,8 +6,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+
+
+def _no_answer(value: Any) -> Any:
+    """YAML reads yes, on and true as a truth value, which pydantic would take for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"is a number, not {str(value).lower()}; give the number")
+    return value
+
+
+Positive = Annotated[float, BeforeValidator(_no_answer), Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_no_answer), Field(ge=1)]
 
 
 class Record(BaseModel):

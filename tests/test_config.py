@@ -119,6 +119,8 @@ def test_controls_are_a_list_of_methods(load):
             ["method.loss_network.layers=0", "method.loss_network.init=gce"],
             "layers is 0, cross-entropy on softmax pairs, and loss_network.pairs is 'softmax', loss_network.init 'gce'",
         ),
+        (["method.loss_network.memory=yes"], "is a number, not true; give the number"),
+        (["training.num_rounds=true"], "is a number, not true; give the number"),
         (
             ["method.loss_network.memory=1", "method.batch_norm_buffers=dropped"],
             "no answers to remember; set method.batch_norm_buffers=kept or loss_network.memory=null",

@@ -13,6 +13,7 @@ from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.data.splits import Split
 from l2t_ray.experiment.images import build_policy, data_root, fold_epochs, load_dataset, observed_labels
+from l2t_ray.experiment.looks import check_hypergradient
 from l2t_ray.experiment.methods import estimated_channel
 from l2t_ray.experiment.parts import Parts, estimate_rounds
 from l2t_ray.experiment.run import build_run
@@ -133,6 +134,18 @@ def test_a_fold_holds_a_validation_minibatch():
     training = config.training.model_copy(update={"val_batch_size": 25})
     fits = build_run(config.model_copy(update={"training": training}), **run)
     assert len(fits.arms[0].data.round(0).val.targets) == 25
+
+
+@pytest.mark.parametrize("engine", ["store", "forward_over_reverse"])
+def test_the_check_of_the_hypergradient_sees_the_memory(engine):
+    """A memory alone is all that this loss has to learn."""
+    loss = {"layers": 0, "label_entries": "constant", "memory": 1}
+    method = {"name": "l2t_dln", "loss_network": loss, "engine": engine}
+    config = experiment(method=method, training={"num_rounds": 2, "num_steps": 3}, controls=[])
+    errors, is_exact = check_hypergradient(config)
+    assert is_exact and errors["float64"] < 1e-9 and errors["float32"] < 1e-2
+    with pytest.raises(UserError, match="learns its loss to the end.*'fine_tuned'"):
+        check_hypergradient(experiment(method={**method, "clean_images": "fine_tuned"}, controls=[]))
 
 
 SMALL = {"data": {"num_train": 240, "num_validation": 100}, "training": {"num_rounds": 40, "num_steps": 4,

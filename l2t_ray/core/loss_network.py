@@ -271,8 +271,9 @@ def memory_weight(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tens
     """
     if spec.memory is None:
         raise ValueError("this loss has no memory: leave the argument `memory` out.")
-    entry = phi[phi.shape[0] - spec.num_entries - 1]
-    return 2 * spec.memory * (TABLE_SCALE * entry).sigmoid()
+    start = phi.shape[0] - spec.num_entries - 1
+    # A slice: forward mode makes double precision of a product of numbers and a tensor without dimensions.
+    return (2 * spec.memory * (TABLE_SCALE * phi[start : start + 1]).sigmoid()).squeeze(0)
 
 
 def log_channel(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, "c c"]:

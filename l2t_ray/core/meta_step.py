@@ -156,7 +156,12 @@ class L2TDLN:
 
     @property
     def problem(self) -> InnerProblem:
+        """What the student minimises, without what is carried from round to round: memory and class centres."""
         return self._problem
+
+    def first_problem(self, batches: RoundBatches) -> InnerProblem:
+        """The problem of a first round, as if there were no warm-up."""
+        return self._in_state(self._with_centers(self._with_memory(self.init(), batches), 0))
 
     def init(self) -> MethodState:
         starts = self._warm_up is not None and self._warm_up.loss_start is not None

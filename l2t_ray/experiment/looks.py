@@ -72,8 +72,12 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     group, device = SingleProcess(), torch.device("cpu")
     run = build_run(config.model_copy(update={"controls": ()}), group=group, device=device)
     arm = run.arms[0]
-    assert isinstance(arm.method, L2TDLN) and arm.teacher is not None
-    problem, phi = arm.method.problem, arm.teacher.read().phi
+    if not isinstance(arm.method, L2TDLN) or arm.teacher is None:
+        raise UserError(
+            f"--check-hypergradient checks a method that learns its loss to the end, and method.clean_images is "
+            f"{method.clean_images!r}; set method.clean_images=judge or trusted."
+        )
+    phi = arm.teacher.read().phi
     engine = "store" if method.engine == "auto" else method.engine
     student, batches = arm.method.init().student, run.data.round(0)
     rates = build_sgd(config.training).rates(0, len(batches.train))
@@ -93,7 +97,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
             problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
         ).gradient.double()
 
-    problem = replace(problem, reweigh=None)  # sample weights are constants for both sides
+    problem = replace(arm.method.first_problem(batches), reweigh=None)  # sample weights are constants for both sides
     reference = at(problem, is_double=True, is_naive=True)
     is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
     errors = {

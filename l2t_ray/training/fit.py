@@ -21,7 +21,7 @@ from l2t_ray.core.noise_estimate import noise_channel
 from l2t_ray.core.slope import SlopeBound
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.tensors import TensorData
-from l2t_ray.interfaces import DivergenceError, StudentState, loss_in_use
+from l2t_ray.interfaces import DivergenceError, StudentState, UserError, loss_in_use
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.loop import Arm, Run
 
@@ -72,7 +72,8 @@ def fit(
         on_row: hears the numbers of each round; `test_accuracy` in them is on the validation set.
 
     Raises:
-        UserError: if the data does not fit together (see `TensorData`).
+        UserError: if the data does not fit together (see `TensorData`), or `loss_network` is for another number of
+            classes.
         DivergenceError: if the training error or a gradient is not finite.
     """
     group = SingleProcess()
@@ -95,6 +96,11 @@ def fit(
         seed=seed,
     )
     spec = loss_network.spec
+    if spec.num_classes not in (None, data.num_classes):
+        raise UserError(
+            f"loss_network is for {spec.num_classes} classes, and the labels have {data.num_classes}; "
+            "make one for as many, or leave it out."
+        )
     student, task = FlatModule(model), Classification()
     num_weights = loss_network.phi.numel()
     rule = adam = AdamRule(num_weights, clip=1.0)

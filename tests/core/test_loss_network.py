@@ -361,6 +361,14 @@ def test_a_memory_alone_is_early_learning_regularisation():
     torch.testing.assert_close(network.loss(logits, labels, memory=memory), expected.mean())
 
 
+def test_the_memorys_weight_is_as_precise_forward_as_it_is():
+    """A Python number times a tensor without dimensions has a double tangent under forward over reverse."""
+    spec, phi = LossNetworkSpec(hidden=2, layers=2, memory=1.0), torch.zeros(11)
+    _, tangent = torch.func.jvp(torch.func.grad(lambda phi: memory_weight(spec, phi)), (phi,), (torch.ones(11),))
+    assert tangent.dtype == torch.float32
+    assert memory_weight(spec, phi).shape == ()
+
+
 def test_a_loss_without_memory_is_given_none():
     with pytest.raises(ValueError, match="this loss has no memory: leave the argument `memory` out"):
         DynamicLossNetwork().losses(torch.zeros(2, 3), torch.tensor([0, 1]), torch.zeros(2, 3))

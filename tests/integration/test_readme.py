@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from l2t_ray.core.loss_network import DynamicLossNetwork, log_channel
+from l2t_ray.interfaces import UserError
 from l2t_ray.training.fit import fit
 
 ROOT = Path(__file__).parents[2]
@@ -79,3 +80,15 @@ def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share, loss
         channel = log_channel(fitted.loss_network.spec, fitted.loss_network.phi).exp()
         drawn = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
         assert (channel - drawn).abs().max() < 0.2  # the identity, where it starts, is 0.3 away
+
+
+def test_fit_refuses_a_loss_for_other_classes():
+    inputs, labels = torch.zeros(60, 2), torch.arange(60) % 3
+    with pytest.raises(UserError, match="loss_network is for 4 classes, and the labels have 3"):
+        fit(
+            nn.Linear(2, 3),
+            train=(inputs, labels),
+            validation=(inputs, labels),
+            val_batch_size=30,
+            loss_network=DynamicLossNetwork(layers=0, pairs="softmax", channel=4),
+        )
