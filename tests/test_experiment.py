@@ -144,7 +144,7 @@ def test_the_check_of_the_hypergradient_sees_the_memory(engine):
     config = experiment(method=method, training={"num_rounds": 2, "num_steps": 3}, controls=[])
     errors, is_exact = check_hypergradient(config)
     assert is_exact and errors["float64"] < 1e-9 and errors["float32"] < 1e-2
-    with pytest.raises(UserError, match="learns its loss to the end.*'fine_tuned'"):
+    with pytest.raises(UserError, match=r"learns its loss to the end.*'fine_tuned'"):
         check_hypergradient(experiment(method={**method, "clean_images": "fine_tuned"}, controls=[]))
 
 

@@ -71,7 +71,6 @@ METHODS = {
         "name": "l2t_dln",
         "label": "l2t_dln-memory_beside_layers",
         "loss_network": {"hidden": 6, "memory": 1},
-        "engine": "forward_over_reverse",
     },
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
