@@ -31,6 +31,7 @@ VARIANTS = {
     "pipelined": ["method.schedule=pipelined", "method.teacher.step_size=0.05"],
     "lookahead": ["method.schedule=lookahead", "method.teacher.step_size=0.05"],
     "reweighted": ["method.reweight={metric: cosine, refresh_every: 4}"],
+    "memory": ["method.loss_network.memory=1"],
     "cross_entropy": ["method=cross_entropy"],
 }
 DTYPES = (torch.float32, torch.float64)

@@ -31,6 +31,7 @@ VARIANTS = {
     "lookahead": ["method.schedule=lookahead"],
     "adam": ["method.teacher=adam"],
     "reweighted": ["method.reweight={refresh_every: 3}"],
+    "memory": ["method.loss_network.memory=1"],
 }
 
 
