@@ -71,15 +71,16 @@ def gradient_sums(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What the teacher hears (hypergradient) and does (its steps on the loss network), on a log scale."""
-    return _panels(
-        rows,
-        [
-            ("Hypergradient", "hypergradient_norm", r"$\|\partial e / \partial \phi\|_2$", 1.0, "log"),
-            ("Teacher's step, norm", "phi_step_norm", r"$\|\phi' - \phi\|_2$", 1.0, "log"),
-            ("Teacher's step, largest", "phi_step_max", r"$\max |\phi' - \phi|$", 1.0, "log"),
-        ],
-    )
+    """What the teacher hears (hypergradient) and does (its steps on the loss network), on a log scale; and what it makes
+    of the memory's weight, where the loss has a memory."""
+    panels = [
+        ("Hypergradient", "hypergradient_norm", r"$\|\partial e / \partial \phi\|_2$", 1.0, "log"),
+        ("Teacher's step, norm", "phi_step_norm", r"$\|\phi' - \phi\|_2$", 1.0, "log"),
+        ("Teacher's step, largest", "phi_step_max", r"$\max |\phi' - \phi|$", 1.0, "log"),
+    ]
+    if _has(rows, "memory_weight"):
+        panels.append(("How much the memory counts", "memory_weight", "weight", 1.0, "linear"))
+    return _panels(rows, panels)
 
 
 def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -55,6 +55,14 @@ def test_a_labelled_line_for_each_arm(draw, labels, num_lines):
     assert all(sorted(text.get_text() for text in ax.texts) == names for ax in axes)
 
 
+def test_a_memory_has_a_panel_of_its_own():
+    weighed = [row | ({"memory_weight": 1 - row["round"] / 40} if row["arm"] == "l2t_dln" else {}) for row in rows()]
+    assert len(figures.teacher_steps(rows()).axes) == 3
+    *_, ax = figures.teacher_steps(weighed).axes
+    (line,) = ax.lines
+    np.testing.assert_allclose(line.get_ydata(), 1 - np.arange(20) / 40)
+
+
 def test_the_bars_of_a_round_reach_its_time():
     spent = {"data": 0.001, "unroll": 0.02, "hypergradient": 0.03, "collectives": 0.004, "teacher": 0.005}
     parts = {f"seconds_{part}": seconds for part, seconds in spent.items()}
