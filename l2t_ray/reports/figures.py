@@ -71,7 +71,7 @@ def gradient_sums(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What the teacher hears (hypergradient) and does (its steps on the loss network), on a log scale; and what it makes
+    """What the teacher hears (hypergradient) and does (its steps on the loss network), on a log scale; and what becomes
     of the memory's weight, where the loss has a memory."""
     panels = [
         ("Hypergradient", "hypergradient_norm", r"$\|\partial e / \partial \phi\|_2$", 1.0, "log"),
