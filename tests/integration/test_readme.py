@@ -42,10 +42,15 @@ CHANNEL_AND_MEMORY = {"layers": 0, "pairs": "softmax", "channel": 3, "memory": 1
 
 
 @pytest.mark.parametrize(
-    ("teacher", "warm_share", "loss"),
-    [("adam", 0.0, None), ("adam", 0.15, None), ("lstm", 0.15, None), ("adam", 0.15, CHANNEL_AND_MEMORY)],
+    ("teacher", "warm_share", "loss", "within"),
+    [
+        ("adam", 0.0, None, None),
+        ("adam", 0.15, None, 0.15),
+        ("lstm", 0.15, None, 0.15),
+        ("adam", 0.15, CHANNEL_AND_MEMORY, 0.2),
+    ],
 )
-def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share, loss):
+def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share, loss, within):
     """Three blobs, 30 % of the training labels turned to the next class: the model beats the labels it was given, and
     with warm rounds the loss says how they were turned."""
     generator = torch.Generator().manual_seed(0)
@@ -79,7 +84,7 @@ def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share, loss
     if warm_share:
         channel = log_channel(fitted.loss_network.spec, fitted.loss_network.phi).exp()
         drawn = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
-        assert (channel - drawn).abs().max() < 0.2  # the identity, where it starts, is 0.3 away
+        assert (channel - drawn).abs().max() < within  # the identity, where it starts, is 0.3 away
 
 
 def test_fit_refuses_a_loss_for_other_classes():
