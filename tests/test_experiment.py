@@ -180,7 +180,8 @@ def test_static_dln_trains_on_all_clean_images_once_the_warm_rounds_are_over(war
     student, l2t_dln = arm.method.init().student, arm.method
     assert isinstance(l2t_dln, L2TDLN)
     phi = l2t_dln._taught_phi()
-    loss, logits = l2t_dln.problem.inner_loss(student.theta, phi, dict(student.buffers), batch)
+    problem = l2t_dln.first_problem(arm.data.round(first))
+    loss, logits = problem.inner_loss(student.theta, phi, dict(student.buffers), batch)
     plain = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
     learned = l2t_dln._loss_network.losses_at(phi, logits, batch.targets)
     torch.testing.assert_close(loss, torch.where(is_clean, plain, learned).mean())

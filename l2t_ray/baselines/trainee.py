@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.flat import FlatModule, clone_buffers
+from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.hypergrad import hypergradient
-from l2t_ray.core.meta_step import StudentSgd, initial_student, round_metrics
+from l2t_ray.core.meta_step import StudentSgd, initial_student, plain_metrics
 from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, StudentState, Task
 
@@ -108,9 +108,7 @@ class Trainee:
 
     def report(self, student: StudentState, val: Batch, statistics: list[StepStatistics], rate: float) -> Metrics:
         """Numbers of a round, with the validation error of its last student."""
-        with torch.no_grad():
-            error = self.error(student.theta, clone_buffers(student.buffers), val)
-        return {**round_metrics(self.group, error, statistics), "lr": rate}
+        return plain_metrics(self.problem(_computed_elsewhere), student, val, statistics, rate)
 
 
 def _computed_elsewhere(*_: object) -> tuple[Tensor, Tensor]:

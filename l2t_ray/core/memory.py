@@ -42,8 +42,9 @@ def remembered(
         memory: rows add up to 1 at most, and to less the fewer times an image has been seen.
         answers: probabilities, this worker's share.
     """
-    group = group or SingleProcess()
-    indices, answers = gathered(indices, group)[0], gathered(answers.to(memory), group)[0]
+    # In one piece, for each gather is two sums over workers; double precision holds any index, and answers as they are.
+    whole, _ = gathered(torch.cat((indices[:, None].double(), answers.double()), dim=1), group or SingleProcess())
+    indices, answers = whole[:, 0].long(), whole[:, 1:].to(memory)
     seen, place, counts = indices.unique(return_inverse=True, return_counts=True)
     sums = answers.new_zeros(len(seen), answers.shape[1]).index_add_(0, place, answers)
     return memory.index_copy(0, seen, DECAY * memory[seen] + (1 - DECAY) * sums / counts[:, None])

@@ -154,13 +154,8 @@ class L2TDLN:
         if loss_network.spec.memory is not None and num_images is None:
             raise ValueError("a loss with a memory needs num_images, the number of images to remember.")
 
-    @property
-    def problem(self) -> InnerProblem:
-        """What the student minimises, without what is carried from round to round: memory and class centres."""
-        return self._problem
-
     def first_problem(self, batches: RoundBatches) -> InnerProblem:
-        """The problem of a first round, as if there were no warm-up."""
+        """What the student minimises in a first round, as if there were no warm-up; for checks from outside."""
         return self._in_state(self._with_centers(self._with_memory(self.init(), batches), 0))
 
     def init(self) -> MethodState:
@@ -213,9 +208,7 @@ class L2TDLN:
     ) -> tuple[MethodState, Metrics]:
         phi = loss_in_use(self._taught_phi(), state)
         student, statistics = plain_steps(problem, state.student, phi, batches.train, rates)
-        with torch.no_grad():
-            error = problem.outer_error(student.theta, clone_buffers(student.buffers), batches.val)
-        return self._after(state, student), {**round_metrics(self._group, error, statistics), "lr": rates[-1]}
+        return self._after(state, student), plain_metrics(problem, student, batches.val, statistics, rates[-1])
 
     def _after(self, state: MethodState, student: StudentState) -> MethodState:
         if not self._keeps_buffers:
@@ -361,6 +354,15 @@ def initial_student(student: FlatModule, device: torch.device | str) -> StudentS
     theta = student.initial().to(device)
     buffers = {name: buffer.to(device) for name, buffer in student.initial_buffers().items()}
     return StudentState(theta, torch.zeros_like(theta), buffers)
+
+
+def plain_metrics(
+    problem: InnerProblem, student: StudentState, val: Batch, statistics: list[StepStatistics], rate: float
+) -> dict[str, Any]:
+    """`round_metrics` of a round without a hypergradient, with the validation error of its last student."""
+    with torch.no_grad():
+        error = problem.outer_error(student.theta, clone_buffers(student.buffers), val)
+    return {**round_metrics(problem.group, error, statistics), "lr": rate}
 
 
 def round_metrics(

@@ -171,9 +171,7 @@ def build_data(method: MethodConfig, parts: Parts) -> Data:
     trained_on = splits.validation_alone(policy) if method.clean_images == "fine_tuned" else splits.mixed(policy)
     with_clean = build_loader(parts, trained_on, trains_on_validation=True)
     match method:
-        case GLCConfig():
-            return DataInTurn(plain, with_clean, switch=warm_rounds(method, num_rounds))
-        case StaticDLNConfig(clean_images="trusted") if method.warm_share:
+        case GLCConfig() | StaticDLNConfig(clean_images="trusted") if method.warm_share:
             return DataInTurn(plain, with_clean, switch=warm_rounds(method, num_rounds))
     if method.clean_images == "mixed":
         return with_clean

@@ -181,7 +181,8 @@ def test_trusted_images_are_under_cross_entropy():
     is_clean = torch.tensor([True, False, True, False, False, False, True, False])
     method, _, phi = adam_method(is_clean=is_clean)
     student, batch = method.init().student, make_batch(7, seed=5)
-    loss, logits = method.problem.inner_loss(student.theta, phi, student.buffers, batch)
+    problem = method.first_problem(RandomData().round(0))
+    loss, logits = problem.inner_loss(student.theta, phi, student.buffers, batch)
     rows = torch.where(
         is_clean[:7],
         F.cross_entropy(logits, batch.targets, reduction="none"),
@@ -272,7 +273,7 @@ def test_the_hypergradient_knows_the_memory(schedule, engine):
         return losses.mean(), logits
 
     def expected(phi):
-        problem = replace(method.problem, inner_loss=inner_loss)
+        problem = replace(method.first_problem(batches), inner_loss=inner_loss)
         rates = [RATE] * NUM_STEPS
         return naive_hypergradient(problem, state.student, phi, batches.train, batches.val, rates=rates).gradient
 
