@@ -64,19 +64,10 @@ class StudentState(NamedTuple):
 
 
 class MethodState(NamedTuple):
-    """All that a method carries from round to round, its teacher apart.
-
-    `extra` belongs to the method alone, but for one entry, which is there or not: `loss_start` (m weights) is to be
-    added to the teacher's phi to have the loss that is in use.
-    """
+    """All that a method carries from round to round, its teacher apart. `extra` belongs to the method alone."""
 
     student: StudentState
     extra: Mapping[str, Tensor]
-
-
-def loss_in_use(phi: Float[Tensor, " m"], state: MethodState) -> Float[Tensor, " m"]:
-    start = state.extra.get("loss_start")
-    return phi if start is None else phi + start.to(phi)
 
 
 class LossParams(NamedTuple):
@@ -170,12 +161,22 @@ class Method(Protocol):
 class Weighing(Protocol):
     """A method that gives more weight to some samples than to others, and can say how much."""
 
-    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
-        """The weight that each sample's cross-entropy would have in round `index`, up to a common factor.
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"] | None:
+        """The weight that each sample's cross-entropy would have in round `index`, up to a common factor; None: it
+        weighs none in that round.
 
         Taken in evaluation mode, with no part in the training. Where the loss is another one, the weight is the size
         of its gradient at the logits, relative to that of cross-entropy.
         """
+        ...
+
+
+@runtime_checkable
+class LearnsLoss(Protocol):
+    """A method that trains under a learned loss, and can say which it is."""
+
+    def learned_loss(self, state: MethodState) -> Float[Tensor, " m"] | None:
+        """Weights of the loss that is in use, on any device; None: there is none after all."""
         ...
 
 

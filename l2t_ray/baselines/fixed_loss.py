@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from l2t_ray.baselines.trainee import RowLoss, Trainee, cross_entropy
+from l2t_ray.core.memory import Memory
+from l2t_ray.core.student import RowLoss, Trainee, cross_entropy
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
 
 
@@ -18,21 +19,31 @@ class FixedLoss:
     Args:
         is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted; such images are
             under plain cross-entropy. A row must then be an image. None: all images are under `loss`.
+        memory: kept up to date for a later phase whose loss reads it.
     """
 
-    def __init__(self, trainee: Trainee, loss: RowLoss, *, is_clean: Bool[Tensor, " images"] | None = None):
+    def __init__(
+        self,
+        trainee: Trainee,
+        loss: RowLoss,
+        *,
+        is_clean: Bool[Tensor, " images"] | None = None,
+        memory: Memory | None = None,
+    ):
         self._trainee, self._row_loss = trainee, loss
-        self._is_clean = is_clean
+        self._is_clean, self._memory = is_clean, memory
         self._no_weights = torch.zeros(0, device=trainee.device)
 
     def init(self) -> MethodState:
-        return MethodState(self._trainee.initial(), {})
+        return MethodState(self._trainee.initial(), {} if self._memory is None else self._memory.begin())
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         trainee = self._trainee
+        if self._memory is not None:
+            state = self._memory.updated(state, batches)
         rates = trainee.sgd.rates(index, len(batches.train))
         student, statistics = trainee.train(self._loss, state.student, self._no_weights, batches.train, rates)
-        return MethodState(student, {}), trainee.report(student, batches.val, statistics, rates[-1])
+        return state._replace(student=student), trainee.report(student, batches.val, statistics, rates[-1])
 
     def _loss(
         self, theta: Tensor, weights: Tensor, buffers: Mapping[str, Tensor], batch: Batch

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.baselines.trainee import RowLoss
+from l2t_ray.core.student import RowLoss
 
 
 def generalised_cross_entropy(q: float) -> RowLoss:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from l2t_ray.baselines.trainee import RowLoss, Trainee, cross_entropy
+from l2t_ray.core.student import RowLoss, Trainee, cross_entropy
 from l2t_ray.interfaces import Batch, Data, Group, MethodState, Metrics, RoundBatches, StudentState
 
 
@@ -28,51 +28,45 @@ def forward_correction(matrix: Float[Tensor, "c c"]) -> RowLoss:
     return lambda logits, labels: forward_corrected(logits, labels, matrix.to(logits))
 
 
-class GoldLossCorrection:
-    """Hendrycks et al. (NeurIPS 2018).
+class ForwardCorrected:
+    """The last step of gold loss correction (Hendrycks et al., NeurIPS 2018):
 
-    1. Warm rounds: plain cross-entropy on the noisy images.
+    1. Cross-entropy on the noisy images, for some rounds.
     2. T[i] = mean of the student's softmax over the clean images of class i, in evaluation mode. A class without
-       clean images keeps the identity's row.
-    3. The other rounds: forward correction on noisy images, plain cross-entropy on clean ones, in shared minibatches.
+       clean images keeps the identity's row (`begin`).
+    3. Forward correction on noisy images, plain cross-entropy on clean ones, in shared minibatches.
 
-    The data must serve clean images from the first estimate on. The paper trains a new student in step 3, with a
-    budget of its own (`restarts`); by default the warm one goes on, so that the whole costs no more than any other
-    method's steps. Learning rates follow the run's schedule either way. A row must be an image here, since whether it
-    is clean is known by image.
+    The first is a phase of its own (`phases`), and the second is where this one begins. The paper trains a new student
+    in step 3, with a budget of its own (`restarts`); by default the warm one goes on, so that the whole costs no more
+    than any other method's steps. Learning rates follow the run's schedule either way. A row must be an image here,
+    since whether it is clean is known by image.
     """
 
-    def __init__(
-        self,
-        trainee: Trainee,
-        data: Data,
-        is_clean: Bool[Tensor, " images"],
-        *,
-        warm_rounds: int,
-        restarts: bool = False,
-    ):
+    def __init__(self, trainee: Trainee, data: Data, is_clean: Bool[Tensor, " images"], *, restarts: bool = False):
         """
         Args:
+            data: whose validation images the matrix is estimated on.
             is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted.
-            warm_rounds: of step 1; at least one.
-            restarts: begin step 3 with a new student.
+            restarts: begin with a new student.
         """
         self._trainee, self._data, self._is_clean = trainee, data, is_clean.to(trainee.device)
-        self._warm_rounds, self._restarts = warm_rounds, restarts
+        self._restarts = restarts
 
     def init(self) -> MethodState:
         matrix = torch.eye(self._data.num_classes, device=self._trainee.device)
         return MethodState(self._trainee.initial(), {"matrix": matrix})
 
+    def begin(self, state: MethodState, index: int) -> MethodState:
+        """Step 2, from the student as it is."""
+        matrix = noise_matrix(self._trainee, state.student, self._data, self._data.epoch(index))
+        student = self._trainee.initial() if self._restarts else state.student
+        return MethodState(student, {**state.extra, "matrix": matrix})
+
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
-        trainee, student, matrix = self._trainee, state.student, state.extra["matrix"]
-        if index == self._warm_rounds:
-            matrix = noise_matrix(trainee, student, self._data, self._data.epoch(index))
-            student = trainee.initial() if self._restarts else student
+        trainee, matrix = self._trainee, state.extra["matrix"]
         rates = trainee.sgd.rates(index, len(batches.train))
-        student, statistics = trainee.train(self._loss, student, matrix.reshape(-1), batches.train, rates)
-        metrics = trainee.report(student, batches.val, statistics, rates[-1])
-        return MethodState(student, {"matrix": matrix}), metrics
+        student, statistics = trainee.train(self._loss, state.student, matrix.reshape(-1), batches.train, rates)
+        return state._replace(student=student), trainee.report(student, batches.val, statistics, rates[-1])
 
     def _loss(
         self, theta: Tensor, weights: Tensor, buffers: Mapping[str, Tensor], batch: Batch

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.baselines.trainee import Trainee, cross_entropy
 from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import GlobalSum
 from l2t_ray.core.hypergrad import EngineName, hypergradient
+from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
 from l2t_ray.students.initialise import seeded
 

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.baselines.trainee import Trainee, cross_entropy
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.gather import gathered
+from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.core.unroll import StepStatistics
 from l2t_ray.data.counted import numpy_generator, torch_seed
 from l2t_ray.interfaces import Batch, Data, MethodState, Metrics, RoundBatches, StudentState

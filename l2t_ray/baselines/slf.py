@@ -26,10 +26,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from l2t_ray.baselines.gce import generalised_cross_entropy
-from l2t_ray.baselines.trainee import RowLoss, Trainee, cross_entropy
 from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import GlobalSum
+from l2t_ray.core.student import RowLoss, Trainee, cross_entropy
 from l2t_ray.core.unroll import StepStatistics
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, Rows, StudentState

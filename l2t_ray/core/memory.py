@@ -15,7 +15,8 @@ from torch import Tensor
 
 from l2t_ray.core.gather import gathered
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.interfaces import Group
+from l2t_ray.core.student import Trainee
+from l2t_ray.interfaces import Group, MethodState, RoundBatches
 
 DECAY = 0.7
 """Share that an image's memory keeps each time that it is seen: Liu et al.'s value for CIFAR-10."""
@@ -48,6 +49,24 @@ def remembered(
     seen, place, counts = indices.unique(return_inverse=True, return_counts=True)
     sums = answers.new_zeros(len(seen), answers.shape[1]).index_add_(0, place, answers)
     return memory.index_copy(0, seen, DECAY * memory[seen] + (1 - DECAY) * sums / counts[:, None])
+
+
+class Memory:
+    """Keeps the memory of a run's training images in a method's state (`extra["memory"]`). A row must be an image."""
+
+    def __init__(self, trainee: Trainee, num_images: int, num_classes: int):
+        self._trainee, self._shape = trainee, (num_images, num_classes)
+
+    def begin(self) -> dict[str, Tensor]:
+        return {"memory": nothing_remembered(*self._shape, self._trainee.device)}
+
+    @torch.no_grad()
+    def updated(self, state: MethodState, batches: RoundBatches) -> MethodState:
+        """What the student, as it is before the round, says of the round's training images is remembered."""
+        answers = [self._trainee.seen_rows(state.student, batch).logits.softmax(dim=1) for batch in batches.train]
+        indices = torch.cat([batch.indices for batch in batches.train])
+        memory = remembered(state.extra["memory"], indices, torch.cat(answers), self._trainee.group)
+        return state._replace(extra={**state.extra, "memory": memory})
 
 
 def agreement_losses(logits: Float[Tensor, "n c"], memory: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:

@@ -4,7 +4,8 @@ Supplement, Sec. 5: the weight of a sample is the similarity of its embedding to
 validation data, divided by the sum over the minibatch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.interfaces import Group
+from l2t_ray.core.student import Trainee
+from l2t_ray.core.unroll import Reweigh
+from l2t_ray.interfaces import Batch, Data, Group, MethodState
 
 Metric = Literal["cosine", "dot", "minkowski", "snr"]
 Positive = Literal["clamp", "softmax", "shift", "softplus", "released"]
@@ -148,3 +151,61 @@ def class_centers(
         raise ValueError(f"no sample of class {missing} to take a centre from, and no earlier centre to keep.")
     means = sums / counts.clamp(min=1)
     return means if previous is None else torch.where(counts > 0, means, previous)
+
+
+@dataclass(frozen=True)
+class Reweighting:
+    """How samples are weighed.
+
+    Attributes:
+        metric: similarity of a sample's embedding to the centre of its class.
+        positive: what is done with negative similarities (`importance_weights`).
+        refresh_every: centres are taken anew in each round whose number it divides, and at the start of each epoch.
+    """
+
+    metric: Metric
+    positive: Positive = "clamp"
+    refresh_every: int = 25
+
+
+class ClassCenters:
+    """Keeps the class centres fresh in a method's state (`extra["centers"]`), and weighs minibatches by them."""
+
+    def __init__(self, settings: Reweighting, trainee: Trainee, data: Data):
+        self._settings, self._trainee, self._data = settings, trainee, data
+
+    def refreshed(self, state: MethodState, index: int) -> MethodState:
+        """Centres anew at the start of an epoch, every `refresh_every` rounds, and where there are none, as after a
+        warm-up."""
+        epoch = self._data.epoch(index)
+        is_due = index == 0 or self._data.epoch(index - 1) != epoch or index % self._settings.refresh_every == 0
+        if not is_due and "centers" in state.extra:
+            return state
+        student = state.student
+        embeddings = (
+            (self._embed(student.theta, student.buffers, batch), batch.targets)
+            for batch in self._data.validation(epoch)
+        )
+        centers = class_centers(
+            embeddings, self._data.num_classes, previous=state.extra.get("centers"), group=self._trainee.group
+        )
+        return state._replace(extra={**state.extra, "centers": centers})
+
+    def reweigh(self, state: MethodState) -> Reweigh:
+        """Gives a minibatch the weights that follow from the state's centres."""
+        metric, positive, centers = self._settings.metric, self._settings.positive, state.extra["centers"]
+
+        def reweigh(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Batch:
+            embeddings = self._embed(theta, buffers, batch)
+            weights = importance_weights(
+                embeddings, batch.targets, centers, metric, positive=positive, group=self._trainee.group
+            )
+            return batch._replace(weights=weights)
+
+        return reweigh
+
+    @torch.no_grad()
+    def _embed(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, "n d"]:
+        """Penultimate features in evaluation mode: the same function for samples and for centres."""
+        _, embedding = self._trainee.student(theta, buffers, batch.inputs, with_embedding=True, training=False)
+        return embedding

@@ -8,15 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from l2t_ray.config import DataConfig, ExperimentConfig, GLCConfig, L2TDLNConfig, MethodConfig, StaticDLNConfig
+from l2t_ray.config import DataConfig, ExperimentConfig, L2TDLNConfig, MethodConfig
 from l2t_ray.data import catalog, label_files, noise, splits
 from l2t_ray.data.catalog import Dataset
-from l2t_ray.data.in_turn import DataInTurn
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy, Split
-from l2t_ray.experiment.parts import Parts, ending_start, warm_rounds
+from l2t_ray.experiment.parts import Parts
 from l2t_ray.interfaces import Data, UserError
 
 DEFAULT_ROOT = Path("data")
@@ -156,26 +155,21 @@ def build_loader(parts: Parts, policy: Policy, *, trains_on_validation: bool = F
     )
 
 
-def build_data(method: MethodConfig, parts: Parts) -> Data:
-    """The batches that a method is given: what it may do with the validation images beyond looking at them."""
+def training_data(method: MethodConfig, parts: Parts) -> tuple[Data, Data]:
+    """The batches that a method is given: plain ones, and those in which it may train on validation images, as
+    `clean_images` says; the same where it may not."""
     policy = build_policy(parts.config, parts.dataset)
-    num_rounds = parts.config.training.num_rounds
     plain = build_loader(parts, policy)
     if method.clean_images == "judge":
-        return plain
+        return plain, plain
     if isinstance(method, L2TDLNConfig) and method.clean_images == "trusted":
         lasts = fold_epochs(method.clean_folds, parts.config, policy.at(0))
-        folds = splits.in_folds(policy, parts.dataset.train.labels, parts.config.seed, method.clean_folds, lasts)
-        taking_turns = build_loader(parts, folds, trains_on_validation=True)
-        return DataInTurn(plain, taking_turns, switch=warm_rounds(method, num_rounds))
-    trained_on = splits.validation_alone(policy) if method.clean_images == "fine_tuned" else splits.mixed(policy)
-    with_clean = build_loader(parts, trained_on, trains_on_validation=True)
-    match method:
-        case GLCConfig() | StaticDLNConfig(clean_images="trusted") if method.warm_share:
-            return DataInTurn(plain, with_clean, switch=warm_rounds(method, num_rounds))
-    if method.clean_images == "mixed":
-        return with_clean
-    return DataInTurn(plain, with_clean, switch=ending_start(method, parts))
+        policy = splits.in_folds(policy, parts.dataset.train.labels, parts.config.seed, method.clean_folds, lasts)
+    elif method.clean_images == "fine_tuned":
+        policy = splits.validation_alone(policy)
+    else:
+        policy = splits.mixed(policy)
+    return plain, build_loader(parts, policy, trains_on_validation=True)
 
 
 def fold_epochs(num_folds: int, config: ExperimentConfig, split: Split) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from l2t_ray.baselines.phases import Phases
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.hypergrad import hypergradient, naive_hypergradient
@@ -16,7 +17,7 @@ from l2t_ray.data.loader import RoundLoader
 from l2t_ray.experiment.images import corrupted_labels
 from l2t_ray.experiment.run import build_run
 from l2t_ray.experiment.students import build_sgd
-from l2t_ray.interfaces import Batch, StudentState, UserError
+from l2t_ray.interfaces import Batch, Method, StudentState, UserError
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ def closing_look(
     return looks
 
 
+def learner_of(method: Method) -> L2TDLN:
+    """The method whose loss is learned, in whichever phase."""
+    candidates = [phase.method for phase in method.phases] if isinstance(method, Phases) else [method]
+    return next(method for method in candidates if isinstance(method, L2TDLN))
+
+
 def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:
     """Relative errors of the engine in use on the first real round, against naive autograd in float64.
 
@@ -72,14 +79,11 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     group, device = SingleProcess(), torch.device("cpu")
     run = build_run(config.model_copy(update={"controls": ()}), group=group, device=device)
     arm = run.arms[0]
-    if not isinstance(arm.method, L2TDLN) or arm.teacher is None:
-        raise UserError(
-            f"--check-hypergradient checks a method that learns its loss to the end, and method.clean_images is "
-            f"{method.clean_images!r}; set method.clean_images=judge or trusted."
-        )
+    assert arm.teacher is not None
+    learner = learner_of(arm.method)
     phi = arm.teacher.read().phi
     engine = "store" if method.engine == "auto" else method.engine
-    student, batches = arm.method.init().student, run.data.round(0)
+    student, batches = learner.init().student, run.data.round(0)
     rates = build_sgd(config.training).rates(0, len(batches.train))
 
     def in_double(batch: Batch) -> Batch:
@@ -97,7 +101,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
             problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
         ).gradient.double()
 
-    problem = replace(arm.method.first_problem(batches), reweigh=None)  # sample weights are constants for both sides
+    problem = replace(learner.first_problem(batches), reweigh=None)  # sample weights are constants for both sides
     reference = at(problem, is_double=True, is_naive=True)
     is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
     errors = {

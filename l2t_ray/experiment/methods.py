@@ -1,20 +1,18 @@
 """From a configuration to a method that is ready to be trained."""
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.gce import generalised_cross_entropy
-from l2t_ray.baselines.glc import GoldLossCorrection, forward_correction
-from l2t_ray.baselines.in_turn import MethodInTurn
+from l2t_ray.baselines.glc import ForwardCorrected, forward_correction
 from l2t_ray.baselines.l2r import L2R
 from l2t_ray.baselines.mentornet import MentorNet
 from l2t_ray.baselines.mw_net import MWNet
+from l2t_ray.baselines.phases import Phase, PhasedData, Phases
 from l2t_ray.baselines.slf import SLF
-from l2t_ray.baselines.trainee import RowLoss, cross_entropy
+from l2t_ray.baselines.static_dln import StaticDLN
 from l2t_ray.config import (
     CrossEntropyConfig,
     ForwardCorrectionConfig,
@@ -29,78 +27,118 @@ from l2t_ray.config import (
     StaticDLNConfig,
 )
 from l2t_ray.core.loss_network import started_at
-from l2t_ray.core.meta_step import L2TDLN, Reweighting, WarmUp
+from l2t_ray.core.memory import Memory
+from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.noise_estimate import noise_channel
+from l2t_ray.core.objective import LearnedObjective, shifted
+from l2t_ray.core.reweight import ClassCenters, Reweighting
+from l2t_ray.core.student import RowLoss, cross_entropy
 from l2t_ray.data.counted import torch_seed
-from l2t_ray.experiment.images import build_data, build_loader, build_policy, clean_images, observed_labels
+from l2t_ray.experiment.images import build_loader, build_policy, clean_images, observed_labels, training_data
 from l2t_ray.experiment.parts import Parts, ending_start, estimate_rounds, warm_rounds
 from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
-from l2t_ray.interfaces import Batch, Data, Method, StudentState, Teacher, UserError
+from l2t_ray.interfaces import Batch, Data, Method, MethodState, StudentState, Teacher, UserError
 from l2t_ray.training.loop import Arm
 
 
 def build_arm(method: MethodConfig, parts: Parts) -> Arm:
-    """A method ready to be trained, on its data."""
-    data = build_data(method, parts)
+    """A method ready to be trained, on its data, in its phases."""
+    teacher = parts.make_teacher(method, parts.dataset.num_classes) if isinstance(method, L2TDLNConfig) else None
+    phases = phases_of(method, teacher, parts)
+    if len(phases) == 1:
+        return Arm(method.arm, phases[0].method, teacher, phases[0].data, parts.probe)
+    return Arm(method.arm, Phases(phases), teacher, PhasedData(phases), parts.probe)
+
+
+def phases_of(method: MethodConfig, teacher: Teacher | None, parts: Parts) -> list[Phase]:
+    """The whole training: warm-up where there is one, the method itself, and what the clean images are for at the end.
+
+    Raises:
+        UserError: if noisy images are to go on under the method's loss at the end, and it has none.
+    """
+    main, with_clean = training_data(method, parts)
+    if isinstance(method, GLCConfig):
+        return glc_phases(method, main, with_clean, parts)
     if isinstance(method, L2TDLNConfig | StaticDLNConfig):
-        is_taught = isinstance(method, L2TDLNConfig)
-        teacher = parts.make_teacher(method, parts.dataset.num_classes) if is_taught else None
-        l2t_dln = build_l2t_dln(method, data, teacher, parts)
-        # `trusted` images are among its own batches, so that the loss goes on.
-        ending = None if method.clean_images == "trusted" else ending_of(method, parts, None)
-        return Arm(method.arm, in_turn(l2t_dln, ending, method, parts), teacher, data, parts.probe)
-    loss = fixed_loss(method, parts)
-    baseline = build_baseline(method, data, parts) if loss is None else FixedLoss(parts.trainee, loss)
-    ending = ending_of(method, parts, loss)
-    return Arm(method.arm, in_turn(baseline, ending, method, parts), data=data, probe=parts.probe)
+        phases = learned_phases(method, teacher, main, with_clean, parts)
+        if method.clean_images == "trusted":
+            return phases  # the clean images are among the method's own batches, so that the loss goes on
+    else:
+        loss = fixed_loss(method, parts)
+        baseline = build_baseline(method, main, parts) if loss is None else FixedLoss(parts.trainee, loss)
+        phases = [Phase(0, baseline, with_clean if method.clean_images == "mixed" else main)]
+    if method.clean_images in ("judge", "mixed"):
+        return phases
+    return [*phases, Phase(ending_start(method, parts), ending_of(method, parts), with_clean)]
 
 
-def build_l2t_dln(method: L2TDLNConfig | StaticDLNConfig, data: Data, teacher: Teacher | None, parts: Parts) -> L2TDLN:
-    trainee = parts.trainee
-    make = partial(
-        L2TDLN,
-        trainee.student,
-        trainee.task,
-        data,
-        sgd=trainee.sgd,
-        group=parts.group,
-        warm_up=warm_up_of(method, data, parts),
-        is_clean=clean_images(parts) if method.clean_images == "trusted" else None,
-        num_images=len(parts.dataset.train),
-        device=parts.device,
-    )
-    if isinstance(method, StaticDLNConfig):
-        network = build_loss_network(method.loss_network, data.num_classes, seed=parts.config.seed)
-        return make(loss_network=network, teacher=None)
-    reweight = method.reweight
+def learned_phases(
+    method: L2TDLNConfig | StaticDLNConfig, teacher: Teacher | None, main: Data, with_clean: Data, parts: Parts
+) -> list[Phase]:
+    """A learned loss, after its warm-up, and begun anew with each estimate of the label noise."""
+    trainee, num_rounds = parts.trainee, parts.config.training.num_rounds
+    memory = Memory(trainee, len(parts.dataset.train), main.num_classes)
+    has_memory, has_channel = method.loss_network.memory is not None, method.loss_network.label_entries == "channel"
+    warm = warm_rounds(method, num_rounds)
+    objective = objective_of(method, main, memory, parts, has_offset=bool(warm) and has_channel)
+    learner = StaticDLN(objective) if isinstance(method, StaticDLNConfig) else taught(method, objective, teacher)
+    if teacher is None and method.clean_images == "trusted" and not warm:  # as any other fixed loss
+        return [Phase(0, learner, main), Phase(ending_start(method, parts), learner, with_clean)]
+    own = with_clean if method.clean_images in ("mixed", "trusted") else main
+    if not warm:
+        return [Phase(0, learner, own)]
+    warm_data = own if method.clean_images == "mixed" else main
+    warm_up = Phase(0, FixedLoss(trainee, cross_entropy, memory=memory if has_memory else None), warm_data)
+    if not has_channel:
+        return [warm_up, Phase(warm, learner, own)]
+
+    def with_estimate(state: MethodState, index: int) -> MethodState:
+        phi = (objective.initial_phi() if teacher is None else teacher.read().phi).to(parts.device)
+        channel = estimated_channel(state.student, parts, main.epoch(index))
+        return shifted(state, started_at(objective.loss_network.spec, phi, channel))
+
+    return [warm_up, *(Phase(first, learner, own, with_estimate) for first in estimate_rounds(method, num_rounds))]
+
+
+def glc_phases(method: GLCConfig, main: Data, with_clean: Data, parts: Parts) -> list[Phase]:
+    corrected = ForwardCorrected(parts.trainee, main, clean_images(parts), restarts=method.restarts)
+    switch = warm_rounds(method, parts.config.training.num_rounds)
+    warm_up = Phase(0, FixedLoss(parts.trainee, cross_entropy), main)
+    return [warm_up, Phase(switch, corrected, with_clean, corrected.begin)]
+
+
+def objective_of(
+    method: L2TDLNConfig | StaticDLNConfig, data: Data, memory: Memory, parts: Parts, *, has_offset: bool
+) -> LearnedObjective:
+    reweight = method.reweight if isinstance(method, L2TDLNConfig) else None
     if reweight is not None:
         check_centers(parts)
-    return make(
-        loss_network=bare_loss_network(method.loss_network, data.num_classes),
-        teacher=teacher,
+    if isinstance(method, StaticDLNConfig):
+        network = build_loss_network(method.loss_network, data.num_classes, seed=parts.config.seed)
+    else:
+        network = bare_loss_network(method.loss_network, data.num_classes)
+    settings = reweight and Reweighting(reweight.metric, reweight.positive, reweight.refresh_every)
+    return LearnedObjective(
+        parts.trainee,
+        network,
+        has_offset=has_offset,
+        memory=memory,
+        centers=settings and ClassCenters(settings, parts.trainee, data),
+        is_clean=clean_images(parts) if method.clean_images == "trusted" else None,
+    )
+
+
+def taught(method: L2TDLNConfig, objective: LearnedObjective, teacher: Teacher | None) -> L2TDLN:
+    assert teacher is not None
+    return L2TDLN(
+        objective,
+        teacher,
         schedule=method.schedule,
         engine=method.engine,
         horizon=method.horizon,
-        reweighting=reweight and Reweighting(reweight.metric, reweight.positive, reweight.refresh_every),
         keeps_buffers=method.batch_norm_buffers == "kept",
     )
-
-
-def warm_up_of(method: L2TDLNConfig | StaticDLNConfig, data: Data, parts: Parts) -> WarmUp | None:
-    rounds, trainee = warm_rounds(method, parts.config.training.num_rounds), parts.trainee
-    if rounds == 0:
-        return None
-    plain = FixedLoss(trainee, cross_entropy)
-    if method.loss_network.label_entries != "channel":
-        return WarmUp(rounds, plain)
-    spec = bare_loss_network(method.loss_network, data.num_classes).spec
-
-    def channel_start(student: StudentState, phi: Tensor, index: int) -> Tensor:
-        return started_at(spec, phi, estimated_channel(student, parts, data.epoch(index)))
-
-    _, *later = estimate_rounds(method, parts.config.training.num_rounds)
-    return WarmUp(rounds, plain, channel_start, later)
 
 
 @torch.no_grad()
@@ -133,11 +171,7 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor
     return group.sum(channel.to(student.theta))
 
 
-def in_turn(method: Method, ending: Method | None, settings: MethodConfig, parts: Parts) -> Method:
-    return method if ending is None else MethodInTurn(method, ending, switch=ending_start(settings, parts))
-
-
-def ending_of(method: MethodConfig, parts: Parts, loss: RowLoss | None) -> Method | None:
+def ending_of(method: MethodConfig, parts: Parts) -> Method:
     """What the last rounds do with clean images, where the configuration gives them to the student.
 
     Their loss is plain cross-entropy: one that was learned to distrust labels would learn too little from them.
@@ -147,8 +181,7 @@ def ending_of(method: MethodConfig, parts: Parts, loss: RowLoss | None) -> Metho
     """
     if method.clean_images == "fine_tuned":
         return FixedLoss(parts.trainee, cross_entropy)
-    if method.clean_images != "trusted":
-        return None
+    loss = fixed_loss(method, parts)
     if loss is None:
         raise UserError(
             f"clean_images 'trusted' needs a method with a loss of its own, and {method.name!r} has none; "
@@ -176,14 +209,6 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
     num_classes, num_rounds, seed = parts.dataset.num_classes, config.training.num_rounds, config.seed
 
     match method:
-        case GLCConfig():
-            return GoldLossCorrection(
-                trainee,
-                data,
-                clean_images(parts),
-                warm_rounds=warm_rounds(method, num_rounds),
-                restarts=method.restarts,
-            )
         case MWNetConfig():
             return MWNet(
                 trainee,

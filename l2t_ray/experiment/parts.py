@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from l2t_ray.baselines.trainee import Trainee
 from l2t_ray.config import ExperimentConfig, GLCConfig, L2TDLNConfig, MethodConfig, StaticDLNConfig
+from l2t_ray.core.student import Trainee
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.interfaces import Group, Teacher
 from l2t_ray.training.probe import Probe

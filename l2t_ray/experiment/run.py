@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from l2t_ray.baselines.trainee import Trainee
-from l2t_ray.config import CrossEntropyConfig, ExperimentConfig
+from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.student import Trainee
 from l2t_ray.data.counted import numpy_generator
-from l2t_ray.experiment.images import build_data, build_loader, build_policy, corrupted_labels, load_dataset
+from l2t_ray.experiment.images import build_loader, build_policy, corrupted_labels, load_dataset
 from l2t_ray.experiment.methods import build_arm
 from l2t_ray.experiment.parts import MakeTeacher, Parts
 from l2t_ray.experiment.students import build_sgd, build_student
@@ -45,7 +45,7 @@ def build_run(
         arms=[build_arm(method, parts) for method in config.arms().values()],
         student=student,
         task=trainee.task,
-        data=build_data(CrossEntropyConfig(), parts),
+        data=build_loader(parts, build_policy(config, dataset)),
         group=group,
         num_rounds=training.num_rounds,
         num_steps=training.num_steps,

@@ -4,10 +4,9 @@ from math import cos, pi
 
 import torch
 
-from l2t_ray.baselines.trainee import Trainee
 from l2t_ray.config import StudentConfig, TrainingConfig
 from l2t_ray.core.global_batch_norm import with_global_batch_norm
-from l2t_ray.core.meta_step import RateSchedule, StudentSgd
+from l2t_ray.core.student import RateSchedule, StudentSgd, Trainee
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Group

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
-from l2t_ray.baselines.trainee import Trainee, cross_entropy
+from l2t_ray.baselines.phases import Phase, Phases
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.loss_network import DynamicLossNetwork, started_at
 from l2t_ray.core.lstm_teacher import LSTMTeacher
-from l2t_ray.core.meta_step import L2TDLN, StudentSgd, WarmUp
+from l2t_ray.core.memory import Memory
+from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.noise_estimate import noise_channel
+from l2t_ray.core.objective import LearnedObjective, shifted
 from l2t_ray.core.slope import SlopeBound
+from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.tensors import TensorData
-from l2t_ray.interfaces import DivergenceError, StudentState, UserError, loss_in_use
+from l2t_ray.interfaces import DivergenceError, MethodState, StudentState, UserError
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.loop import Arm, Run
 
@@ -111,28 +114,20 @@ def fit(
     sgd = StudentSgd(lambda step: learning_rate * (1 + cos(pi * step / total)) / 2, num_steps, momentum, weight_decay)
     phi = loss_network.phi.detach()
     local = LocalTeacher(phi, rule, SlopeBound(spec, phi))
-    warm_up = None
+    trainee = Trainee(student, task, sgd, group, device)
+    memory = Memory(trainee, len(train[0]), data.num_classes)
+    objective = LearnedObjective(trainee, loss_network, has_offset=bool(warm_rounds and spec.channel), memory=memory)
+
+    def with_estimate(state: MethodState, index: int) -> MethodState:
+        del index
+        channel = _estimated_channel(student, state.student, train, validation, data.num_classes, device)
+        return shifted(state, started_at(spec, local.read().phi.to(device), channel))
+
+    method = learner = L2TDLN(objective, local)
     if warm_rounds:
-
-        def channel_start(trained: StudentState, phi: Tensor, index: int) -> Tensor:
-            del index
-            channel = _estimated_channel(student, trained, train, validation, data.num_classes, device)
-            return started_at(spec, phi, channel)
-
-        plain = FixedLoss(Trainee(student, task, sgd, group, device), cross_entropy)
-        warm_up = WarmUp(warm_rounds, plain, channel_start if spec.channel else None)
-    method = L2TDLN(
-        student,
-        task,
-        data,
-        loss_network,
-        local,
-        sgd,
-        group,
-        warm_up=warm_up,
-        num_images=len(train[0]),
-        device=device,
-    )
+        plain = FixedLoss(trainee, cross_entropy, memory=memory if spec.memory is not None else None)
+        on_enter = with_estimate if spec.channel else None
+        method = Phases([Phase(0, plain, data), Phase(warm_rounds, learner, data, on_enter)])
     run = Run(
         arms=[Arm("l2t_dln", method, local)],
         student=student,
@@ -153,7 +148,7 @@ def fit(
     trained, learned = deepcopy(model), deepcopy(loss_network)
     FlatModule(trained).load(cut.state.student.theta, cut.state.student.buffers)
     with torch.no_grad():
-        learned.phi.copy_(loss_in_use(local.read().phi, cut.state))
+        learned.phi.copy_(learner.learned_loss(cut.state))
     return Fit(trained, learned.requires_grad_(False), cut.rows)
 
 

@@ -19,6 +19,7 @@ from l2t_ray.interfaces import (
     Data,
     DivergenceError,
     Group,
+    LearnsLoss,
     Method,
     MethodState,
     Metrics,
@@ -27,7 +28,6 @@ from l2t_ray.interfaces import (
     Task,
     Teacher,
     UserError,
-    loss_in_use,
 )
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
@@ -207,8 +207,10 @@ class Run:
 
 
 def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, state: MethodState, round: int) -> None:
-    if arm.teacher is not None:
-        snapshots.setdefault(arm.name, {})[round] = loss_in_use(arm.teacher.read().phi, state).clone()
+    if arm.teacher is not None and isinstance(arm.method, LearnsLoss):
+        phi = arm.method.learned_loss(state)
+        if phi is not None:
+            snapshots.setdefault(arm.name, {})[round] = phi.cpu().clone()
 
 
 def _like(fresh: MethodState, saved: MethodState) -> MethodState:

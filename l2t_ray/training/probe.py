@@ -34,12 +34,19 @@ class Probe:
     def __call__(self, method: Method, state: MethodState, index: int) -> Metrics:
         is_given_back = self._each(lambda batch: self._predictions(state, batch) == batch.targets)
         metrics = {"reproduced": float(is_given_back[self._is_wrong].mean())}
-        if isinstance(method, Weighing):
-            weights = self._each(lambda batch: method.sample_weights(state, batch, index))
+        weights = self._weights(method, state, index)
+        if weights is not None:
             metrics["weight_auc"] = roc_auc(-weights, self._is_wrong)
             metrics["weight_right"] = float(weights[~self._is_wrong].mean())
             metrics["weight_wrong"] = float(weights[self._is_wrong].mean())
         return metrics
+
+    def _weights(self, method: Method, state: MethodState, index: int) -> np.ndarray | None:
+        if not isinstance(method, Weighing):
+            return None
+        weights = [method.sample_weights(state, batch, index) for batch in self._batches]
+        known = [piece.double().cpu() for piece in weights if piece is not None]
+        return torch.cat(known).numpy() if len(known) == len(weights) else None
 
     def _predictions(self, state: MethodState, batch: Batch) -> torch.Tensor:
         student = state.student

@@ -3,10 +3,9 @@
 import torch
 from torch import nn
 
-from l2t_ray.baselines.trainee import Trainee
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.meta_step import StudentSgd
+from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.interfaces import Batch, RoundBatches
 from l2t_ray.tasks.classification import Classification
 

@@ -4,7 +4,7 @@ import torch
 from small_problem import small_trainee
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
-from l2t_ray.baselines.trainee import cross_entropy
+from l2t_ray.core.student import cross_entropy
 from l2t_ray.interfaces import Batch
 
 

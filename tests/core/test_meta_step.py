@@ -22,11 +22,14 @@ from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.hypergrad import ENGINES, naive_hypergradient
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
-from l2t_ray.core.memory import DECAY
-from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, WarmUp, round_metrics
+from l2t_ray.core.memory import DECAY, Memory
+from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.core.objective import LearnedObjective
+from l2t_ray.core.reweight import ClassCenters, Reweighting
+from l2t_ray.core.student import StudentSgd, Trainee, round_metrics
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.core.unroll import StepStatistics
-from l2t_ray.interfaces import Batch, DivergenceError, MethodState, RoundBatches, loss_in_use
+from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches
 from l2t_ray.tasks.classification import Classification
 
 NUM_CLASSES, NUM_STEPS, HIDDEN, LAYERS = 3, 3, 5, 3
@@ -91,10 +94,20 @@ def make_loss_network(**options):
     return DynamicLossNetwork(HIDDEN, LAYERS, seed=1, **options).double()
 
 
-def make_method(teacher, loss_network, *, sgd=None, data=None, task=None, **options):
-    sgd = sgd or StudentSgd(lambda step: RATE, NUM_STEPS)
-    data, task = data or RandomData(), task or Classification()
-    return L2TDLN(FlatModule(make_student()), task, data, loss_network, teacher, sgd, SingleProcess(), **options)
+def make_objective(loss_network, *, sgd=None, data=None, task=None, student=None, group=None, **options):
+    sgd, data = sgd or StudentSgd(lambda step: RATE, NUM_STEPS), data or RandomData()
+    student, group = student or make_student(), group or SingleProcess()
+    trainee = Trainee(FlatModule(student), task or Classification(), sgd, group)
+    if reweighting := options.pop("reweighting", None):
+        options["centers"] = ClassCenters(reweighting, trainee, data)
+    if num_images := options.pop("num_images", None):
+        options["memory"] = Memory(trainee, num_images, NUM_CLASSES)
+    return LearnedObjective(trainee, loss_network, **options)
+
+
+def make_method(teacher, loss_network, *, schedule="pipelined", **options):
+    own = {key: options.pop(key) for key in ("engine", "horizon", "keeps_buffers") if key in options}
+    return L2TDLN(make_objective(loss_network, **options), teacher, schedule=schedule, **own)
 
 
 def lstm_method(schedule="lookahead", horizon=1, **options):
@@ -123,58 +136,7 @@ def run(method, num_rounds, data=None, state=None, start=0):
     return state, metrics
 
 
-# -- the warm-up
-
-
-class Halving:
-    """A warm-up anybody can see through: each round halves the student."""
-
-    def init(self):
-        raise AssertionError("the student is there already")
-
-    def round(self, state, batches, index):
-        assert not state.extra
-        return state._replace(student=state.student._replace(theta=state.student.theta / 2)), {"val_error": 0.0}
-
-
-@pytest.mark.parametrize("schedule", ["pipelined", "lookahead"])
-def test_the_teacher_rests_while_the_student_warms_up(schedule):
-    asked = []
-
-    def loss_start(student, phi, index):
-        asked.append((student.theta.clone(), index))
-        return torch.full_like(phi, 0.01)
-
-    method, teacher, phi = adam_method(schedule, warm_up=WarmUp(2, Halving(), loss_start))
-    first = method.init()
-    warm, _ = run(method, 2, state=first)
-    torch.testing.assert_close(warm.student.theta, first.student.theta / 4)
-    assert teacher.read().version == 0 and not asked and not warm.extra["loss_start"].any()
-
-    shifted = LocalTeacher(phi + 0.01, AdamRule(phi.numel(), step_size=BETA, dtype=torch.float64))
-    other = make_method(shifted, make_loss_network(), schedule=schedule)
-    expected, _ = run(other, 2, state=MethodState(warm.student, {}), start=2)
-    actual, _ = run(method, 2, state=warm, start=2)
-    torch.testing.assert_close(actual.student.theta, expected.student.theta)
-    torch.testing.assert_close(loss_in_use(teacher.read().phi, actual), shifted.read().phi)
-    assert [index for _, index in asked] == [2] and torch.equal(asked[0][0], warm.student.theta)
-
-
-def test_the_start_of_the_loss_is_renewed_from_what_was_learned():
-    asked = []
-
-    def loss_start(student, phi, index):
-        asked.append((index, phi.clone()))
-        return 0.01 * index - phi
-
-    method, teacher, phi = adam_method("pipelined", warm_up=WarmUp(1, Halving(), loss_start, renewed_at=[3]))
-    state, _ = run(method, 3)
-    before = teacher.read().phi.clone()
-    assert not torch.equal(before, phi)
-    state, _ = run(method, 1, state=state, start=3)
-    assert [index for index, _ in asked] == [1, 3]
-    assert torch.equal(asked[0][1], phi) and torch.equal(asked[1][1], before)
-    torch.testing.assert_close(loss_in_use(before, state), torch.full_like(phi, 0.03))
+# -- what is constant in a round
 
 
 def test_trusted_images_are_under_cross_entropy():
@@ -227,12 +189,6 @@ def test_rows_say_how_much_the_memory_counts():
     assert second["memory_weight"] != first["memory_weight"]
     _, (row,) = run(adam_method()[0], 1)
     assert "memory_weight" not in row
-
-
-def test_warm_rounds_are_remembered_too():
-    method, _, _ = adam_method(loss_options=MEMORY, num_images=10, warm_up=WarmUp(2, Halving()))
-    state, _ = run(method, 2)
-    torch.testing.assert_close(state.extra["memory"].sum(1)[:7], torch.full((7,), 1 - DECAY**2))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -298,25 +254,9 @@ def test_a_samples_weight_knows_the_memory():
     torch.testing.assert_close(method.sample_weights(state, batch, 2), expected)
 
 
-def test_a_memory_needs_to_know_how_many_images_there_are():
-    with pytest.raises(ValueError, match="a loss with a memory needs num_images"):
+def test_a_loss_with_a_memory_is_refused_without_one():
+    with pytest.raises(ValueError, match="a loss with a memory needs one"):
         adam_method(loss_options=MEMORY)
-
-
-def test_without_a_teacher_the_student_trains_under_the_loss_as_it_is():
-    """As one that is taught in steps of nothing; a warm-up still says where the loss starts."""
-    warm_up = WarmUp(1, Halving(), lambda student, phi, index: torch.full_like(phi, 0.02))
-    network = make_loss_network(**MEMORY)
-    phi = network.phi.detach()
-    still = LocalTeacher(phi, AdamRule(phi.numel(), step_size=1e-30, dtype=torch.float64))
-    options = {"num_images": 10, "warm_up": warm_up, "sgd": StudentSgd(lambda step: RATE, NUM_STEPS, 0.9, 1e-2)}
-    taught, expected = run(make_method(still, network, **options), 4)
-    state, metrics = run(make_method(None, network, **options), 4)
-    torch.testing.assert_close(state.student.theta, taught.student.theta)
-    torch.testing.assert_close(state.extra["loss_start"], taught.extra["loss_start"])
-    for row, other in zip(metrics[1:], expected[1:], strict=True):
-        for name in ("train_loss", "val_error", "gradient_norm", "logit_gradient_sum", "lr"):
-            assert row[name] == pytest.approx(other[name], rel=1e-6), name
 
 
 # -- the rendering
@@ -612,18 +552,9 @@ def test_two_workers_take_the_rounds_of_one(run_on_two_workers, schedule, reweig
         phi = loss_network.phi.detach()
         rule = LstmRule(lstm, phi.numel(), step_size=BETA, learning_rate=ZETA, horizon=2)
         sgd = StudentSgd(lambda step: RATE, NUM_STEPS, 0.9, 1e-2)
-        student, teacher = FlatModule(make_student(nn.Identity)), SharedTeacher(LocalTeacher(phi, rule), group)
-        return L2TDLN(
-            student,
-            Classification(),
-            data,
-            loss_network,
-            teacher,
-            sgd,
-            group,
-            schedule=schedule,
-            reweighting=reweighting,
-        ), teacher
+        student, teacher = make_student(nn.Identity), SharedTeacher(LocalTeacher(phi, rule), group)
+        options = {"sgd": sgd, "student": student, "data": data, "group": group, "reweighting": reweighting}
+        return make_method(teacher, loss_network, schedule=schedule, **options), teacher
 
     method, teacher = work_for(SingleProcess(), RandomData())
     state, metrics = run(method, 5)

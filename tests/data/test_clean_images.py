@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from test_loader import DATASET, NOISY, make
 
-from l2t_ray.data.in_turn import DataInTurn
+from l2t_ray.baselines.phases import Phase, PhasedData
 from l2t_ray.data.splits import fixed, mixed, validation_alone
 
 LABELS = DATASET.train.labels
@@ -38,9 +38,9 @@ def test_validation_alone():
     assert (targets == LABELS[rows]).all()
 
 
-def test_in_turn_changes_the_training_batches_alone():
+def test_phases_change_the_training_batches_alone():
     first, then = make(fixed), trusting(validation_alone(POLICY))
-    data = DataInTurn(first, then, switch=2)
+    data = PhasedData([Phase(0, None, first), Phase(2, None, then)])
     for index in range(4):
         expected = (first if index < 2 else then).round(index)
         actual = data.round(index)

@@ -18,6 +18,7 @@ import torch
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import ProcessGroup, SingleProcess
+from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.distributed.teacher_actor import TeacherService
 from l2t_ray.experiment.run import build_run
@@ -76,8 +77,8 @@ def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_te
         run = build_run(config, group=group, device=torch.device("cpu"), make_teacher=make_teacher)
         data = InDtype(run.data, dtype)
         for arm in run.arms:
-            if hasattr(arm.method, "_data"):
-                arm.method._data = data
+            if isinstance(arm.method, L2TDLN) and arm.method._objective._centers is not None:
+                arm.method._objective._centers._data = data
         rows: list[Any] = []
         arms = [replace(arm, data=arm.data and InDtype(arm.data, dtype)) for arm in run.arms]
         cut = replace(run, data=data, arms=arms).train(start=None, store=None, on_row=rows.append)

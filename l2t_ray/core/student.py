@@ -1,18 +1,24 @@
-"""What all baselines do with their student, whatever they make of its loss."""
+"""The student as every method finds it: a template of its model, its task, its SGD and its workers' group.
+
+What a method makes of its student's loss is the method's business; how the student answers, steps and reports is here.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.hypergrad import hypergradient
-from l2t_ray.core.meta_step import StudentSgd, initial_student, plain_metrics
 from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
-from l2t_ray.interfaces import Batch, Group, Metrics, Rows, StudentState, Task
+from l2t_ray.interfaces import Batch, DivergenceError, Group, Metrics, Rows, StudentState, Task
+
+RateSchedule = Callable[[int], float]
+"""The student's learning rate at a step, counted from the first step of training."""
 
 RowLoss = Callable[[Float[Tensor, "n c"], Int[Tensor, " n"]], Float[Tensor, " n"]]
 """`(logits, labels) -> the loss of each row`."""
@@ -23,8 +29,21 @@ def cross_entropy(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Fl
 
 
 @dataclass(frozen=True)
+class StudentSgd:
+    """How the student is trained: learning rate a step, momentum, weight decay, steps a round."""
+
+    rate: RateSchedule
+    num_steps: int
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def rates(self, index: int, num_batches: int) -> list[float]:
+        return [self.rate(index * self.num_steps + k) for k in range(num_batches)]
+
+
+@dataclass(frozen=True)
 class Trainee:
-    """The student as a method finds it: a template of its model, its task, its SGD and its workers' group."""
+    """The student as a method finds it."""
 
     student: FlatModule
     task: Task
@@ -33,7 +52,9 @@ class Trainee:
     device: torch.device | str = "cpu"
 
     def initial(self) -> StudentState:
-        return initial_student(self.student, self.device)
+        theta = self.student.initial().to(self.device)
+        buffers = {name: buffer.to(self.device) for name, buffer in self.student.initial_buffers().items()}
+        return StudentState(theta, torch.zeros_like(theta), buffers)
 
     def rows(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Rows:
         return self.task.rows(self.student(theta, buffers, batch.inputs, training=True), batch)
@@ -45,8 +66,13 @@ class Trainee:
         outputs, features = self.student(theta, buffers, batch.inputs, with_embedding=True, training=True)
         return self.task.rows(outputs, batch), features
 
+    def seen_rows(self, student: StudentState, batch: Batch) -> Rows:
+        """Rows of a student that is only looked at: in evaluation mode."""
+        outputs = self.student(student.theta, student.buffers, batch.inputs, training=False)
+        return self.task.rows(outputs, batch)
+
     def seen(self, student: StudentState, batch: Batch) -> tuple[Rows, Float[Tensor, "n d"]]:
-        """Rows and features of a student that is only looked at: in evaluation mode."""
+        """As `seen_rows`, and the features that the student's last layer reads."""
         outputs, features = self.student(
             student.theta, student.buffers, batch.inputs, with_embedding=True, training=False
         )
@@ -57,6 +83,7 @@ class Trainee:
         return self.task.error(self.student(theta, buffers, batch.inputs, training=True), batch)
 
     def problem(self, inner_loss: InnerLoss) -> InnerProblem:
+        """What this student minimises and how, and the error that the loss is judged by."""
         return InnerProblem(inner_loss, self.error, self.group, self.sgd.momentum, self.sgd.weight_decay)
 
     def train(
@@ -107,9 +134,33 @@ class Trainee:
         return self.group.sum(result.gradient)
 
     def report(self, student: StudentState, val: Batch, statistics: list[StepStatistics], rate: float) -> Metrics:
-        """Numbers of a round, with the validation error of its last student."""
-        return plain_metrics(self.problem(_computed_elsewhere), student, val, statistics, rate)
+        """Numbers of a round without a hypergradient, with the validation error of its last student."""
+        with torch.no_grad():
+            error = self.error(student.theta, clone_buffers(student.buffers), val)
+        return {**round_metrics(self.group, error, statistics), "lr": rate}
 
 
 def _computed_elsewhere(*_: object) -> tuple[Tensor, Tensor]:
     raise AssertionError("this step's gradient is given, its loss is not to be evaluated")
+
+
+def round_metrics(
+    group: Group, error: Float[Tensor, ""] | None, statistics: list[StepStatistics], *, limit: float = 1e8
+) -> dict[str, Any]:
+    """Numbers of a round, summed over workers in one collective and read from the device once.
+
+    Raises:
+        DivergenceError: if loss, gradient or error are not finite, or beyond `limit`.
+    """
+    steps = torch.stack([torch.stack((s.loss, s.logit_gradient_sum)) for s in statistics]).mean(dim=0)
+    shares = group.sum(torch.cat((steps, torch.zeros_like(steps[:1]) if error is None else error.reshape(1))))
+    norms = torch.stack([s.gradient_norm for s in statistics])
+    loss, logit_gradient_sum, val_error, gradient_norm = torch.cat((shares, norms.mean().reshape(1))).tolist()
+    values = {"training loss": loss, "gradient norm": gradient_norm, "validation error": val_error}
+    bad = {name: value for name, value in values.items() if not abs(value) < limit}  # also true for nan
+    if bad:
+        raise DivergenceError("the " + " and the ".join(f"{name} is {value:g}" for name, value in bad.items()))
+    metrics = {"train_loss": loss, "logit_gradient_sum": logit_gradient_sum, "gradient_norm": gradient_norm}
+    if error is not None:
+        metrics["val_error"] = val_error
+    return metrics
