@@ -98,7 +98,7 @@ class Setting:
         return (batch.weights * F.cross_entropy(logits, batch.targets, reduction="none")).sum(), logits
 
     def _outer_error(self, theta: Tensor, buffers: Any, batch: Batch) -> Tensor:
-        return Classification().error(self._logits(theta, buffers, batch), batch)
+        return Classification().error(self._logits(theta, buffers, batch), batch, SingleProcess())
 
     def teacher(self) -> LocalTeacher:
         """The default teacher: two LSTM cells of 20 units and a linear head, learned over ten rounds at a time."""

@@ -30,12 +30,13 @@ class StoppedError(Exception):
 class Batch(NamedTuple):
     """One worker's slice of a global minibatch, on the device, augmented and normalised.
 
-    `weights` are shares of the *global* batch: summed over the slices of all workers they give 1. A mean over the
-    global batch is therefore `(weights * per_sample).sum()` here, summed over workers.
+    `weights` are shares of the *global* batch: where an example is one row, they give 1, summed over the slices of all
+    workers, and a mean over the global batch is `(weights * per_sample).sum()` here, summed over workers. Where an
+    example has several rows (`Task.num_rows`), they are the share of one row: 1 / rows of the global batch.
     """
 
-    inputs: Float[Tensor, "n ..."]
-    targets: Tensor  # classification: Int[Tensor, "n"]
+    inputs: Any  # a tensor, or several by name, which the model is given as keyword arguments; examples come first
+    targets: Any  # likewise; classification: Int[Tensor, "n"]
     weights: Float[Tensor, " n"]
     indices: Int[Tensor, " n"]  # positions in the data set the batch was drawn from
 
@@ -48,11 +49,43 @@ class RoundBatches(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a loss reads: one row an image, a pixel or a box. Weights are shares of the global batch, as in `Batch`."""
+    """Class decisions, as a loss reads them: one row an image, a pixel or a box."""
 
     logits: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
-    weights: Float[Tensor, " n"]
+    weights: Float[Tensor, " n"]  # shares of the global batch: over all workers' rows they sum to 1
+    owner: Int[Tensor, " n"]  # the example of the batch that a row belongs to
+    rest: Float[Tensor, ""] | None = None  # this worker's share of what is minimised beside the rows
+
+    def total(self, losses: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """This worker's share of the whole loss, where the rows have these."""
+        total = (self.weights * losses).sum()
+        return total if self.rest is None else total + self.rest
+
+
+class Term(NamedTuple):
+    """One term of a task's loss, row by row: what a learned combination weighs."""
+
+    values: Float[Tensor, " n"]
+    weights: Float[Tensor, " n"]  # as in `Rows`, times what the term counts in the task's own, fixed loss
+    kinds: Int[Tensor, " n"]  # which of the term's kinds (a class, a scale) a row is of
+    owner: Int[Tensor, " n"]
+
+
+class Terms(NamedTuple):
+    """What a task gives a loss to work with. The task's own loss is the sum of all terms, or cross-entropy on the rows.
+
+    Attributes:
+        outputs: what everything here was computed from, as one tensor; classification: the logits.
+        rows: class decisions, for losses of pairs; None: the task has none.
+        values: terms by name, for learned combinations.
+        rest: this worker's share of what is minimised beside them and not learned; None: nothing.
+    """
+
+    outputs: Tensor
+    rows: Rows | None = None
+    values: Mapping[str, Term] = {}
+    rest: Float[Tensor, ""] | None = None
 
 
 class StudentState(NamedTuple):
@@ -96,11 +129,26 @@ class Group(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """Turns student outputs and targets into rows, an error and scores. The core never learns what a row was."""
+    """Turns student outputs and targets into rows or terms, an error and scores. The core never learns what a row was.
 
-    def rows(self, outputs: Any, batch: Batch) -> Rows: ...
-    def error(self, outputs: Any, batch: Batch) -> Float[Tensor, ""]:
-        """This worker's share of the validation error `e` (differentiable)."""
+    Attributes:
+        name: for messages.
+        kinds: the kinds of each term that `terms` gives, by the term's name, in order; for learned combinations.
+        row_is_example: each example is one row, in order. What goes by example (a memory, MentorNet's curriculum,
+            reweighting by class centres) needs that.
+    """
+
+    name: str
+    kinds: Mapping[str, Sequence[str]]
+    row_is_example: bool
+
+    def num_rows(self, targets: Any) -> Int[Tensor, " n"]:
+        """Rows of each example that count: ignored pixels, for one, do not."""
+        ...
+
+    def terms(self, outputs: Any, batch: Batch) -> Terms: ...
+    def error(self, outputs: Any, batch: Batch, group: "Group") -> Float[Tensor, ""]:
+        """This worker's share of the validation error `e` (differentiable once)."""
         ...
 
     def score(self, outputs: Any, batch: Batch) -> Float[Tensor, " s"]:

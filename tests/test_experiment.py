@@ -188,7 +188,7 @@ def test_static_dln_trains_on_all_clean_images_once_the_warm_rounds_are_over(war
     phi, student = method.learned_loss(state), state.student
     loss, logits = objective.problem(state).inner_loss(student.theta, phi, dict(student.buffers), batch)
     plain = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-    learned = objective.loss_network.losses_at(phi, logits, batch.targets)
+    learned = objective.loss.network.losses_at(phi, logits, batch.targets)
     torch.testing.assert_close(loss, torch.where(is_clean, plain, learned).mean())
 
 

@@ -18,7 +18,7 @@ class FixedLoss:
 
     Args:
         is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted; such images are
-            under plain cross-entropy. A row must then be an image. None: all images are under `loss`.
+            under plain cross-entropy. None: all images are under `loss`.
         memory: kept up to date for a later phase whose loss reads it.
     """
 
@@ -52,5 +52,7 @@ class FixedLoss:
         rows = self._trainee.rows(theta, buffers, batch)
         losses = self._row_loss(rows.logits, rows.labels)
         if self._is_clean is not None:
-            losses = torch.where(self._is_clean[batch.indices], cross_entropy(rows.logits, rows.labels), losses)
-        return (rows.weights * losses).sum(), rows.logits
+            losses = torch.where(
+                self._is_clean[batch.indices[rows.owner]], cross_entropy(rows.logits, rows.labels), losses
+            )
+        return rows.total(losses), rows.logits

@@ -74,11 +74,11 @@ class ForwardCorrected:
         rows = self._trainee.rows(theta, buffers, batch)
         matrix = weights.view(self._data.num_classes, -1)
         losses = torch.where(
-            self._is_clean[batch.indices],
+            self._is_clean[batch.indices[rows.owner]],
             cross_entropy(rows.logits, rows.labels),
             forward_corrected(rows.logits, rows.labels, matrix),
         )
-        return (rows.weights * losses).sum(), rows.logits
+        return rows.total(losses), rows.logits
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def noise_matrix(trainee: Trainee, student: StudentState, data: Data, epoch: int
     num_classes = data.num_classes
     sums = torch.zeros(num_classes, num_classes, device=trainee.device)
     for batch in data.validation(epoch):
-        logits = trainee.student(student.theta, student.buffers, batch.inputs, training=False)
+        logits = trainee.outputs(student.theta, student.buffers, batch, training=False)
         sums.index_add_(0, batch.targets, logits.softmax(dim=1).to(sums))
     return _normalised(sums, trainee.group)
 

@@ -179,7 +179,7 @@ class MentorNet:
             values = self._values(losses.detach(), losses.detach() - moving, mentor, index)
             kept = self._kept(len(whole), index, step)[start : start + len(losses)].to(values.device)
             weights = rows.weights * values * kept
-            loss = (weights * losses).sum()
+            loss = rows._replace(weights=weights).total(losses)
             gradient, logit_gradient = torch.autograd.grad(loss, (theta, rows.logits))
             # Weight decay is multiplied by the mean weight here, so it is part of the gradient.
             gradient = gradient + weight_decay * weights.sum() * theta.detach()
@@ -215,7 +215,7 @@ class MentorNet:
         """Losses of the validation images under their observed labels, and whether those labels are right."""
         losses, is_right = [], []
         for batch in self._data.validation(epoch):
-            logits = self._trainee.student(student.theta, student.buffers, batch.inputs, training=False)
+            logits = self._trainee.outputs(student.theta, student.buffers, batch, training=False)
             observed = self._observed[batch.indices]
             losses.append(cross_entropy(logits, observed))
             is_right.append((observed == batch.targets).to(logits))

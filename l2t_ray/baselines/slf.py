@@ -174,7 +174,8 @@ class SLF:
         values = candidate_losses(rows.logits, rows.labels)
         means = (rows.weights[:, None] * values).sum(dim=0)
         open_ = gates(self._decisions(draw.progress, weights, rows), draw.noise, draw.temperature)
-        return (open_ * means / draw.scales).sum() / open_.sum().clamp(min=1e-6), rows.logits, means.detach()
+        gated = (open_ * means / draw.scales).sum() / open_.sum().clamp(min=1e-6)
+        return gated if rows.rest is None else gated + rows.rest, rows.logits, means.detach()
 
     def _decisions(self, progress: float, weights: Tensor, rows: Rows) -> Float[Tensor, "k 2"]:
         """The decision network's output, averaged over the global minibatch."""

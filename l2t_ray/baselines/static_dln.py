@@ -28,7 +28,7 @@ class StaticDLN:
     def learned_loss(self, state: MethodState) -> Float[Tensor, " m"]:
         return self._objective.in_use(self._objective.initial_phi(), state)
 
-    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"] | None:
         """See `LearnedObjective.sample_weights`."""
         del index
         return self._objective.sample_weights(self._objective.initial_phi(), state, batch)

@@ -127,7 +127,7 @@ class L2TDLN:
         """The weights of the loss that is in use (`interfaces.LearnsLoss`)."""
         return self._objective.in_use(self._teacher.read().phi, state)
 
-    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"]:
+    def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"] | None:
         """See `LearnedObjective.sample_weights`."""
         del index
         return self._objective.sample_weights(self._teacher.read().phi, state, batch)

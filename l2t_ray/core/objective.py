@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from l2t_ray.core.loss_network import DynamicLossNetwork, memory_weight
+from l2t_ray.core.loss_family import LossFamily
 from l2t_ray.core.memory import Memory
 from l2t_ray.core.reweight import ClassCenters
-from l2t_ray.core.student import Trainee, cross_entropy
+from l2t_ray.core.student import Trainee
 from l2t_ray.core.unroll import InnerProblem
-from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
+from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, Terms
 
 OFFSET = "offset"
 """Entry of a method's `extra`: what is added to the teacher's phi to have the loss that is in use."""
@@ -32,7 +32,7 @@ class LearnedObjective:
     def __init__(
         self,
         trainee: Trainee,
-        loss_network: DynamicLossNetwork,
+        loss: LossFamily,
         *,
         has_offset: bool = False,
         memory: Memory | None = None,
@@ -41,7 +41,7 @@ class LearnedObjective:
     ):
         """
         Args:
-            loss_network: architecture of the loss; its weights are only where phi begins.
+            loss: the loss, as a function of phi; its own weights are only where phi begins.
             has_offset: something is added to phi in the course of the training (`shifted`).
             memory: what the student said of each image so far; needed where the loss reads it.
             centers: data reweighting; None: every sample of a minibatch counts alike.
@@ -51,11 +51,11 @@ class LearnedObjective:
         Raises:
             ValueError: if the loss has a memory and none is given.
         """
-        if loss_network.spec.memory is not None and memory is None:
+        if loss.reads_memory and memory is None:
             raise ValueError("a loss with a memory needs one: what the student said of each image.")
-        self.trainee, self.loss_network = trainee, loss_network
+        self.trainee, self.loss = trainee, loss
         self._has_offset, self._centers, self._is_clean = has_offset, centers, is_clean
-        self._memory = None if loss_network.spec.memory is None else memory
+        self._memory = memory if loss.reads_memory else None
 
     def init(self) -> MethodState:
         offset = {OFFSET: torch.zeros_like(self.initial_phi())} if self._has_offset else {}
@@ -63,7 +63,7 @@ class LearnedObjective:
         return MethodState(self.trainee.initial(), {**offset, **memory})
 
     def initial_phi(self) -> Float[Tensor, " m"]:
-        return self.loss_network.phi.detach().to(self.trainee.device)
+        return self.loss.phi.to(self.trainee.device)
 
     def constants_of_round(self, state: MethodState, batches: RoundBatches, index: int) -> MethodState:
         """Memory and class centres as they are in the round."""
@@ -83,9 +83,7 @@ class LearnedObjective:
 
     def report(self, phi: Float[Tensor, " m"], state: MethodState) -> Metrics:
         """What the loss in use says of itself."""
-        if self._memory is None:
-            return {}
-        return {"memory_weight": memory_weight(self.loss_network.spec, self.in_use(phi, state)).item()}
+        return self.loss.report(self.in_use(phi, state))
 
     def _loss(
         self,
@@ -94,23 +92,30 @@ class LearnedObjective:
         buffers: Mapping[str, Tensor],
         batch: Batch,
         memory: Float[Tensor, "images c"] | None,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "n c"]]:
-        rows = self.trainee.rows(theta, buffers, batch)
-        own_memory = None if memory is None else memory[batch.indices]
-        losses = self.loss_network.losses_at(phi, rows.logits, rows.labels, own_memory)
+    ) -> tuple[Float[Tensor, ""], Tensor]:
+        terms = self.trainee.terms(theta, buffers, batch)
+        losses = self.loss.losses(phi, terms, None if memory is None else memory[batch.indices])
+        values = losses.values
         if self._is_clean is not None:
-            losses = torch.where(self._is_clean[batch.indices], cross_entropy(rows.logits, rows.labels), losses)
-        return (rows.weights * losses).sum(), rows.logits
+            values = torch.where(self._is_clean[batch.indices[losses.owner]], self.loss.fixed(terms), values)
+        total = (losses.weights * values).sum()
+        return total if terms.rest is None else total + terms.rest, terms.outputs
 
-    def sample_weights(self, phi: Float[Tensor, " m"], state: MethodState, batch: Batch) -> Float[Tensor, " n"]:
-        """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`interfaces.Weighing`)."""
+    def sample_weights(self, phi: Float[Tensor, " m"], state: MethodState, batch: Batch) -> Float[Tensor, " n"] | None:
+        """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`interfaces.Weighing`).
+
+        None where a sample is not one class decision.
+        """
+        if not self.trainee.task.row_is_example:
+            return None
         with torch.no_grad():
             rows = self.trainee.seen_rows(state.student, batch)
         logits, memory = rows.logits.detach().requires_grad_(), state.extra.get("memory")
-        own_memory = None if memory is None else memory[batch.indices]
+        terms = Terms(logits, rows._replace(logits=logits))
         with torch.enable_grad():
-            losses = self.loss_network.losses_at(self.in_use(phi, state), logits, rows.labels, own_memory)
-            (push,) = torch.autograd.grad(losses.sum(), logits)
+            own_memory = None if memory is None else memory[batch.indices]
+            losses = self.loss.losses(self.in_use(phi, state), terms, own_memory)
+            (push,) = torch.autograd.grad(losses.values.sum(), logits)
         label = F.one_hot(rows.labels, logits.shape[1])
         reference = torch.linalg.vector_norm(logits.detach().softmax(dim=1) - label, dim=1)
         ratio = torch.linalg.vector_norm(push, dim=1) / reference.clamp(min=torch.finfo(reference.dtype).eps)

@@ -15,7 +15,7 @@ from torch import Tensor
 from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.hypergrad import hypergradient
 from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
-from l2t_ray.interfaces import Batch, DivergenceError, Group, Metrics, Rows, StudentState, Task
+from l2t_ray.interfaces import Batch, DivergenceError, Group, Metrics, Rows, StudentState, Task, Terms, UserError
 
 RateSchedule = Callable[[int], float]
 """The student's learning rate at a step, counted from the first step of training."""
@@ -56,31 +56,44 @@ class Trainee:
         buffers = {name: buffer.to(self.device) for name, buffer in self.student.initial_buffers().items()}
         return StudentState(theta, torch.zeros_like(theta), buffers)
 
+    def outputs(
+        self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, training: bool, **options: Any
+    ) -> Any:
+        """What the model makes of a minibatch. Inputs by name are keyword arguments of the model."""
+        if isinstance(batch.inputs, Mapping):
+            return self.student(theta, buffers, **batch.inputs, training=training, **options)
+        return self.student(theta, buffers, batch.inputs, training=training, **options)
+
+    def terms(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Terms:
+        return self.task.terms(self.outputs(theta, buffers, batch, training=True), batch)
+
     def rows(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Rows:
-        return self.task.rows(self.student(theta, buffers, batch.inputs, training=True), batch)
+        return rows_of(self.terms(theta, buffers, batch), self.task)
 
     def rows_and_features(
         self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch
     ) -> tuple[Rows, Float[Tensor, "n d"]]:
         """Rows, and the features that the student's last layer reads."""
-        outputs, features = self.student(theta, buffers, batch.inputs, with_embedding=True, training=True)
-        return self.task.rows(outputs, batch), features
+        outputs, features = self.outputs(theta, buffers, batch, with_embedding=True, training=True)
+        return rows_of(self.task.terms(outputs, batch), self.task), features
 
     def seen_rows(self, student: StudentState, batch: Batch) -> Rows:
         """Rows of a student that is only looked at: in evaluation mode."""
-        outputs = self.student(student.theta, student.buffers, batch.inputs, training=False)
-        return self.task.rows(outputs, batch)
+        outputs = self.outputs(student.theta, student.buffers, batch, training=False)
+        return rows_of(self.task.terms(outputs, batch), self.task)
 
     def seen(self, student: StudentState, batch: Batch) -> tuple[Rows, Float[Tensor, "n d"]]:
         """As `seen_rows`, and the features that the student's last layer reads."""
-        outputs, features = self.student(
-            student.theta, student.buffers, batch.inputs, with_embedding=True, training=False
-        )
-        return self.task.rows(outputs, batch), features
+        outputs, features = self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)
+        return rows_of(self.task.terms(outputs, batch), self.task), features
+
+    def features(self, student: StudentState, batch: Batch) -> Float[Tensor, "n d"]:
+        """What the student's last layer reads, in evaluation mode."""
+        return self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)[1]
 
     def error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         """This worker's share of the validation error."""
-        return self.task.error(self.student(theta, buffers, batch.inputs, training=True), batch)
+        return self.task.error(self.outputs(theta, buffers, batch, training=True), batch, self.group)
 
     def problem(self, inner_loss: InnerLoss) -> InnerProblem:
         """What this student minimises and how, and the error that the loss is judged by."""
@@ -142,6 +155,20 @@ class Trainee:
 
 def _computed_elsewhere(*_: object) -> tuple[Tensor, Tensor]:
     raise AssertionError("this step's gradient is given, its loss is not to be evaluated")
+
+
+def rows_of(terms: Terms, task: Task) -> Rows:
+    """The class decisions of a minibatch, with what is minimised beside them.
+
+    Raises:
+        UserError: if the task has none.
+    """
+    if terms.rows is None:
+        raise UserError(
+            f"this method or loss reads class decisions, and {task.name} has none; take one that combines the task's "
+            "own terms."
+        )
+    return terms.rows if terms.rest is None else terms.rows._replace(rest=terms.rest)
 
 
 def round_metrics(

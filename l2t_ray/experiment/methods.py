@@ -26,6 +26,7 @@ from l2t_ray.config import (
     SLFConfig,
     StaticDLNConfig,
 )
+from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import started_at
 from l2t_ray.core.memory import Memory
 from l2t_ray.core.meta_step import L2TDLN
@@ -38,7 +39,7 @@ from l2t_ray.experiment.images import build_loader, build_policy, clean_images, 
 from l2t_ray.experiment.parts import Parts, ending_start, estimate_rounds, warm_rounds
 from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
-from l2t_ray.interfaces import Batch, Data, Method, MethodState, StudentState, Teacher, UserError
+from l2t_ray.interfaces import Data, Method, MethodState, StudentState, Teacher, UserError
 from l2t_ray.training.loop import Arm
 
 
@@ -93,10 +94,13 @@ def learned_phases(
     if not has_channel:
         return [warm_up, Phase(warm, learner, own)]
 
+    assert isinstance(objective.loss, PairLoss)
+    spec = objective.loss.network.spec
+
     def with_estimate(state: MethodState, index: int) -> MethodState:
         phi = (objective.initial_phi() if teacher is None else teacher.read().phi).to(parts.device)
         channel = estimated_channel(state.student, parts, main.epoch(index))
-        return shifted(state, started_at(objective.loss_network.spec, phi, channel))
+        return shifted(state, started_at(spec, phi, channel))
 
     return [warm_up, *(Phase(first, learner, own, with_estimate) for first in estimate_rounds(method, num_rounds))]
 
@@ -121,7 +125,7 @@ def objective_of(
     settings = reweight and Reweighting(reweight.metric, reweight.positive, reweight.refresh_every)
     return LearnedObjective(
         parts.trainee,
-        network,
+        PairLoss(network, parts.trainee.task),
         has_offset=has_offset,
         memory=memory,
         centers=settings and ClassCenters(settings, parts.trainee, data),
@@ -153,10 +157,7 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor
     judged = dataset.train.labels if config.data.validation_labels == "clean" else observed
 
     def embeddings(rows: np.ndarray) -> Tensor:
-        def embed(batch: Batch) -> Tensor:
-            return trainee.student(student.theta, student.buffers, batch.inputs, with_embedding=True, training=False)[1]
-
-        return torch.cat([embed(batch) for batch in loader.training_images(rows)])
+        return torch.cat([trainee.features(student, batch) for batch in loader.training_images(rows)])
 
     def on_device(labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels).to(parts.device)

@@ -1,21 +1,32 @@
 """Image classification: a row is an image, the error is the mean cross-entropy."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.interfaces import Batch, Metrics, Rows
+from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Terms
 
 
 class Classification:
     """The student's outputs are logits `[n, c]`, the targets class numbers `[n]`."""
 
-    def rows(self, outputs: Float[Tensor, "n c"], batch: Batch) -> Rows:
-        return Rows(outputs, batch.targets, batch.weights)
+    name = "classification"
+    kinds: Mapping[str, Sequence[str]] = {}
+    row_is_example = True
 
-    def error(self, outputs: Float[Tensor, "n c"], batch: Batch) -> Float[Tensor, ""]:
+    def num_rows(self, targets: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        return torch.ones_like(targets)
+
+    def terms(self, outputs: Float[Tensor, "n c"], batch: Batch) -> Terms:
+        owner = torch.arange(len(outputs), device=outputs.device)
+        return Terms(outputs, Rows(outputs, batch.targets, batch.weights, owner))
+
+    def error(self, outputs: Float[Tensor, "n c"], batch: Batch, group: Group) -> Float[Tensor, ""]:
         """This worker's share of the mean cross-entropy over the global batch."""
+        del group
         return (batch.weights * F.cross_entropy(outputs, batch.targets, reduction="none")).sum()
 
     def score(self, outputs: Float[Tensor, "n c"], batch: Batch) -> Float[Tensor, "3"]:

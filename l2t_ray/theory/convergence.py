@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 
-from l2t_ray.theory.different_objectives import StudentGrowth, attracting_saddle, student_growth
+from l2t_ray.theory.different_objectives import attracting_saddle, student_growth
 from l2t_ray.theory.escape_studies import (
     START_RADIUS,
-    EscapeByStart,
-    EscapeByStepSize,
-    GrowthAtSaddle,
     control_slope,
     escape_by_start,
     escape_by_step_size,
     growth_at,
 )
+from l2t_ray.theory.findings import Findings
 from l2t_ray.theory.loss_network_pair import FoundSaddles, blobs_pair, joint_saddles, loss_network_saddles
 from l2t_ray.theory.random_hessians import STEP_SIZE_EDGES, HessianChecks, check_hessians, check_random_hessians
 from l2t_ray.theory.saddles import strict_examples
@@ -48,20 +45,6 @@ class Effort(NamedTuple):
     @classmethod
     def quick(cls, num_hessians: int) -> "Effort":
         return cls(min(num_hessians, 2000), 8, 2, (0.1, 0.5, 1.0), (1e-3, 3e-3, 1e-2))
-
-
-class Findings(NamedTuple):
-    """Everything that was measured, as the figures need it."""
-
-    hessians: list[tuple[tuple[int, int], HessianChecks]]
-    by_step_size: list[EscapeByStepSize]
-    by_start: list[EscapeByStart]
-    control_slope: float
-    growth: list[GrowthAtSaddle]
-    distances: dict[str, Float[torch.Tensor, " k"]]  # |P_d(u^k)| of one start, by the saddle's name
-    found: list[FoundSaddles]
-    found_checks: HessianChecks
-    students: list[tuple[float, StudentGrowth]]  # by the scale of the loss network's weights
 
 
 def run(

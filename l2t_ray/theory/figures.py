@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from l2t_ray.theory.alternating import descent_path, gradient_of, simultaneous_step
-from l2t_ray.theory.convergence import Findings
 from l2t_ray.theory.escape_studies import ESCAPE_RADIUS, START_RADIUS
+from l2t_ray.theory.findings import Findings
 from l2t_ray.theory.random_hessians import HessianChecks
 from l2t_ray.theory.saddles import quartic
 

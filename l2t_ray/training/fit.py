@@ -14,6 +14,7 @@ from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.phases import Phase, Phases
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import DynamicLossNetwork, started_at
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.memory import Memory
@@ -116,7 +117,9 @@ def fit(
     local = LocalTeacher(phi, rule, SlopeBound(spec, phi))
     trainee = Trainee(student, task, sgd, group, device)
     memory = Memory(trainee, len(train[0]), data.num_classes)
-    objective = LearnedObjective(trainee, loss_network, has_offset=bool(warm_rounds and spec.channel), memory=memory)
+    objective = LearnedObjective(
+        trainee, PairLoss(loss_network, task), has_offset=bool(warm_rounds and spec.channel), memory=memory
+    )
 
     def with_estimate(state: MethodState, index: int) -> MethodState:
         del index

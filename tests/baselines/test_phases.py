@@ -7,6 +7,7 @@ from small_problem import NUM_CLASSES, small_batch, small_round, small_trainee
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.baselines.phases import Phase, PhasedData, Phases
 from l2t_ray.baselines.static_dln import StaticDLN
+from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.memory import DECAY, Memory
 from l2t_ray.core.meta_step import L2TDLN
@@ -117,7 +118,7 @@ def taught(schedule="pipelined", shift=0.0, has_offset=False, **options):
     trainee, phi = small_trainee(), network.phi.detach() + shift
     teacher = LocalTeacher(phi, AdamRule(phi.numel(), step_size=BETA, dtype=torch.float64))
     memory = Memory(trainee, 10, NUM_CLASSES)
-    objective = LearnedObjective(trainee, network, has_offset=has_offset, memory=memory)
+    objective = LearnedObjective(trainee, PairLoss(network, trainee.task), has_offset=has_offset, memory=memory)
     return L2TDLN(objective, teacher, schedule=schedule), teacher, phi
 
 
@@ -172,7 +173,9 @@ def test_without_a_teacher_the_student_trains_under_the_loss_as_it_is():
     """As one that is taught in steps of nothing."""
     network = DynamicLossNetwork(5, 3, seed=1, **MEMORY).double()
     phi, trainee = network.phi.detach(), small_trainee()
-    objective = LearnedObjective(trainee, network, has_offset=True, memory=Memory(trainee, 10, NUM_CLASSES))
+    objective = LearnedObjective(
+        trainee, PairLoss(network, trainee.task), has_offset=True, memory=Memory(trainee, 10, NUM_CLASSES)
+    )
     still = LocalTeacher(phi, AdamRule(phi.numel(), step_size=1e-30, dtype=torch.float64))
     ends, rows = [], []
     for method in (L2TDLN(objective, still), StaticDLN(objective)):

@@ -60,7 +60,7 @@ class Problem:
         return (batch.weights * self.loss_network.losses_at(phi, logits, batch.targets)).sum(), logits
 
     def outer_error(self, theta, buffers, batch):
-        return self.task.error(self.student(theta, buffers, batch.inputs, training=True), batch)
+        return self.task.error(self.student(theta, buffers, batch.inputs, training=True), batch, SingleProcess())
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.hypergrad import ENGINES, naive_hypergradient
+from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.memory import DECAY, Memory
@@ -102,7 +103,7 @@ def make_objective(loss_network, *, sgd=None, data=None, task=None, student=None
         options["centers"] = ClassCenters(reweighting, trainee, data)
     if num_images := options.pop("num_images", None):
         options["memory"] = Memory(trainee, num_images, NUM_CLASSES)
-    return LearnedObjective(trainee, loss_network, **options)
+    return LearnedObjective(trainee, PairLoss(loss_network, trainee.task), **options)
 
 
 def make_method(teacher, loss_network, *, schedule="pipelined", **options):
@@ -646,9 +647,9 @@ class RecordingTask(Classification):
     def __init__(self):
         self.weights: list[torch.Tensor] = []
 
-    def rows(self, outputs, batch):
+    def terms(self, outputs, batch):
         self.weights.append(batch.weights.clone())
-        return super().rows(outputs, batch)
+        return super().terms(outputs, batch)
 
 
 def reweighted_method(data, schedule="pipelined", **options):

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from l2t_ray.theory import convergence
+from l2t_ray.theory.findings import Findings
 
 
 class Result(NamedTuple):
     out: Path
-    findings: convergence.Findings
+    findings: Findings
     summary: dict
     parts: list[str]
 

@@ -1,0 +1,147 @@
+"""Semantic segmentation: a row is a pixel (supplement, Sec. 2), the score is the mean intersection over union."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms
+from l2t_ray.tasks.shares import share_of
+
+SegmentationError = Literal["cross_entropy", "soft_miou", "soft_dice"]
+
+
+class Segmentation:
+    """The student's outputs are logits `[n, c, h, w]`, or those and an auxiliary head's; targets are class masks.
+
+    Targets are `[n, h, w]`, or a mapping of `mask` and `chosen` `[n, m]`: the pixels (row-major) that are trained on,
+    -1 for none. Who serves the minibatch chooses them, for a step that is computed again must choose the same.
+
+    Args:
+        class_names: of the c classes.
+        ignore: the label of pixels that do not count.
+        error: what the loss is judged by: cross-entropy over all pixels; or one minus the mean over classes of soft
+            intersection over union, or of soft Dice, of the whole judging minibatch.
+        aux_weight: of the auxiliary head's cross-entropy, which is not learned (PSPNet: 0.4).
+    """
+
+    name = "segmentation"
+    row_is_example = False
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        ignore: int = 255,
+        error: SegmentationError = "cross_entropy",
+        aux_weight: float = 0.4,
+    ):
+        self._num_classes, self._ignore, self._error, self._aux_weight = len(class_names), ignore, error, aux_weight
+        self.kinds: Mapping[str, Sequence[str]] = {"cross_entropy": tuple(class_names), "jaccard": ("all",)}
+
+    def num_rows(self, targets: Tensor | Mapping[str, Tensor]) -> Int[Tensor, " n"]:
+        labels, _ = self._rows_of(targets)
+        return (labels != self._ignore).sum(dim=1)
+
+    def terms(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> Terms:
+        """Rows are the chosen pixels that count. Terms: their cross-entropy by class, and each image's soft Jaccard
+        loss (over its chosen pixels; an example is weighed by its rows)."""
+        logits, aux = outputs if isinstance(outputs, tuple) else (outputs, None)
+        rows = self._rows(logits, batch)
+        rest = None
+        if aux is not None:
+            aux_rows = self._rows(aux, batch)
+            rest = self._aux_weight * aux_rows.total(
+                F.cross_entropy(aux_rows.logits, aux_rows.labels, reduction="none")
+            )
+        ce = F.cross_entropy(rows.logits, rows.labels, reduction="none")
+        values = {
+            "cross_entropy": Term(ce, rows.weights, rows.labels, rows.owner),
+            "jaccard": self._jaccard(rows, len(logits)),
+        }
+        return Terms(logits, rows, values, rest)
+
+    def error(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch, group: Group) -> Float[Tensor, ""]:
+        """This worker's share of the error over all pixels of the global batch."""
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        mask = batch.targets["mask"] if isinstance(batch.targets, Mapping) else batch.targets
+        counts = mask != self._ignore
+        if self._error == "cross_entropy":
+            losses = F.cross_entropy(logits, mask, ignore_index=self._ignore, reduction="none")
+            sums = torch.stack((losses.sum(), counts.sum().to(losses)))
+            return share_of(lambda total: total[0] / total[1].clamp(min=1), sums, group)
+        return share_of(self._overlap_error, self._overlaps(logits, mask, counts), group)
+
+    def score(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> Float[Tensor, " s"]:
+        """The confusion matrix of all pixels that count, row the class, and the sum of their cross-entropy."""
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        mask = batch.targets["mask"] if isinstance(batch.targets, Mapping) else batch.targets
+        counts = mask != self._ignore
+        pairs = mask[counts] * self._num_classes + logits.argmax(dim=1)[counts]
+        confusion = torch.bincount(pairs, minlength=self._num_classes**2).double()
+        losses = F.cross_entropy(logits, mask, ignore_index=self._ignore, reduction="sum")
+        return torch.cat((confusion, losses.double().reshape(1)))
+
+    def summarise(self, totals: Float[Tensor, " s"]) -> Metrics:
+        """Mean intersection over union over the classes that occur, accuracies by pixel and by class, the mean
+        cross-entropy, and the intersection over union of each class."""
+        confusion = totals[:-1].reshape(self._num_classes, self._num_classes)
+        hits, truth, answers = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+        union = truth + answers - hits
+        iou, recall = hits / union, hits / truth
+        occurs = union > 0
+        metrics = {
+            "test_miou": iou[occurs].mean().item(),
+            "test_accuracy": (hits.sum() / truth.sum()).item(),
+            "test_class_accuracy": recall[truth > 0].mean().item(),
+            "test_error": (totals[-1] / truth.sum()).item(),
+        }
+        names = self.kinds["cross_entropy"]
+        return metrics | {f"test_iou_{name}": iou[k].item() for k, name in enumerate(names) if occurs[k]}
+
+    def _rows_of(self, targets: Tensor | Mapping[str, Tensor]) -> tuple[Int[Tensor, "n m"], Int[Tensor, "n m"] | None]:
+        """The labels of each example's rows, and which pixels they are (None: all)."""
+        if not isinstance(targets, Mapping):
+            return targets.flatten(1), None
+        chosen = targets["chosen"]
+        labels = targets["mask"].flatten(1).gather(1, chosen.clamp(min=0))
+        return labels.masked_fill(chosen < 0, self._ignore), chosen
+
+    def _rows(self, logits: Float[Tensor, "n c h w"], batch: Batch) -> Rows:
+        labels, chosen = self._rows_of(batch.targets)
+        flat = logits.flatten(2)
+        if chosen is not None:
+            flat = flat.gather(2, chosen.clamp(min=0)[:, None].expand(-1, flat.shape[1], -1))
+        counts: Bool[Tensor, "n m"] = labels != self._ignore
+        owner = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[counts]
+        return Rows(flat.transpose(1, 2)[counts], labels[counts], batch.weights[owner], owner)
+
+    def _jaccard(self, rows: Rows, num_examples: int) -> Term:
+        """One minus each image's mean over its classes of p.t / (p + t - p.t), sums over its rows."""
+        p = rows.logits.softmax(dim=1)
+        truth = F.one_hot(rows.labels, self._num_classes).to(p)
+        zeros = p.new_zeros(num_examples, self._num_classes)
+        hits, answers, truths = (zeros.index_add(0, rows.owner, part) for part in (p * truth, p, truth))
+        present = truths > 0
+        ratio = torch.where(present, hits / (answers + truths - hits).clamp(min=1e-6), 0)
+        values = 1 - ratio.sum(dim=1) / present.sum(dim=1).clamp(min=1)
+        weights = rows.weights.new_zeros(num_examples).index_add(0, rows.owner, rows.weights)
+        owner = torch.arange(num_examples, device=p.device)
+        return Term(values, weights, torch.zeros_like(owner), owner)
+
+    def _overlaps(self, logits: Tensor, mask: Tensor, counts: Tensor) -> Float[Tensor, " sums"]:
+        p = logits.softmax(dim=1).transpose(0, 1)[:, counts]
+        truth = F.one_hot(mask[counts], self._num_classes).t().to(p)
+        return torch.cat(((p * truth).sum(dim=1), p.sum(dim=1), truth.sum(dim=1)))
+
+    def _overlap_error(self, sums: Float[Tensor, " sums"]) -> Float[Tensor, ""]:
+        hits, answers, truths = sums.chunk(3)
+        present = truths > 0
+        if self._error == "soft_dice":
+            ratio = 2 * hits / (answers + truths).clamp(min=1e-6)
+        else:
+            ratio = hits / (answers + truths - hits).clamp(min=1e-6)
+        return 1 - ratio[present].mean()
