@@ -1,0 +1,104 @@
+"""Pixels as rows: what counts, what is chosen, and scores that add up over workers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.interfaces import Batch, Task
+from l2t_ray.tasks.segmentation import Segmentation
+from l2t_ray.tasks.shares import share_of
+
+NAMES = ("sky", "road", "car")
+
+
+def batch_of(mask, chosen=None):
+    n = len(mask)
+    targets = mask if chosen is None else {"mask": mask, "chosen": chosen}
+    return Batch(torch.zeros(n, 1), targets, torch.full((n,), 0.1), torch.arange(n))
+
+
+def logits(n=2, seed=0):
+    return torch.randn(n, 3, 2, 3, generator=torch.Generator().manual_seed(seed))
+
+
+MASK = torch.tensor([[[0, 1, 2], [255, 1, 1]], [[2, 2, 2], [2, 2, 255]]])
+
+
+def test_all_pixels_that_count_are_rows_in_order():
+    task, z = Segmentation(NAMES), logits()
+    assert isinstance(task, Task) and task.num_rows(MASK).tolist() == [5, 5]
+    rows = task.terms(z, batch_of(MASK)).rows
+    assert rows.labels.tolist() == [0, 1, 2, 1, 1, 2, 2, 2, 2, 2] and rows.owner.tolist() == [0] * 5 + [1] * 5
+    torch.testing.assert_close(rows.logits[3], z[0, :, 1, 1])
+    torch.testing.assert_close(rows.logits[7], z[1, :, 0, 2])
+
+
+def test_chosen_pixels_alone_are_rows():
+    chosen = torch.tensor([[4, 0, 3], [2, -1, 1]])
+    task, z = Segmentation(NAMES), logits()
+    batch = batch_of(MASK, chosen)
+    assert task.num_rows(batch.targets).tolist() == [2, 2]
+    rows = task.terms(z, batch).rows
+    assert rows.labels.tolist() == [1, 0, 2, 2]  # pixel 3 is to be ignored, and -1 is none
+    torch.testing.assert_close(rows.logits, torch.stack([z[0, :, 1, 1], z[0, :, 0, 0], z[1, :, 0, 2], z[1, :, 0, 1]]))
+
+
+def test_an_auxiliary_head_counts_beside_the_rows():
+    task, z, aux = Segmentation(NAMES, aux_weight=0.4), logits(), logits(seed=1)
+    terms = task.terms((z, aux), batch_of(MASK))
+    expected = 0.4 * 0.1 * F.cross_entropy(aux, MASK, ignore_index=255, reduction="sum")
+    torch.testing.assert_close(terms.rest, expected)
+    assert task.terms(z, batch_of(MASK)).rest is None
+
+
+def test_terms_are_cross_entropy_by_class_and_overlap_by_image():
+    task, z = Segmentation(NAMES), logits()
+    terms = task.terms(z, batch_of(MASK))
+    assert terms.values.keys() == task.kinds.keys() and task.kinds["cross_entropy"] == NAMES
+    ce, jaccard = terms.values["cross_entropy"], terms.values["jaccard"]
+    torch.testing.assert_close(ce.values, F.cross_entropy(terms.rows.logits, terms.rows.labels, reduction="none"))
+    assert ce.kinds.tolist() == terms.rows.labels.tolist()
+    p = z[1].softmax(0)[2].flatten()[:5]  # the second image has one class
+    torch.testing.assert_close(jaccard.values[1], 1 - p.sum() / 5)
+    torch.testing.assert_close(jaccard.weights, torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("error", ["cross_entropy", "soft_miou", "soft_dice"])
+def test_errors_are_zero_for_a_perfect_student_and_the_same_on_two_workers(error, run_on_two_workers):
+    task = Segmentation(NAMES, error=error)
+    sure = 60.0 * F.one_hot(MASK.clamp(max=2), 3).permute(0, 3, 1, 2).float()
+    assert task.error(sure, batch_of(MASK), SingleProcess()).item() == pytest.approx(0, abs=1e-5)
+    whole = logits().requires_grad_()
+    alone = task.error(whole, batch_of(MASK), SingleProcess())
+    (slope,) = torch.autograd.grad(alone, whole)
+
+    def work(group):
+        own = logits()[group.rank : group.rank + 1].requires_grad_()
+        share = task.error(own, batch_of(MASK[group.rank : group.rank + 1]), group)
+        return share.detach(), torch.autograd.grad(share, own)[0]
+
+    (first, slope_first), (second, slope_second) = run_on_two_workers(work)
+    torch.testing.assert_close(first + second, alone.detach())
+    torch.testing.assert_close(torch.cat((slope_first, slope_second)), slope)
+
+
+def test_scores_come_from_one_confusion_matrix():
+    task, z = Segmentation(NAMES), logits()
+    totals = task.score(z[:1], batch_of(MASK[:1])) + task.score(z[1:], batch_of(MASK[1:]))
+    metrics = task.summarise(totals)
+    answers, counts = z.argmax(1), MASK != 255
+    ious = []
+    for k in range(3):
+        is_class, is_answer = MASK.eq(k) & counts, answers.eq(k) & counts
+        ious.append((is_class & is_answer).sum().item() / (is_class | is_answer).sum().item())
+    assert metrics["test_miou"] == pytest.approx(sum(ious) / 3)
+    assert [metrics[f"test_iou_{name}"] for name in NAMES] == pytest.approx(ious)
+    assert metrics["test_accuracy"] == pytest.approx((answers == MASK)[counts].float().mean().item())
+    assert metrics["test_error"] == pytest.approx(F.cross_entropy(z, MASK, ignore_index=255).item(), rel=1e-6)
+
+
+def test_a_share_of_a_sum_is_the_function_itself_on_one_worker():
+    sums = torch.tensor([2.0, 4.0], requires_grad=True)
+    value = share_of(lambda s: s[0] / s[1], sums, SingleProcess())
+    assert value.item() == 0.5 and torch.autograd.grad(value, sums)[0].tolist() == [0.25, -0.125]
