@@ -122,7 +122,7 @@ class L2R:
         seen = (features.detach(), rows.labels, losses.detach(), margins(rows.logits.detach(), rows.labels))
         values = self._weigher(weights, {}, *seen, progress, training=True)
         mean = GlobalSum.apply((rows.weights * values).sum(), self._trainee.group)
-        return rows.total(values / mean * losses), rows.logits
+        return rows._replace(weights=rows.weights * values / mean).total(losses), rows.logits
 
 
 def margins(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

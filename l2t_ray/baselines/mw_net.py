@@ -76,7 +76,7 @@ class MWNet:
         rows = self._trainee.rows(theta, buffers, batch)
         losses = cross_entropy(rows.logits, rows.labels)
         values = self._net(weights, {}, losses.detach()[:, None], training=True)[:, 0]
-        return rows.total(values * losses), rows.logits
+        return rows._replace(weights=rows.weights * values).total(losses), rows.logits
 
 
 def weight_network(hidden: int) -> nn.Module:
