@@ -120,12 +120,14 @@ class FlatModule:
         recomputed = _recomputed(self._blocks) if _recomputes_blocks.get() else nullcontext()
         operators = offered_operators() or nullcontext()
         with self._in_place({**weights, **buffers}, training), recomputed, operators:
-            output = self.module(*args, **kwargs)
+            try:
+                output = self.module(*args, **kwargs)
+            finally:  # what torch itself says of edited views would not help anybody
+                if version is not None and theta._version != version:
+                    refuse_edited()
             refuse_assigned(self._places, weights)
             _take_assigned(self._places, buffers)
         if is_recorded:
-            if theta._version != version:
-                refuse_edited()
             frozen = {name: tensor for name, tensor in buffers.items() if name in self._frozen}
             moving = {name: tensor.clone() for name, tensor in buffers.items() if name not in self._frozen}
             self._record(_Call({**weights, **frozen}, moving, training), output, pieces)
@@ -196,7 +198,7 @@ class FlatModule:
         for tensor in tensors_in(output):
             # A weight that is handed out would hold its own graph for ever, and nothing is to be looked up before it.
             if tensor.grad_fn is not None and not any(tensor is own for own in call.constants.values()):
-                tensor.grad_fn.register_prehook(partial(self._go_back, call))
+                _hook_first(tensor, partial(self._go_back, call))
         seen = weakref.ref(call)  # the output's graph holds the call: the call's must not, or neither would ever go
 
         def follow(gradients: Sequence[Tensor | None], _: Any) -> None:
@@ -236,6 +238,14 @@ class _Call:
     constants: dict[str, Tensor]
     buffers: dict[str, Tensor]
     training: bool
+
+
+def _hook_first(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Registers a hook that runs before those the tensor has already: they may be a module's, and look things up."""
+    tensor.register_hook(hook)
+    hooks: Any = tensor._backward_hooks  # run in the order of a plain dictionary, whatever its own says
+    for key in list(hooks)[:-1]:
+        hooks[key] = hooks.pop(key)
 
 
 def _take_assigned(places: Places, buffers: Mapping[str, Tensor]) -> None:

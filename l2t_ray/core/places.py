@@ -1,6 +1,7 @@
 """Where a module's tensors are looked up, so that others can be put there for a while; and its modes, likewise."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -73,6 +74,13 @@ class Places:
                 swap.registered.append((holder, key, holder[key]))
                 holder[key] = tensor
         return swap
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that keeps computed tensors in plain attributes, which `deepcopy` alone refuses:
+    those that `torch.nn.utils.weight_norm` and pruning leave are computed anew in each forward pass."""
+    computed = (tensor for part in module.modules() for _, tensor in _plain_places(part) if not tensor.is_leaf)
+    return deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")

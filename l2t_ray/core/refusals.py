@@ -29,6 +29,12 @@ def refuse_unfit(module: nn.Module) -> None:
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise UserError("the model has scripted parts, whose weights cannot be exchanged; give the unscripted model.")
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for name, p in trained.items():
+        if p.is_complex():
+            raise UserError(
+                f"the model's parameter {name} is complex; make it a real one with a last dimension of 2, and use "
+                "torch.view_as_complex(...) in forward()."
+            )
     for attribute, remedy in (("dtype", "convert all, for instance by model.float()"), ("device", "move all to one")):
         kinds = {str(getattr(p, attribute)).removeprefix("torch."): name for name, p in trained.items()}
         if len(kinds) > 1:
@@ -36,11 +42,6 @@ def refuse_unfit(module: nn.Module) -> None:
             raise UserError(f"the model's trained parameters must have one {attribute}, got {found}; {remedy}.")
     owners: dict[int, str] = {}
     for name, p in trained.items():
-        if p.is_complex():
-            raise UserError(
-                f"the model's parameter {name} is complex; make it a real one with a last dimension of 2, and use "
-                "torch.view_as_complex(...) in forward()."
-            )
         other = owners.setdefault(p.data_ptr(), name)
         if other != name and p.numel():
             raise UserError(
