@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 
 from l2t_ray.core.places import Modes, Places
 from l2t_ray.core.refusals import (
-    refuse_assigned,
     refuse_changed,
     refuse_edited,
     refuse_unfit,
@@ -119,14 +118,19 @@ class FlatModule:
         version = theta._version if is_recorded else None
         recomputed = _recomputed(self._blocks) if _recomputes_blocks.get() else nullcontext()
         operators = offered_operators() or nullcontext()
-        with self._in_place({**weights, **buffers}, training), recomputed, operators:
+        tensors = {**weights, **buffers}
+        with self._in_place(tensors, training), recomputed, operators:
             try:
                 output = self.module(*args, **kwargs)
             finally:  # what torch itself says of edited views would not help anybody
                 if version is not None and theta._version != version:
                     refuse_edited()
-            refuse_assigned(self._places, weights)
-            _take_assigned(self._places, buffers)
+            assigned = self._places.changed(tensors)
+        if assigned:
+            self._places.clear()
+            refuse_changed(assigned, weights, buffers)
+            for name, tensor in assigned.items():
+                buffers[name] = tensor.detach().clone()  # pyright: ignore[reportIndexIssue]
         if is_recorded:
             frozen = {name: tensor for name, tensor in buffers.items() if name in self._frozen}
             moving = {name: tensor.clone() for name, tensor in buffers.items() if name not in self._frozen}
@@ -182,10 +186,10 @@ class FlatModule:
             undo()
 
     def _put(self, tensors: Mapping[str, Tensor], training: bool) -> Callable[[], None]:
-        mode, swap = self._modes.put(training), self._places.put(tensors)
+        mode, put_back = self._modes.put(training), self._places.put(tensors)
 
         def undo() -> None:
-            swap.undo()
+            put_back()
             self._modes.undo(mode)
 
         return undo
@@ -215,7 +219,7 @@ class FlatModule:
             Variable._execution_engine.queue_callback(self._put_back)  # pyright: ignore
         else:
             self._way_back()  # from a later call to an earlier one
-        self._way_back = self._put({**call.constants, **clone_buffers(call.buffers)}, call.training)
+        self._way_back = self._put({**call.constants, **call.buffers}, call.training)
 
     def _put_back(self) -> None:
         if self._way_back is not None:
@@ -230,8 +234,8 @@ class _Call:
 
     Attributes:
         constants: weights, as the call's own pieces of theta, so that derivatives go on through them; frozen ones.
-        buffers: copies, as the call left them. Each way back has copies of these in turn: what a second forward pass
-            does to them is forgotten, and running statistics move once.
+        buffers: copies, as the call left them: what a second forward pass does to them goes no further, and running
+            statistics move once.
         training: the call's mode.
     """
 
@@ -246,18 +250,6 @@ def _hook_first(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
     hooks: Any = tensor._backward_hooks  # run in the order of a plain dictionary, whatever its own says
     for key in list(hooks)[:-1]:
         hooks[key] = hooks.pop(key)
-
-
-def _take_assigned(places: Places, buffers: Mapping[str, Tensor]) -> None:
-    """Has the buffers that the module assigned anew in the mapping, in place of those they replace."""
-    assigned = {}
-    for name, buffer in buffers.items():
-        for holder, key in places.registered[name]:
-            if holder.get(key) is not buffer:
-                assigned[name] = holder.get(key)
-    refuse_changed(places, buffers, assigned)
-    for name, tensor in assigned.items():
-        buffers[name] = tensor.detach().clone()  # pyright: ignore[reportIndexIssue]
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
@@ -324,7 +316,7 @@ class _Recomputed(torch.autograd.Function):
         inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
         tensors = [*inputs, *own]
         sought = [t for t in tensors if t.requires_grad]
-        swap = ctx.places.put(dict(zip(ctx.names, own, strict=True)))
+        put_back = ctx.places.put(dict(zip(ctx.names, own, strict=True)))
         try:
             with torch.random.fork_rng(ctx.devices), torch.enable_grad():
                 torch.set_rng_state(ctx.random[0])
@@ -333,7 +325,7 @@ class _Recomputed(torch.autograd.Function):
                 output = ctx.run(inputs)
             found = iter(torch.autograd.grad(output, sought, gradient, allow_unused=True))
         finally:
-            swap.undo()
+            put_back()
         return None, None, None, *(next(found) if t.requires_grad else None for t in tensors)
 
 

@@ -1,6 +1,6 @@
 """Where a module's tensors are looked up, so that others can be put there for a while; and its modes, likewise."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 
 class Place(NamedTuple):
-    """A dictionary and its key, or a list and an index."""
+    """Where a tensor is looked up: a dictionary and its key, or a list and an index."""
 
+    name: str
     holder: Any
     key: Any
 
@@ -19,20 +20,6 @@ class Place(NamedTuple):
             return self.holder[self.key] is tensor
         except LookupError:
             return False
-
-
-class Swap(NamedTuple):
-    """What was put into some places, and what was there before."""
-
-    registered: list[tuple[Any, Any, Tensor]]
-    aliases: list[tuple[Place, Tensor, Tensor]]
-
-    def undo(self) -> None:
-        for holder, key, before in self.registered:
-            holder[key] = before
-        for place, before, put in self.aliases:
-            if place.holds(put):
-                place.holder[place.key] = before
 
 
 class Places:
@@ -46,48 +33,76 @@ class Places:
 
     def __init__(self, module: nn.Module):
         names = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-        self.registered: dict[str, list[Place]] = {name: [] for name in names.values()}
-        self.empty: dict[str, Place] = {}  # buffers and parameters that are None
-        self._aliases: dict[str, list[Place]] = {}
+        self._registered: list[Place] = []
+        self._empty: list[Place] = []  # None as yet
+        self._aliases: list[tuple[Place, Place]] = []  # each with a registered place of the same tensor
         for prefix, child in module.named_modules():
             for tensors in (child._parameters, child._buffers):
                 for key, tensor in tensors.items():
                     if tensor is None:
-                        self.empty[f"{prefix}.{key}".lstrip(".")] = Place(tensors, key)
+                        self._empty.append(Place(f"{prefix}.{key}".lstrip("."), tensors, key))
                     else:
-                        self.registered[names[id(tensor)]].append(Place(tensors, key))
-            for place, tensor in _plain_places(child):
+                        self._registered.append(Place(names[id(tensor)], tensors, key))
+        self._names = {place.name for place in self._registered}
+        first = {place.name: place for place in reversed(self._registered)}
+        for child in module.modules():
+            for holder, key, tensor in _plain_attributes(child):
                 if id(tensor) in names:
-                    self._aliases.setdefault(names[id(tensor)], []).append(place)
+                    name = names[id(tensor)]
+                    self._aliases.append((Place(name, holder, key), first[name]))
 
-    def put(self, tensors: Mapping[str, Tensor]) -> Swap:
-        """Puts tensors in place by name. Undo swaps in reverse order."""
-        swap = Swap([], [])
-        for name, tensor in tensors.items():
-            places = self.registered[name]
-            before = places[0].holder[places[0].key]
-            for alias in self._aliases.get(name, ()):
-                if alias.holds(before):
-                    alias.holder[alias.key] = tensor
-                    swap.aliases.append((alias, before, tensor))
-            for holder, key in places:
-                swap.registered.append((holder, key, holder[key]))
+    def put(self, tensors: Mapping[str, Tensor]) -> Callable[[], None]:
+        """Puts tensors in place by name; what is called to undo it comes back. To be undone in reverse order."""
+        registered = self._registered
+        if not self._names <= tensors.keys():
+            registered = [place for place in registered if place.name in tensors]
+        aliases = [
+            (alias, place.holder[place.key])
+            for alias, place in self._aliases
+            if alias.name in tensors and alias.holds(place.holder[place.key])
+        ]
+        before = [holder[key] for _, holder, key in registered]
+        for name, holder, key in registered:
+            holder[key] = tensors[name]
+        for alias, _ in aliases:
+            alias.holder[alias.key] = tensors[alias.name]
+
+        def undo() -> None:
+            for (_, holder, key), tensor in zip(registered, before, strict=True):
                 holder[key] = tensor
-        return swap
+            for alias, tensor in aliases:
+                if alias.holds(tensors[alias.name]):
+                    alias.holder[alias.key] = tensor
+
+        return undo
+
+    def changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What is in registered places now, by name, where it is neither these tensors nor None as at first."""
+        changed = {
+            name: holder.get(key)
+            for name, holder, key in self._registered
+            if name in tensors and holder.get(key) is not tensors[name]
+        }
+        return changed | {name: holder[key] for name, holder, key in self._empty if holder.get(key) is not None}
+
+    def clear(self) -> None:
+        """Makes None again what was None at first."""
+        for _, holder, key in self._empty:
+            holder[key] = None
 
 
 def copied(module: nn.Module) -> nn.Module:
     """A deep copy, also of a module that keeps computed tensors in plain attributes, which `deepcopy` alone refuses:
     those that `torch.nn.utils.weight_norm` and pruning leave are computed anew in each forward pass."""
-    computed = (tensor for part in module.modules() for _, tensor in _plain_places(part) if not tensor.is_leaf)
+    computed = (tensor for part in module.modules() for *_, tensor in _plain_attributes(part) if not tensor.is_leaf)
     return deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
-def _plain_places(module: nn.Module) -> Iterator[tuple[Place, Tensor]]:
-    """Tensors in plain attributes, and in lists, tuples and dictionaries there."""
+def _plain_attributes(module: nn.Module) -> Iterator[tuple[Any, Any, Tensor]]:
+    """Holder, key and tensor, of plain attributes and of lists, tuples and dictionaries there."""
     seen: set[int] = set()
     sought: list[Any] = [vars(module)]
     while sought:
@@ -100,7 +115,7 @@ def _plain_places(module: nn.Module) -> Iterator[tuple[Place, Tensor]]:
             if holder is vars(module) and key in _REGISTRIES:
                 continue
             if isinstance(value, Tensor) and not isinstance(holder, tuple):
-                yield Place(holder, key), value
+                yield holder, key, value
             elif isinstance(value, dict | list | tuple):
                 sought.append(value)
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from l2t_ray.core.places import Places
 from l2t_ray.interfaces import UserError
 
 if TYPE_CHECKING:
@@ -49,17 +48,6 @@ def refuse_unfit(module: nn.Module) -> None:
             )
 
 
-def refuse_assigned(places: Places, weights: Mapping[str, Tensor]) -> None:
-    """Refuses weights that are not in place any more after a forward pass."""
-    for name, weight in weights.items():
-        for place in places.registered[name]:
-            if not place.holds(weight):
-                raise UserError(
-                    f"the model's forward() assigns or deletes its parameter {name}, which is then not trained; "
-                    "compute with a local variable instead."
-                )
-
-
 def refuse_edited(names: Collection[str] = ()) -> NoReturn:
     which = f"its parameter {', '.join(names)}" if names else "one of its parameters"
     raise UserError(
@@ -69,9 +57,19 @@ def refuse_edited(names: Collection[str] = ()) -> NoReturn:
     )
 
 
-def refuse_changed(places: Places, buffers: Mapping[str, Tensor], assigned: Mapping[str, Any]) -> None:
-    """Refuses buffers that come, go, or change shape, type or device in a forward pass."""
-    for name, new in assigned.items():
+def refuse_changed(changed: Mapping[str, Any], weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    """Refuses what is in a module's places after a forward pass (`Places.changed`), but for buffers as they were."""
+    for name, new in changed.items():
+        if name in weights:
+            raise UserError(
+                f"the model's forward() assigns or deletes its parameter {name}, which is then not trained; "
+                "compute with a local variable instead."
+            )
+        if name not in buffers:
+            raise UserError(
+                f"the model's {name} is None until its first forward(); call the model once on a few examples "
+                "before, or register it with its shape."
+            )
         old = buffers[name]
         if new is None:
             raise UserError(f"the model's forward() sets its buffer {name} to None; give it a value of the same shape.")
@@ -79,13 +77,6 @@ def refuse_changed(places: Places, buffers: Mapping[str, Tensor], assigned: Mapp
             raise UserError(
                 f"the model's forward() turns its buffer {name} from {_kind(old)} into {_kind(new)}; a buffer must "
                 "keep shape, type and device: register it as it will be."
-            )
-    for name, place in places.empty.items():
-        if place.holder.get(place.key) is not None:
-            place.holder[place.key] = None
-            raise UserError(
-                f"the model's {name} is None until its first forward(); call the model once on a few examples "
-                "before, or register it with its shape."
             )
 
 

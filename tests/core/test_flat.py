@@ -350,7 +350,7 @@ def test_buffers_that_are_assigned_anew_move_without_a_graph_and_without_touchin
     assert flat.module[1].mean.tolist() == [1, 1, 1]
 
 
-def test_running_statistics_in_a_checkpoint_move_once_however_often_it_is_computed():
+def test_checkpoints_have_right_derivatives_of_both_orders_and_move_running_statistics_once():
     class Checkpointed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -359,23 +359,29 @@ def test_running_statistics_in_a_checkpoint_move_once_however_often_it_is_comput
         def forward(self, x):
             return checkpoint(self.body, x, use_reentrant=False)
 
-    flat, plain = FlatModule(Checkpointed()), FlatModule(module())
-    theta, buffers, expected = flat.initial().requires_grad_(), flat.initial_buffers(), plain.initial_buffers()
-    plain(theta, expected, inputs(), training=True)
-    (gradient,) = torch.autograd.grad(flat(theta, buffers, inputs(), training=True).sum(), theta, create_graph=True)
-    torch.autograd.grad(gradient.square().sum(), theta)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(buffers[f"body.{name}"], tensor)
+    def derivatives(flat):
+        theta, buffers = (1.3 * flat.initial()).requires_grad_(), flat.initial_buffers()  # not the template's
+        output = flat(theta, buffers, inputs(), training=True).sum()  # linear: no second derivative at the output
+        (gradient,) = torch.autograd.grad(output, theta, create_graph=True)
+        flat(theta.detach(), flat.initial_buffers(), inputs(), training=False)
+        (second,) = torch.autograd.grad(gradient.square().sum(), theta)
+        return gradient, second, list(buffers.values())
+
+    torch.testing.assert_close(derivatives(FlatModule(Checkpointed())), derivatives(FlatModule(module())))
 
 
 def test_recomputed_blocks_find_the_buffers_that_they_found_before():
-    class Moving(Assigning):
+    class Moving(nn.Module):
         def __init__(self):
             super().__init__()
             self.linear, self.norm = nn.Linear(3, 3), nn.Identity()
+            self.register_buffer("mean", torch.ones(3))
 
         def forward(self, x):
-            return super().forward(self.linear(x))
+            y = self.linear(x)
+            with torch.no_grad():
+                self.mean.lerp_(y.mean(0), 0.5)
+            return y * self.mean.clone()
 
     flat = FlatModule(nn.Sequential(Moving(), Moving()).double())
 

@@ -20,20 +20,20 @@ class Keeper(nn.Module):
 def test_tensors_are_put_wherever_plain_attributes_hold_them_and_are_back_afterwards():
     module = Keeper()
     weight, other = module.weight, module.other
-    swap = Places(module).put({"weight": torch.zeros(2), "other": torch.zeros(3)})
+    undo = Places(module).put({"weight": torch.zeros(2), "other": torch.zeros(3)})
     assert module.weight is module.kept[0][0] is vars(module)["again"]
     assert module.weight.tolist() == [0, 0] and module.kept[1]["inner"]["other"].tolist() == [0, 0, 0]
-    swap.undo()
+    undo()
     assert module.weight is module.kept[0][0] is vars(module)["again"] is weight
     assert module.other is module.kept[1]["inner"]["other"] is other
 
 
 def test_what_the_module_itself_has_put_into_an_attribute_meanwhile_stays():
     module = Keeper()
-    swap = Places(module).put({"weight": torch.zeros(2)})
+    undo = Places(module).put({"weight": torch.zeros(2)})
     module.kept[0].clear()
     vars(module)["again"] = "own"
-    swap.undo()
+    undo()
     assert module.kept[0] == [] and vars(module)["again"] == "own"
 
 
