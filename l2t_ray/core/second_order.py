@@ -38,15 +38,24 @@ class SecondOrderOperators(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.is_mixed_only = False
+        self._outer_hooks: Any = None
+
+    def __enter__(self) -> "SecondOrderOperators":
+        self._outer_hooks = _saved_tensors_hooks()
+        return super().__enter__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _REPLACED or self._stands_back(*args, **kwargs):
+            return func(*args, **kwargs)
         if func is F.conv2d:
-            return _conv2d(self, *args, **(kwargs or {}))
+            return _conv2d(self, *args, **kwargs)
         if func is F.batch_norm:
-            return _batch_norm(self, *args, **(kwargs or {}))
-        if func is F.relu:
-            return _relu(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return _batch_norm(self, *args, **kwargs)
+        return _relu(*args, **kwargs)
+
+    def _stands_back(self, input: Tensor, *args: Any, **kwargs: Any) -> bool:
+        return torch.is_autocast_enabled(input.device.type) or _saved_tensors_hooks() != self._outer_hooks
 
     @contextmanager
     def offered(self) -> Iterator[None]:
@@ -64,6 +73,14 @@ class SecondOrderOperators(TorchFunctionMode):
             yield
         finally:
             self.is_mixed_only = False
+
+
+_REPLACED = {F.conv2d, F.batch_norm, F.relu}
+
+
+def _saved_tensors_hooks() -> Any:
+    """The innermost hooks on what is kept for the way back, those of checkpoints among them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
 
 
 _offered: ContextVar[SecondOrderOperators | None] = ContextVar("offered", default=None)
