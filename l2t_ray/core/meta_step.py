@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf, isfinite
 from typing import Any, Literal
 
 import torch
@@ -380,8 +381,28 @@ def round_metrics(
     values = {"training loss": loss, "gradient norm": gradient_norm, "validation error": val_error}
     bad = {name: value for name, value in values.items() if not abs(value) < limit}  # also true for nan
     if bad:
-        raise DivergenceError("the " + " and the ".join(f"{name} is {value:g}" for name, value in bad.items()))
+        message = "the " + " and the ".join(f"{name} is {value:g}" for name, value in bad.items())
+        losses = group.sum(torch.stack([s.loss for s in statistics])).tolist()
+        raise DivergenceError(
+            message, advice=_advice(losses, norms.tolist(), limit), is_before_steps=not isfinite(losses[0])
+        )
     metrics = {"train_loss": loss, "logit_gradient_sum": logit_gradient_sum, "gradient_norm": gradient_norm}
     if error is not None:
         metrics["val_error"] = val_error
     return metrics
+
+
+def _advice(losses: Sequence[float], gradient_norms: Sequence[float], limit: float) -> str | None:
+    """What helps where a gradient is not finite though loss and gradients were in bounds till then: no smaller steps.
+
+    None: smaller steps.
+    """
+    for loss, norm in zip(losses, gradient_norms, strict=True):
+        if not abs(loss) < limit or limit <= norm < inf:
+            return None
+        if not isfinite(norm):
+            return (
+                "the loss was in bounds where its derivative was not finite, as that of a square root, a norm or a "
+                "logarithm is at zero: add an epsilon to what it is taken of"
+            )
+    return None
