@@ -28,7 +28,7 @@ class Draws(NamedTuple):
 def standing_draws(device: torch.device) -> Draws:
     """Where the streams stand now, that of `device` among them."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return Draws(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
+    return Draws(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())  # noqa: NPY002
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def counted_draws(seed: int, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
     random.seed(seed)
     try:
         yield
@@ -73,5 +73,5 @@ def _put(draws: Draws, device: torch.device) -> None:
     torch.set_rng_state(draws.torch)
     if draws.cuda is not None:
         torch.cuda.set_rng_state(draws.cuda, device)
-    np.random.set_state(draws.numpy)
+    np.random.set_state(draws.numpy)  # noqa: NPY002
     random.setstate(draws.python)

@@ -54,7 +54,7 @@ from torch.func import grad, jvp
 from l2t_ray.core.draws import Draws, drawn_from, standing_draws, unmoved_draws
 from l2t_ray.core.flat import clone_buffers, recomputed_blocks
 from l2t_ray.core.heap import returned_memory
-from l2t_ray.core.second_order import SecondOrderOperators
+from l2t_ray.core.second_order import SecondOrderOperators, TwiceDifferentiable
 from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
 from l2t_ray.interfaces import Batch, StudentState
@@ -211,7 +211,8 @@ class ForwardOverReverseEngine(RecomputeEngine):
         start = self._last_start()
 
         def loss(theta: Tensor, phi: Tensor) -> Tensor:
-            return self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)[0]
+            with TwiceDifferentiable().offered():
+                return self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)[0]
 
         def gradients(theta: Tensor) -> tuple[Tensor, ...]:
             return grad(loss, argnums=arguments)(theta, self._phi)
@@ -356,7 +357,8 @@ def naive_hypergradient(
     start = StudentState(_leaf(student.theta), student.velocity, student.buffers)
 
     def step_gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        return loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
+        with TwiceDifferentiable().offered():
+            return loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
 
     trained, statistics = sgd_steps(problem, start, batches, rates, step_gradient)
     error = problem.outer_error(trained.theta, clone_buffers(trained.buffers), val)

@@ -26,8 +26,30 @@ from torch.overrides import TorchFunctionMode
 _aten = torch.ops.aten
 
 
-class SecondOrderOperators(TorchFunctionMode):
-    """Replaces the operators by their counterparts below, for what this thread computes inside `with`.
+class TwiceDifferentiable(TorchFunctionMode):
+    """Replaces operators whose second derivative is wrong in PyTorch, for what this thread computes inside `with`.
+
+    The fused weight normalisation takes the norm for a constant when it is differentiated twice (`gradgradcheck` of
+    `torch._weight_norm` fails, torch 2.11 to 2.15). It stands behind both of PyTorch's ways to normalise weights.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def offered(self) -> Iterator[None]:
+        """Inside, `offered_operators` gives these."""
+        token = _offered.set(self)
+        try:
+            yield
+        finally:
+            _offered.reset(token)
+
+
+class SecondOrderOperators(TwiceDifferentiable):
+    """Replaces the operators by their counterparts below as well.
 
     Attributes:
         is_mixed_only: while True, second derivatives in the operators' inputs and weights are left out. What remains
@@ -46,16 +68,7 @@ class SecondOrderOperators(TorchFunctionMode):
             return _batch_norm(self, *args, **(kwargs or {}))
         if func is F.relu:
             return _relu(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    @contextmanager
-    def offered(self) -> Iterator[None]:
-        """Inside, `offered_operators` gives these."""
-        token = _offered.set(self)
-        try:
-            yield
-        finally:
-            _offered.reset(token)
+        return super().__torch_function__(func, types, args, kwargs)
 
     @contextmanager
     def mixed_only(self) -> Iterator[None]:
@@ -66,12 +79,16 @@ class SecondOrderOperators(TorchFunctionMode):
             self.is_mixed_only = False
 
 
-_offered: ContextVar[SecondOrderOperators | None] = ContextVar("offered", default=None)
+_offered: ContextVar[TwiceDifferentiable | None] = ContextVar("offered", default=None)
 
 
-def offered_operators() -> SecondOrderOperators | None:
+def offered_operators() -> TwiceDifferentiable | None:
     """The operators of an engine that will differentiate a second time what is computed now; None: there is none."""
     return _offered.get()
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _conv2d(

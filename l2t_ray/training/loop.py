@@ -61,6 +61,9 @@ class StepSizes(NamedTuple):
     teacher: str | None
 
 
+IN_CONFIGURATIONS = StepSizes("training.learning_rate", "method.teacher.step_size")
+
+
 @dataclass(frozen=True)
 class Run:
     """What is trained on what, for how long. All arms see the same student and steps, and the same batches unless
@@ -80,7 +83,7 @@ class Run:
     """Where a trace of a few rounds goes (`profile`); None: no trace."""
     seed: int = 0
     """Of what is drawn inside the student, by arm, round and worker: dropout and the like."""
-    step_sizes: StepSizes = StepSizes("training.learning_rate", "method.teacher.step_size")
+    step_sizes: StepSizes = IN_CONFIGURATIONS
 
     def train(
         self,

@@ -19,7 +19,7 @@ class DrawnElsewhere(nn.Module):
     """Leaves out maps by NumPy's global stream. (Python's is of no use here: the tests' type checker draws from it.)"""
 
     def forward(self, x):
-        kept = torch.from_numpy(np.random.rand(x.shape[1]) < 0.5)
+        kept = torch.from_numpy(np.random.rand(x.shape[1]) < 0.5)  # noqa: NPY002
         return x * kept[:, None, None]
 
 

@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 def drawn():
-    return torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
+    return torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()  # noqa: NPY002
 
 
 def test_what_is_drawn_follows_from_the_seed_alone():
