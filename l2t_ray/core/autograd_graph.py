@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +48,14 @@ class Cuts:
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
+        self.hooked: list[Any] = []
+        """Nodes before which a hook of the model's, on a tensor, cut the gradient."""
         self._differentiable: set[tuple[Any, int]] = set()
+
+    def sites(self) -> list[str]:
+        """What cuts, for a user."""
+        hooks = [f"a hook on what {site_of(node)} gives" for node in self.hooked]
+        return list(dict.fromkeys([*(str(site_of(node)) for node in self.nodes), *hooks]))
 
     def watch(self, loss: Tensor) -> None:
         """Looks at the next backward pass from `loss`, which is to make a graph of itself (`create_graph`)."""
@@ -59,12 +67,12 @@ class Cuts:
             if not torch.is_grad_enabled():  # a later pass, which makes no graph: that of the second derivative
                 return
             has_graph = [g is not None and g.requires_grad for g in entering]
-            # a hook of the model's on the tensor between this node and the one before
-            is_cut = any(
+            if any(
                 (node, number) in self._differentiable and g is not None and not has and bool(g.any())
                 for number, (g, has) in enumerate(zip(entering, has_graph, strict=True))
-            )
-            if is_cut or (any(has_graph) and any(map(_is_cut, leaving))):
+            ):
+                self.hooked.append(node)
+            if any(has_graph) and any(map(_is_cut, leaving)):
                 self.nodes.append(node)
             for (following, number), g in zip(node.next_functions, leaving, strict=False):
                 if g is not None and g.requires_grad:
@@ -121,7 +129,8 @@ def site_of_failure(said: Sequence[str]) -> Site | None:
     for text in reversed(said):
         name = re.search(r"(?:Error detected in|was induced by) ([\w:]+?)(?:Backward)?\d*\. Traceback", text)
         if name is not None and not name[1].startswith("torch::"):
-            return Site(_snake(name[1]), _line(text))
+            registered = name[1].startswith(_REGISTERED)
+            return Site(_registered(name[1]) if registered else _snake(name[1]), _line(text))
     return None
 
 
@@ -150,10 +159,14 @@ def _function(node: Any) -> str:
     forward = getattr(node, "_forward_cls", None)
     if forward is not None:
         if forward.__name__.startswith(_REGISTERED):
-            return forward.__name__.removeprefix(_REGISTERED)
+            return _registered(forward.__name__)
         return f"{forward.__module__}.{forward.__qualname__}".removeprefix("__main__.")
     inner = re.search(r"CppNode<(.+)>", node.name())
     return inner[1] if inner else _snake(re.sub(r"Backward\d*$", "", node.name()))
+
+
+def _registered(name: str) -> str:
+    return name.removeprefix(_REGISTERED).removesuffix("_default")
 
 
 def _snake(name: str) -> str:
@@ -167,5 +180,5 @@ def _line(trace: str) -> str | None:
     for frame in reversed(frames[ours[-1] + 1 if ours else 0 :]):
         file = Path(frame["file"])
         if not any(file.is_relative_to(folder) for folder in _NOT_THE_MODEL):
-            return f"{file.name}:{frame['line']}: {frame['code'].strip()}"
+            return f"{file.name}:{frame['line']}: {shorten(frame['code'].strip(), 80, placeholder=' ...')}"
     return None

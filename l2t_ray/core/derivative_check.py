@@ -11,10 +11,9 @@ only where the differences of two neighbouring radii agree with each other, and 
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,28 +21,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.core.autograd_graph import Cuts, Site, first_not_finite, own_functions, site_of, site_of_failure, traced
-from l2t_ray.core.double import DoubleThroughout
-from l2t_ray.core.draws import counted_draws
+from l2t_ray.core.derivative_trial import (
+    COARSE_RADII,
+    RADII,
+    TOLERANCE,
+    Difference,
+    Errors,
+    Trial,
+    central_difference,
+    direction_for,
+    distances,
+    is_adjoint,
+    settled_radius,
+)
+from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.core.flat import clone_buffers
-from l2t_ray.core.hypergrad import APPROXIMATIONS, ENGINES, EngineName
-from l2t_ray.core.unroll import InnerProblem, loss_gradients
+from l2t_ray.core.hypergrad import EngineName
+from l2t_ray.core.unroll import InnerProblem, loss_gradients, sgd_steps
 from l2t_ray.interfaces import Batch, StudentState, UserError
-
-TOLERANCE = 0.02
-"""Largest relative error that is none. Healthy models stay below 1e-6 in double precision."""
 
 GROSS = 0.25
 """From this error on a product is refused even where no function is known to be at fault."""
-
-SETTLED = 0.005
-"""Differences of two neighbouring radii that are no further apart have settled."""
-
-RADII = (1e-9, 1e-10, 1e-11, 1e-7)
-"""Steps of the differences, as shares of the weights' norm, in the order in which they are tried. Rounding makes an
-error of some 1e-16 / radius; a ReLU network of some million activations crosses kinks from 1e-8 on."""
-
-COARSE_RADII = (3e-3, 1e-3, 3e-4, 1e-2, 3e-2)
-"""In less than double precision."""
 
 
 class DerivativeCheck(NamedTuple):
@@ -54,9 +52,9 @@ class DerivativeCheck(NamedTuple):
         hessian: of `H v`.
         mixed: of `M v`.
         verdict: `sound`: all agree. `surrogate`: the model's gradients are not its loss's, as those of a
-            straight-through estimator, and the products are the derivatives of those gradients, as they should be.
-            `constant`: something that depends on the weights is no part of the graph (`detach`, `no_grad`), and the
-            products take it for a constant. `unsettled`: differences do not settle, and say nothing.
+            straight-through estimator are not, and the products are made of the same. `constant`: something that
+            depends on the weights is no part of the graph (`detach`, `no_grad`), and the products take it for a
+            constant. `unsettled`: differences do not settle, and say nothing.
         sentence: the same for a user; empty where there is nothing to say.
     """
 
@@ -94,92 +92,21 @@ def check_derivatives(
     """
     if problem.reweigh is not None:
         batch = problem.reweigh(student.theta, clone_buffers(student.buffers), batch)
-    trial = _Trial(problem, student, phi, batch, seed)
+    trial = Trial(problem, student, phi, batch, seed)
     gradients = trial.gradients()
     if not all(tensor.isfinite().all() for tensor in gradients):
         raise UserError(_first_not_finite(trial, gradients[-1]))
-    direction = _direction(gradients[0], seed)
+    direction = direction_for(gradients[0], seed)
     own: list[Any] = []
     if engine != "finite_difference":
         own = _refuse_missing(trial, direction, engine, otherwise)
     return _held_against_differences(trial, direction, engine, own, otherwise)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """One step's derivatives in several ways, each with the same masks and running statistics."""
-
-    problem: InnerProblem
-    student: StudentState
-    phi: Tensor
-    batch: Batch
-    seed: int
-    is_double: bool = False
-
-    @contextmanager
-    def alike(self) -> Iterator[None]:
-        """Around every pass: what makes all of them see the same."""
-        draws = counted_draws(self.seed + self.problem.group.rank, self.student.theta.device)
-        with draws, DoubleThroughout() if self.is_double else nullcontext():
-            yield
-
-    def leaves(self) -> tuple[Tensor, Tensor]:
-        return self.student.theta.detach().requires_grad_(), self.phi.detach().requires_grad_()
-
-    def loss(self, theta: Tensor, phi: Tensor) -> Tensor:
-        return self.problem.inner_loss(theta, phi, clone_buffers(self.student.buffers), self.batch)[0]
-
-    def gradients(self, theta_step: Tensor | float = 0.0, phi_step: Tensor | float = 0.0) -> tuple[Tensor, ...]:
-        """The loss's gradients in theta and phi, and the loss: of all workers."""
-        theta = (self.student.theta + theta_step).detach().requires_grad_()
-        phi = (self.phi + phi_step).detach().requires_grad_()
-        with self.alike():
-            loss = self.loss(theta, phi)
-            found = torch.autograd.grad(loss, (theta, phi), allow_unused=True, materialize_grads=True)
-        return self._summed(*found, loss.detach())
-
-    def products(self, direction: Tensor, engine: EngineName = "store") -> tuple[Tensor, ...]:
-        """`H v` and `M v` as the engine takes them: of all workers."""
-        tape = (ENGINES | APPROXIMATIONS)[engine](self.problem, self.phi, 1)
-        with self.alike():
-            tape.gradient(self.student.theta, clone_buffers(self.student.buffers), self.batch)
-            products = tape.products(direction.to(self.student.theta))
-        return self._summed(*products)
-
-    def in_double(self) -> "tuple[_Trial, tuple[Tensor, ...]]":
-        """The same in double precision, where the model can be run in it, else as it is; and its gradients."""
-
-        def double(tensor: Tensor) -> Tensor:
-            return tensor.double() if tensor.is_floating_point() else tensor
-
-        theta, velocity, buffers = self.student
-        student = StudentState(double(theta), double(velocity), {name: double(b) for name, b in buffers.items()})
-        batch = Batch(*map(double, self.batch))
-        trial = replace(self, student=student, phi=double(self.phi), batch=batch, is_double=True)
-        try:
-            return trial, trial.gradients()
-        except Exception:  # whatever a model says of numbers that it was not made for
-            return self, self.gradients()
-
-    def _summed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        total = self.problem.group.sum(torch.cat([t.reshape(-1) for t in tensors]))
-        pieces = total.split([t.numel() for t in tensors])
-        return tuple(piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True))
-
-
-def _direction(gradient: Tensor, seed: int) -> Float[Tensor, " p"]:
-    """A unit vector, half of it along the gradient, where a co-state has much of itself, half anywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    anywhere = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient.device)
-    along = gradient.double()
-    direction = anywhere / anywhere.norm() + along / along.norm().clamp(min=torch.finfo(torch.float64).tiny)
-    return direction / direction.norm()
-
-
 # -- what the graph itself shows
 
 
-def _refuse_missing(trial: _Trial, direction: Tensor, engine: EngineName, otherwise: str) -> list[Any]:
+def _refuse_missing(trial: Trial, direction: Tensor, engine: EngineName, otherwise: str) -> list[Any]:
     """Takes the products in the model's own precision, and refuses what is seen to be missing or not finite.
 
     Returns:
@@ -191,10 +118,10 @@ def _refuse_missing(trial: _Trial, direction: Tensor, engine: EngineName, otherw
         raise
     except RuntimeError as error:
         raise UserError(_failed(trial, direction, error, otherwise)) from None
-    if cuts:
+    if cuts.sites():
         with traced():  # again, for the lines
             cuts = _watched_products(trial, direction)[1]
-        raise UserError(_missing(_sites(cuts), "", otherwise))
+        raise UserError(_missing(", ".join(cuts.sites()), "", otherwise))
     if engine == "forward_over_reverse":
         try:
             products = trial.products(direction, engine)
@@ -208,8 +135,8 @@ def _refuse_missing(trial: _Trial, direction: Tensor, engine: EngineName, otherw
     return own
 
 
-def _watched_products(trial: _Trial, direction: Tensor) -> tuple[tuple[Tensor, ...], list[Any], list[Any]]:
-    """The products, the nodes that were seen to cut them, and those with a backward pass of their own."""
+def _watched_products(trial: Trial, direction: Tensor) -> tuple[tuple[Tensor, ...], Cuts, list[Any]]:
+    """The products, what was seen to cut them, and the nodes with a backward pass of their own."""
     cuts, own = Cuts(), []
 
     def inner_loss(*arguments: Any) -> Any:
@@ -219,10 +146,10 @@ def _watched_products(trial: _Trial, direction: Tensor) -> tuple[tuple[Tensor, .
         return loss, logits
 
     watched = replace(trial, problem=replace(trial.problem, inner_loss=inner_loss))
-    return watched.products(direction), cuts.nodes, own
+    return watched.products(direction), cuts, own
 
 
-def _failed(trial: _Trial, direction: Tensor, error: RuntimeError, otherwise: str) -> str:
+def _failed(trial: Trial, direction: Tensor, error: RuntimeError, otherwise: str) -> str:
     with traced() as said, suppress(RuntimeError):
         trial.products(direction)
     named = re.search(r"aten::(\w+)|derivative for '(\w+)'", str(error))
@@ -230,7 +157,7 @@ def _failed(trial: _Trial, direction: Tensor, error: RuntimeError, otherwise: st
     return _missing(str(site or "one of its functions"), _first_line(error), otherwise)
 
 
-def _second_not_finite(trial: _Trial, direction: Tensor) -> Site | str:
+def _second_not_finite(trial: Trial, direction: Tensor) -> Site | str:
     """Where the second derivative is not finite, by PyTorch's own operators, whose names a user knows."""
     theta, phi = trial.leaves()
     with trial.alike(), traced():
@@ -240,7 +167,7 @@ def _second_not_finite(trial: _Trial, direction: Tensor) -> Site | str:
         return first_not_finite(gradient, (theta, phi), along) or "the student"
 
 
-def _first_not_finite(trial: _Trial, loss: Tensor) -> str:
+def _first_not_finite(trial: Trial, loss: Tensor) -> str:
     if not loss.isfinite():
         return (
             f"the student's loss is {loss.item():g} before its first step; look for inputs that are not finite, and "
@@ -252,19 +179,37 @@ def _first_not_finite(trial: _Trial, loss: Tensor) -> str:
     return f"the derivative of {site} is not finite, {_EPSILON}."
 
 
+def not_finite_advice(
+    problem: InnerProblem,
+    student: StudentState,
+    phi: Float[Tensor, " m"],
+    batches: Sequence[Batch],
+    rates: Sequence[float],
+) -> str | None:
+    """Where a hypergradient is not finite: what to do about the second derivative that is not, in the model's names.
+
+    Takes the round's steps once more, under PyTorch's own operators. None: every step's second derivative is finite,
+    and it is their product over the steps that has left the range of numbers.
+    """
+    sites: list[Site] = []
+
+    def step_gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        theta, weights = (t.detach().requires_grad_() for t in (theta, phi))
+        gradient, loss, logit_gradient = loss_gradients(problem, theta, weights, buffers, batch, create_graph=True)
+        site = first_not_finite(gradient, (theta, weights), direction_for(gradient.detach(), 0).to(gradient))
+        sites.extend([] if site is None else [site])
+        return gradient.detach(), loss, logit_gradient
+
+    with unmoved_draws(student.theta.device), traced():
+        sgd_steps(problem, student, batches, rates, step_gradient)
+    return f"the second derivative of {sites[0]} is not finite, {_EPSILON}" if sites else None
+
+
 # -- what finite differences show
 
 
-class _Difference(NamedTuple):
-    """Along the direction, of the loss, of its gradient in theta, of that in phi: central differences, or products."""
-
-    slope: Tensor
-    hessian: Tensor
-    mixed: Tensor
-
-
 def _held_against_differences(
-    given: _Trial, direction: Tensor, engine: EngineName, own: list[Any], otherwise: str
+    given: Trial, direction: Tensor, engine: EngineName, own: list[Any], otherwise: str
 ) -> DerivativeCheck:
     trial, (gradient, phi_gradient, _) = given.in_double()
     size = trial.student.theta.norm().item() or 1.0
@@ -273,80 +218,42 @@ def _held_against_differences(
     products = trial.products(direction) if engine != "finite_difference" else None
     # what changes a gradient by less than a ten-thousandth on a way as long as the weights are is nothing
     floors = [1e-3 * gradient.norm(), 1e-4 * gradient.norm() / size, 1e-4 * phi_gradient.norm() / size]
-    differences: dict[float, _Difference] = {}
-    errors: dict[float, _Errors] = {}
+    differences: dict[float, Difference] = {}
+    errors: dict[float, Errors] = {}
     for radius in RADII if trial.is_double else COARSE_RADII:
-        differences[radius] = difference = _difference(trial, direction, radius * size)
+        differences[radius] = difference = central_difference(trial, direction, radius * size)
         hessian, mixed = products or (difference.hessian, difference.mixed)
-        predicted = _Difference(gradient @ direction, hessian, mixed)
-        errors[radius] = _distances(predicted, difference, floors)
+        predicted = Difference(gradient @ direction, hessian, mixed)
+        errors[radius] = distances(predicted, difference, floors)
         if max(errors[radius]) < TOLERANCE:
             return DerivativeCheck(*errors[radius], "sound", "")
-    radius = _settled(differences, floors)
+    radius = settled_radius(differences, floors)
     if radius is None:
         first, hessian, mixed = (min(column) for column in zip(*errors.values(), strict=True))
         return DerivativeCheck(first, hessian, mixed, "unsettled", _unsettled(trial, gradient, engine))
-    if errors[radius].first > TOLERANCE and (
-        products is None or _is_adjoint(trial, direction, products, differences[radius], radius * size)
+    off = errors[radius]
+    is_surrogate = off.first > TOLERANCE
+    if is_surrogate and (
+        products is None or is_adjoint(trial, direction, products, differences[radius], radius * size)
     ):
-        return DerivativeCheck(*errors[radius], "surrogate", _surrogate(errors[radius], engine))
-    if own or (errors[radius].first <= TOLERANCE and max(errors[radius]) > GROSS):
+        return DerivativeCheck(*off, "surrogate", _surrogate(off, engine, "their own derivatives are right"))
+    if is_surrogate and own:
+        return DerivativeCheck(
+            *off, "surrogate", _surrogate(off, engine, "their own derivatives are stand-ins as well")
+        )
+    if own or (not is_surrogate and max(off) > GROSS):
         sites = "one of the student's functions"
         if own:
             with traced():
-                sites = _sites(_watched_products(given, direction)[2])
-        measured = f"by finite differences the products are off by {max(errors[radius]):.0%}"
-        raise UserError(_missing(sites, measured, otherwise))
-    return DerivativeCheck(*errors[radius], "constant", _constant(errors[radius]))
+                sites = ", ".join(dict.fromkeys(str(site_of(node)) for node in _watched_products(given, direction)[2]))
+        raise UserError(_missing(sites, f"by finite differences the products are off by {max(off):.0%}", otherwise))
+    return DerivativeCheck(*off, "constant", _constant(off))
 
 
-def _difference(trial: _Trial, direction: Tensor, step: float) -> _Difference:
-    (*ahead, loss_ahead), (*behind, loss_behind) = (trial.gradients(way * step * direction) for way in (1, -1))
-    along_theta, along_phi = ((a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True))
-    return _Difference((loss_ahead - loss_behind) / (2 * step), along_theta, along_phi)
-
-
-class _Errors(NamedTuple):
-    """As in `DerivativeCheck`."""
-
-    first: float
-    hessian: float
-    mixed: float
-
-
-def _distances(one: _Difference, other: _Difference, floors: list[Tensor]) -> _Errors:
-    distances = []
-    for a, b, floor in zip(one, other, floors, strict=True):
-        larger = torch.maximum(torch.maximum(a.norm(), b.norm()), floor)
-        distance = (a - b).norm() / larger if larger > 0 else larger
-        distances.append(distance.nan_to_num(torch.inf).item())
-    return _Errors(*distances)
-
-
-def _settled(differences: dict[float, _Difference], floors: list[Tensor]) -> float | None:
-    """A radius at which the differences are those of the next smaller one as well; None: there is none."""
-    radii = sorted(differences)
-    for smaller, radius in pairwise(radii):
-        if max(_distances(differences[smaller], differences[radius], floors)) < SETTLED:
-            return radius
-    return None
-
-
-def _is_adjoint(
-    trial: _Trial, direction: Tensor, products: tuple[Tensor, ...], difference: _Difference, step: float
-) -> bool:
-    """Whether the products are the derivatives of the model's gradients, whatever these are the gradients of.
-
-    With g the gradient in theta and J its derivative, a reverse pass gives `J^T v`, a difference `J v`. The two are
-    held against each other by one number each, `<v, J v>`, and in the same way in phi.
-    """
-    along_phi = products[1] / products[1].norm().clamp(min=torch.finfo(products[1].dtype).tiny)
-    ahead, behind = (trial.gradients(phi_step=way * step * along_phi)[0] for way in (1, -1))
-    pairs = [
-        (direction @ products[0], direction @ difference.hessian),
-        (along_phi @ products[1], direction @ (ahead - behind) / (2 * step)),
-    ]
-    return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) for a, b in pairs)
+def _own_sites(trial: Trial, direction: Tensor) -> str:
+    with traced():
+        own = _watched_products(trial, direction)[2]
+    return ", ".join(dict.fromkeys(str(site_of(node)) for node in own))
 
 
 # -- sentences
@@ -376,24 +283,24 @@ def _missing(sites: str, reason: str, otherwise: str) -> str:
     )
 
 
-def _surrogate(errors: _Errors, engine: EngineName) -> str:
+def _surrogate(errors: Errors, engine: EngineName, further: str) -> str:
     text = (
         f"the student's gradients are not those of its loss (off by {errors.first:.0%}), as with a straight-through "
-        "estimator; their own derivatives are right"
+        f"estimator; {further}"
     )
     if engine in ("forward_over_reverse", "finite_difference"):
         raise UserError(f"{text}, but not as engine {engine} takes them; take store or recompute.")
-    return f"{text}, and so is the hypergradient."
+    return f"{text}, and the hypergradient follows them."
 
 
-def _constant(errors: _Errors) -> str:
+def _constant(errors: Errors) -> str:
     return (
         f"the student's second derivatives are off by {max(errors):.0%}: something that depends on its weights is "
         "computed under no_grad or detached, and the hypergradient takes it for a constant."
     )
 
 
-def _unsettled(trial: _Trial, gradient: Tensor, engine: EngineName) -> str:
+def _unsettled(trial: Trial, gradient: Tensor, engine: EngineName) -> str:
     again = trial.gradients()[0]
     if (again - gradient).norm() <= SETTLED * gradient.norm():
         return "finite differences of the student's gradients do not settle, so its second derivatives are unchecked."
@@ -406,10 +313,6 @@ def _unsettled(trial: _Trial, gradient: Tensor, engine: EngineName) -> str:
     return f"{text}, so its second derivatives are unchecked."
 
 
-def _sites(nodes: list[Any]) -> str:
-    return ", ".join(dict.fromkeys(str(site_of(node)) for node in nodes))
-
-
 def _first_line(error: Exception) -> str:
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line[:160].rstrip(". ")
+    return line.split(". ")[0].rstrip(". ")
