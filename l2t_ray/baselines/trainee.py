@@ -10,7 +10,8 @@ from torch import Tensor
 
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.hypergrad import hypergradient
-from l2t_ray.core.meta_step import StudentSgd, initial_student, plain_metrics
+from l2t_ray.core.meta_step import StudentSgd, initial_student
+from l2t_ray.core.round_metrics import plain_metrics
 from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, StudentState, Task
 

@@ -16,14 +16,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from l2t_ray.core.flat import FlatModule, clone_buffers
+from l2t_ray.core.derivative_check import not_finite_advice
+from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.hypergrad import (
     EngineName,
     Hypergradient,
@@ -33,8 +34,9 @@ from l2t_ray.core.hypergrad import (
 from l2t_ray.core.loss_network import DynamicLossNetwork, memory_weight
 from l2t_ray.core.memory import nothing_remembered, remembered
 from l2t_ray.core.reweight import Metric, Positive, class_centers, importance_weights
+from l2t_ray.core.round_metrics import plain_metrics, round_metrics
 from l2t_ray.core.timing import part
-from l2t_ray.core.unroll import InnerProblem, StepStatistics, plain_steps
+from l2t_ray.core.unroll import InnerProblem, plain_steps
 from l2t_ray.interfaces import (
     Batch,
     Data,
@@ -185,12 +187,15 @@ class L2TDLN:
         gradient = result.gradient
         with part("hypergradient"):
             error = result.error.item()  # on a GPU this waits until the way back is done
-        proposed = self._teacher.propose(current.version, gradient, error)
-        if self._schedule == "lookahead":
-            result = self._unroll(problem, state, proposed.phi, batches, rates)
-            self._teacher.learn(proposed.version, result.gradient)
-        else:
-            self._teacher.learn(current.version)
+        try:
+            proposed = self._teacher.propose(current.version, gradient, error)
+            if self._schedule == "lookahead":
+                result = self._unroll(problem, state, proposed.phi, batches, rates)
+                self._teacher.learn(proposed.version, result.gradient)
+            else:
+                self._teacher.learn(current.version)
+        except DivergenceError as failure:
+            raise self._explained(failure, problem, state, current.phi, result, batches, rates) from None
 
         metrics = round_metrics(self._group, result.error, result.statistics)
         phi_step = proposed.phi - current.phi
@@ -202,6 +207,26 @@ class L2TDLN:
             in_use = loss_in_use(current.phi.to(self._device), state)
             metrics["memory_weight"] = memory_weight(self._loss_network.spec, in_use).item()
         return self._after(state, result.student), metrics
+
+    def _explained(
+        self,
+        failure: DivergenceError,
+        problem: InnerProblem,
+        state: MethodState,
+        phi: Float[Tensor, " m"],
+        result: Hypergradient,
+        batches: RoundBatches,
+        rates: list[float],
+    ) -> DivergenceError:
+        """The same with advice: where steps or error were bad already, theirs, else about the second derivative."""
+        try:
+            round_metrics(self._group, result.error, result.statistics)
+        except DivergenceError as earlier:
+            advice, is_before_steps = earlier.advice, earlier.is_before_steps
+        else:
+            phi, is_before_steps = loss_in_use(phi.to(self._device), state), False
+            advice = not_finite_advice(problem, state.student, phi, batches.train, rates)
+        return DivergenceError(str(failure), advice=advice, is_before_steps=is_before_steps)
 
     def _untaught_round(
         self, problem: InnerProblem, state: MethodState, batches: RoundBatches, rates: list[float]
@@ -354,34 +379,3 @@ def initial_student(student: FlatModule, device: torch.device | str) -> StudentS
     theta = student.initial().to(device)
     buffers = {name: buffer.to(device) for name, buffer in student.initial_buffers().items()}
     return StudentState(theta, torch.zeros_like(theta), buffers)
-
-
-def plain_metrics(
-    problem: InnerProblem, student: StudentState, val: Batch, statistics: list[StepStatistics], rate: float
-) -> dict[str, Any]:
-    """`round_metrics` of a round without a hypergradient, with the validation error of its last student."""
-    with torch.no_grad():
-        error = problem.outer_error(student.theta, clone_buffers(student.buffers), val)
-    return {**round_metrics(problem.group, error, statistics), "lr": rate}
-
-
-def round_metrics(
-    group: Group, error: Float[Tensor, ""] | None, statistics: list[StepStatistics], *, limit: float = 1e8
-) -> dict[str, Any]:
-    """Numbers of a round, summed over workers in one collective and read from the device once.
-
-    Raises:
-        DivergenceError: if loss, gradient or error are not finite, or beyond `limit`.
-    """
-    steps = torch.stack([torch.stack((s.loss, s.logit_gradient_sum)) for s in statistics]).mean(dim=0)
-    shares = group.sum(torch.cat((steps, torch.zeros_like(steps[:1]) if error is None else error.reshape(1))))
-    norms = torch.stack([s.gradient_norm for s in statistics])
-    loss, logit_gradient_sum, val_error, gradient_norm = torch.cat((shares, norms.mean().reshape(1))).tolist()
-    values = {"training loss": loss, "gradient norm": gradient_norm, "validation error": val_error}
-    bad = {name: value for name, value in values.items() if not abs(value) < limit}  # also true for nan
-    if bad:
-        raise DivergenceError("the " + " and the ".join(f"{name} is {value:g}" for name, value in bad.items()))
-    metrics = {"train_loss": loss, "logit_gradient_sum": logit_gradient_sum, "gradient_norm": gradient_norm}
-    if error is not None:
-        metrics["val_error"] = val_error
-    return metrics

@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from l2t_ray.core.draws import counted_draws
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.timing import part, timed
+from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import (
     Data,
     DivergenceError,
@@ -52,6 +54,16 @@ class Arm:
     probe: Probe | None = None
 
 
+class StepSizes(NamedTuple):
+    """What a user calls the settings that make training's steps smaller, for advice; None: there is none to set."""
+
+    student: str
+    teacher: str | None
+
+
+IN_CONFIGURATIONS = StepSizes("training.learning_rate", "method.teacher.step_size")
+
+
 @dataclass(frozen=True)
 class Run:
     """What is trained on what, for how long. All arms see the same student and steps, and the same batches unless
@@ -69,6 +81,9 @@ class Run:
     checkpoint_every: int
     trace_dir: Path | None = None
     """Where a trace of a few rounds goes (`profile`); None: no trace."""
+    seed: int = 0
+    """Of what is drawn inside the student, by arm, round and worker: dropout and the like."""
+    step_sizes: StepSizes = IN_CONFIGURATIONS
 
     def train(
         self,
@@ -123,17 +138,15 @@ class Run:
             if index in (0, self.num_rounds // 2):
                 _snapshot(snapshots, arm, state, index)
             started = time.perf_counter()
+            draws = torch_seed(self.seed, f"draws of {arm.name}", index, self.group.rank)
             try:
-                with timed() as watch:
+                with counted_draws(draws, state.student.theta.device), timed() as watch:
                     with part("data"):
                         batches = data.round(index)
                     state, metrics = arm.method.round(state, batches, index)
             except DivergenceError as error:
-                diverged[arm.name] = (
-                    f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
-                    + ("" if arm.teacher is None else " or method.teacher.step_size")
-                    + "."
-                )
+                advice = self._advice(error, arm, state, index)
+                diverged[arm.name] = f"{arm.name} diverged in round {index}: {error}; {advice}."
                 if self.group.rank == 0:
                     warnings.warn(diverged[arm.name], stacklevel=2)
                 cut = Cut(arm.name, index, state, None, rows, snapshots, finished, diverged)
@@ -144,7 +157,8 @@ class Run:
             seconds = time.perf_counter() - started
             round_done()
             if is_last or done % self.eval_every == 0:
-                metrics |= self._evaluated(arm, state, index)
+                with counted_draws(draws, state.student.theta.device):
+                    metrics |= self._evaluated(arm, state, index)
             row = {
                 "arm": arm.name,
                 "round": index,
@@ -172,6 +186,18 @@ class Run:
                 raise StoppedError(f"stopped after round {done} of {self.num_rounds} of {arm.name}")
         assert cut is not None
         return cut
+
+    def _advice(self, error: DivergenceError, arm: Arm, state: MethodState, index: int) -> str:
+        """What helps against this divergence, to be read after what happened. All workers ask."""
+        batches = (arm.data or self.data).round(index)
+        if self._any_worker(not all(batch.inputs.isfinite().all() for batch in (*batches.train, batches.val)), state):
+            return "inputs of that round are not finite themselves: mend them or leave them out"
+        if error.advice is not None:
+            return error.advice
+        if error.is_before_steps and index == 0:
+            return "that is so before the first step: look at the model's first weights and the size of its inputs"
+        student, teacher = self.step_sizes
+        return f"try a smaller {student}" + (f" or {teacher}" if arm.teacher is not None and teacher else "")
 
     def _any_worker(self, is_so: bool, state: MethodState) -> bool:
         """Whether it is so on any worker: they do the same, or they would wait for each other for ever."""

@@ -6,7 +6,6 @@ one backward pass through the second unroll, phi' and the LSTM.
 """
 
 import math
-import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -23,9 +22,8 @@ from l2t_ray.core.hypergrad import ENGINES, naive_hypergradient
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.memory import DECAY
-from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, WarmUp, round_metrics
+from l2t_ray.core.meta_step import L2TDLN, Reweighting, StudentSgd, WarmUp
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
-from l2t_ray.core.unroll import StepStatistics
 from l2t_ray.interfaces import Batch, DivergenceError, MethodState, RoundBatches, loss_in_use
 from l2t_ray.tasks.classification import Classification
 
@@ -817,33 +815,6 @@ def test_a_round_that_diverges_says_so_and_leaves_the_teacher_alone(schedule):
     with pytest.raises(DivergenceError, match=r"validation error or its hypergradient is not finite .error nan"):
         method.round(method.init(), batches._replace(train=[batches.train[0], poisoned, batches.train[2]]), 0)
     assert teacher.read().version == 0 and torch.equal(teacher.read().phi, phi)
-
-
-def statistics(loss=1.0, norm=1.0):
-    return StepStatistics(torch.tensor(loss), torch.tensor(2.0), torch.tensor(norm))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), -2e8])
-def test_divergence_names_the_value(bad):
-    good = statistics()
-    with pytest.raises(DivergenceError, match=re.escape(f"the training loss is {bad / 2:g}") + "$"):
-        round_metrics(SingleProcess(), torch.tensor(0.5), [good._replace(loss=torch.tensor(0.0)), statistics(loss=bad)])
-    with pytest.raises(DivergenceError, match="the gradient norm is"):
-        round_metrics(SingleProcess(), torch.tensor(0.5), [good, statistics(norm=2 * bad)])
-    with pytest.raises(DivergenceError, match=re.escape(f"the validation error is {bad:g}") + "$"):
-        round_metrics(SingleProcess(), torch.tensor(bad), [good])
-    with pytest.raises(DivergenceError, match=r"the training loss is .* and the validation error is"):
-        round_metrics(SingleProcess(), torch.tensor(bad), [statistics(loss=bad)])
-
-
-def test_metrics_are_means_over_steps_and_sums_over_workers(run_on_two_workers):
-    """Losses, |dL/dz| sums and errors are shares; a gradient norm is the global one already."""
-    steps = [statistics(1.0, 3.0), statistics(2.0, 5.0)]
-    one = round_metrics(SingleProcess(), torch.tensor(0.5), steps)
-    assert one == {"train_loss": 1.5, "logit_gradient_sum": 2.0, "gradient_norm": 4.0, "val_error": 0.5}
-    for two in run_on_two_workers(lambda group: round_metrics(group, torch.tensor(0.5), steps)):
-        assert two == {"train_loss": 3.0, "logit_gradient_sum": 4.0, "gradient_norm": 4.0, "val_error": 1.0}
-    assert "val_error" not in round_metrics(SingleProcess(), None, steps)
 
 
 def test_logged_logit_gradient_is_the_sum_over_the_minibatch():
