@@ -122,10 +122,8 @@ def _spec(path: Path, text: Any, spec_type: type[Spec], count: int) -> Spec:
     for key, value in fields.items():
         if key not in hints:
             raise ValueError(f"{path} has {key[:40]!r} in its architecture, which this version does not know.")
-        is_size = isinstance(value, int) and not isinstance(value, bool)
-        if not _is_of(value, hints[key]) or (
-            is_size and hints[key] is not float and not 0 <= value <= max(count, SMALL)
-        ):
+        is_size = isinstance(value, int) and hints[key] is not float
+        if not _is_of(value, hints[key]) or (is_size and not 0 <= value <= max(count, SMALL)):
             raise _damaged(path, f"its architecture of {count:,} weights has {key}={str(value)[:40]}")
     try:
         return spec_type(**fields)

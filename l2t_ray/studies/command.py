@@ -10,11 +10,12 @@ from typing import get_args
 from rich.console import Console
 from rich.text import Text
 
+from l2t_ray.exit_codes import FAILED, exit_codes
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.reports.spread import spread
 from l2t_ray.reports.study import notes, table
 from l2t_ray.reports.tables import markdown
-from l2t_ray.run import exit_codes, working_directory
+from l2t_ray.run import working_directory
 from l2t_ray.settings import parsed
 from l2t_ray.studies.declaration import OWN_KEYS, SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
@@ -69,7 +70,7 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
             sweep, command=command, in_turn=arguments.in_turn, at_once=arguments.at_once, quiet=arguments.quiet
         )
     if failures:
-        raise SystemExit(1)
+        raise SystemExit(FAILED)
 
 
 def overridden(study: Study, overrides: Sequence[str], seeds: int | None) -> Study:

@@ -66,14 +66,13 @@ def test_every_cut_file_is_refused(path):
     refused(path, "is not a learned loss")
 
 
-def test_every_flipped_bit_is_noticed(path):
+def test_a_flipped_bit_in_any_byte_is_noticed(path):
     DynamicLossNetwork(hidden=3, layers=2, memory=3.0).save(path)
     whole = path.read_bytes()
     for place in range(len(whole)):
-        for bit in (1, 4, 32, 128):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-            with pytest.raises(ValueError):
-                DynamicLossNetwork.load(path)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        with pytest.raises(ValueError):
+            DynamicLossNetwork.load(path)
 
 
 @pytest.mark.parametrize("claim", [{"layers": 10**9}, {"hidden": 10**9}, {"label_table": 10**6}, {"channel": 10**18}])
