@@ -63,7 +63,7 @@ def parsed(overrides: Iterable[str]) -> dict[str, Any]:
     """Values by dotted key from `key.sub=value`s as people type them.
 
     Raises:
-        UserError: if one is malformed, or two contradict each other.
+        UserError: if one is malformed.
     """
     settings: dict[str, Any] = {}
     for override in overrides:
@@ -72,10 +72,8 @@ def parsed(overrides: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"override {override!r} is not of the form key.sub=value.")
         if not text.strip():
             raise UserError(f"override {override!r} has no value; give one, or {key}=null for none at all.")
-        value = _value(text, override)
-        if key in settings and settings[key] != value:
-            raise UserError(f"{key} stands twice {COMMAND_LINE}, with different values; keep one of them.")
-        settings[key] = value
+        settings.pop(key, None)  # the last one wins, and keeps its place in the order
+        settings[key] = _value(text, override)
     return settings
 
 
