@@ -25,14 +25,16 @@ Place = tuple[str, ...]
 
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9]{1,30}(_[0-9]{3}){0,9}$")
-_FLOAT = re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+_FLOAT = re.compile(
+    r"([-+]?(\.[0-9]{1,30}|[0-9]{1,30}(\.[0-9]{0,30})?)([eE][-+]?[0-9]{1,4})?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
 _BOOL = re.compile(r"(yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$")
 _NULL = re.compile(r"(~|null|Null|NULL|)$")
 _SCALARS = {
     "null": lambda text: None,
     "bool": lambda text: text.lower() in ("yes", "true", "on"),
     "int": int,
-    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
 }
 
 
@@ -151,7 +153,7 @@ class _Unfolded:
         for part in reversed(parts):
             if not isinstance(part, yaml.MappingNode):
                 raise _error(part, "<< takes a mapping or a list of mappings")
-            result |= self.value(part, place)
+            result |= self.value(part, (*place, "<<"))
         return result
 
 
