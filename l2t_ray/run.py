@@ -33,11 +33,12 @@ from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.data.catalog import Dataset
+from l2t_ray.exit_codes import exit_codes as exit_codes
 from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, data_root, load_dataset
 from l2t_ray.experiment.looks import check_hypergradient, closing_look
 from l2t_ray.experiment.run import build_run, build_store, resolve_device
 from l2t_ray.experiment.teachers import bare_loss_network
-from l2t_ray.interfaces import DivergenceError, FailureLimitError, StoppedError, Tracker, UserError
+from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening
 from l2t_ray.tracking.metrics import write_rows
@@ -460,29 +461,3 @@ def _tracker(config: ExperimentConfig, directory: Path, screen: Screen) -> Track
         tags={"data": config.data.name, "method": config.method.name},
         warn=screen.message,
     )
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turns what stops a run into one sentence and an exit code: 1 too many lost parts, 2 a user's mistake,
-    3 divergence, 130 a signal."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", flush=True)
-    try:
-        yield
-    except UserError as error:
-        raise SystemExit(_said(f"error: {error}", 2)) from None
-    except FailureLimitError as error:
-        raise SystemExit(_said(f"failed: {error}", 1)) from None
-    except DivergenceError as error:
-        raise SystemExit(_said(f"diverged: {error}", 3)) from None
-    except StoppedError as stopped:
-        raise SystemExit(_said(f"{stopped}", 130)) from None
-    except KeyboardInterrupt:
-        raise SystemExit(_said("stopped before the run began.", 130)) from None
-
-
-def _said(text: str, code: int) -> int:
-    import sys
-
-    print(text, file=sys.stderr, flush=True)
-    return code
