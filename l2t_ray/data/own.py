@@ -160,7 +160,7 @@ def _converted(
     notes = [
         *(note for listing in listings.values() for note in listing.notes),
         *notes,
-        *(f"{count} of {len(looks)} images were {what}" for what, count in sorted(done.items())),
+        *(f"{count} of {len(looks)} images {what}" for what, count in sorted(done.items())),
         *_notes_on_parts(root, listings),
     ]
     source = {

@@ -85,23 +85,23 @@ def agree(looks: Sequence[Look]) -> tuple[Reading, list[str]]:
     Raises:
         UserError: if they cannot be read alike.
     """
-    notes = []
+    notes, total = [], len(looks)
     colour = sum(look.is_colour for look in looks)
-    if 0 < colour < len(looks):
-        notes.append(f"{_of(len(looks) - colour, len(looks))} grey and were read as colour, like the others")
+    if 0 < colour < total:
+        notes.append(f"{total - colour} of {total} images converted from grey to colour, like the others")
     reading = Reading("RGB" if colour else "L")
     if deep := [look for look in looks if look.kind == "integers"]:
         highest = max(look.high for look in deep)
         reading = reading._replace(integers=next(depth for depth in DEPTHS if highest <= depth))
         notes.append(
-            f"{_of(len(deep), len(looks))} of 16 or 32 bits, with values up to {highest:.0f}: 0..{reading.integers} "
-            f"({reading.integers.bit_length()} bits) became 0..255"
+            f"{len(deep)} of {total} images converted from 16 or 32 bit: 0..{reading.integers} "
+            f"({reading.integers.bit_length()} bit; the largest value is {highest:.0f}) became 0..255"
         )
     if floats := [look for look in looks if look.kind == "floats"]:
         reading = reading._replace(floats=_unit(floats))
         notes.append(
-            f"{_of(len(floats), len(looks))} of floating-point numbers: 0..{reading.floats} became 0..255 "
-            f"(the largest is {max(look.high for look in floats):.6g})"
+            f"{len(floats)} of {total} images converted from floating-point numbers: 0..{reading.floats} (the largest "
+            f"is {max(look.high for look in floats):.6g}) became 0..255"
         )
     if halved := [look for look in looks if look.kind == "upper 8 bits"]:
         if max(look.high for look in halved) < 16:
@@ -109,14 +109,14 @@ def agree(looks: Sequence[Look]) -> tuple[Reading, list[str]]:
                 f"{halved[0].where} has 16 bits a channel, but no image of the set uses more than the lower 12, of "
                 "which 4 would be left; scale the values and save them with 8 bits a channel."
             )
-        notes.append(f"{_of(len(halved), len(looks))} of 16 bits a channel, of which the upper 8 were read")
+        notes.append(f"{len(halved)} of {total} images converted from 16 bit a channel: the upper 8 were read")
     return reading, notes
 
 
 def pixels_of(
     picture: Picture, reading: Reading, image_size: int | None
 ) -> tuple[UInt8[np.ndarray, "c h w"], frozenset[str]]:
-    """The pixels, and what was done to get at them, in words that follow "n images were".
+    """The pixels, and what was done to get at them, in words that follow "n images".
 
     Args:
         picture: one that `look_at` was content with.
@@ -129,7 +129,7 @@ def pixels_of(
     with _opened(picture, verify=True) as image:
         upright, is_turned = _upright(image)
         flat, is_laid_on_white = _laid_on_white(upright, picture.where)
-        done = {"partly transparent and laid on white"} if is_laid_on_white else set()
+        done = {"laid on white, being partly transparent"} if is_laid_on_white else set()
         if is_turned:
             done.add("turned as their EXIF data says")
         if flat.mode.startswith("I") or flat.mode == "F":
@@ -282,7 +282,3 @@ def _laid_on_white(image: Image.Image, where: str) -> tuple[Image.Image, bool]:
     if np.asarray(flat).min() == 255:
         raise UserError(f"{where} is white on transparency, of which nothing is seen on white; give it a background.")
     return flat, True
-
-
-def _of(count: int, total: int) -> str:
-    return f"{count} of {total} images {'is' if count == 1 else 'are'}"
