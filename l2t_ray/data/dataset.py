@@ -1,5 +1,6 @@
 """What every data set is once it is open, whatever it was read from."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,11 @@ def pixel_statistics(
     for start in range(0, n, rows):
         for channel in range(channels):
             counts[channel] += np.bincount(images[start : start + rows, channel].ravel(), minlength=256)
-    values = np.arange(256) / 255
-    mean = counts @ values / counts.sum(axis=1)
-    variance = (counts * np.square(values - mean[:, None])).sum(axis=1) / counts.sum(axis=1)
-    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())
+    values = np.arange(256)
+    total = n * height * width
+    sums, squares = (counts @ values).tolist(), (counts @ values**2).tolist()
+    # In whole numbers up to the last division: nothing is rounded before.
+    variances = [
+        (total * square - sum_ * sum_) / (total * 255) ** 2 for sum_, square in zip(sums, squares, strict=True)
+    ]
+    return tuple(sum_ / (total * 255) for sum_ in sums), tuple(math.sqrt(variance) for variance in variances)

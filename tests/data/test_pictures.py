@@ -60,8 +60,15 @@ def with_alpha(array, alpha):
 
 
 EIGHT_BIT = {
-    **{"PNG": "1 L P RGB", "TIFF": "1 L P RGB CMYK YCbCr", "BMP": "1 L P RGB", "PPM": "1 L RGB", "GIF": "1 L P RGB"},
-    **{"WEBP": "L P RGB CMYK YCbCr", "JPEG": "1 L RGB CMYK YCbCr", "JPEG2000": "L RGB CMYK YCbCr", "AVIF": "1 L P RGB"},
+    "PNG": "1 L P RGB",
+    "TIFF": "1 L P RGB CMYK YCbCr",
+    "BMP": "1 L P RGB",
+    "PPM": "1 L RGB",
+    "GIF": "1 L P RGB",
+    "WEBP": "L P RGB CMYK YCbCr",
+    "JPEG": "1 L RGB CMYK YCbCr",
+    "JPEG2000": "L RGB CMYK YCbCr",
+    "AVIF": "1 L P RGB",
 }
 
 
