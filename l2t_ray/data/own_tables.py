@@ -1,9 +1,10 @@
 """A part of a user's own images as a table: encoded images in one column, labels in another."""
 
+import contextlib
 import json
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,31 @@ def listing_of(path: Path) -> Listing:
 
 def _read(path: Path) -> pa.Table:
     """The columns image and label. Never mapped: a file that is cut short meanwhile would end the process."""
-    try:
+    with _naming_the_damaged(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError("it is no regular file")
         columns, table = _read_parquet(path) if path.suffix == ".parquet" else _read_ipc(path)
         table.validate(full=True)  # offsets in a damaged file may point anywhere
-    except Exception as error:  # A damaged file can raise nearly anything.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{shown(path)} cannot be read ({reason}); give an undamaged file.") from error
     if sorted(table.column_names) != list(COLUMNS) or not table.num_rows:
         raise UserError(
             f"{shown(path)} needs at least one row, and the columns image and label once each; it has "
             f"{table.num_rows} rows and {', '.join(columns) or 'no column'}."
         )
     return table
+
+
+@contextlib.contextmanager
+def _naming_the_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # A damaged file can raise nearly anything.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{shown(path)} cannot be read ({reason}); give an undamaged file.") from error
+
+
+def _values(column: pa.ChunkedArray, path: Path) -> list[Any]:
+    with _naming_the_damaged(path):  # the names of a damaged struct may be no text
+        return column.to_pylist()
 
 
 def _read_parquet(path: Path) -> tuple[Sequence[str], pa.Table]:
@@ -96,7 +108,7 @@ def _labels(column: pa.ChunkedArray, names: tuple[str, ...] | None, path: Path) 
             f"{shown(path)}: the column label is of type {column.type}, where one number or name a row is understood; "
             "write one."
         )
-    values = column.to_pylist()
+    values = _values(column, path)
     if not is_number:
         return [None if value is None else _clean(str(value), row, path) for row, value in enumerate(values)]
     numbers = [_whole(value, row, path) for row, value in enumerate(values)]
@@ -139,7 +151,7 @@ def _clean(name: str, row: int, path: Path) -> str:
 
 
 def _contents(column: pa.ChunkedArray, rows: Sequence[int], path: Path) -> list[bytes]:
-    contents, values = [], column.to_pylist()
+    contents, values = [], _values(column, path)
     for row in rows:
         value = values[row]
         content = value.get("bytes") if isinstance(value, dict) else value
