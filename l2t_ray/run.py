@@ -164,6 +164,8 @@ class Experiment:
             raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
         tracker = tracker or _tracker(config, directory, screen)
         screen.message(f"run {directory}" + ("" if start is None else f", from round {start.round} of {start.arm}"))
+        for note in load_dataset(config.data).notes:
+            screen.message(f"data: {note}")
         screen.start([(name, config.training.num_rounds) for name in config.arms()])
 
         def show(rows: Sequence[Mapping[str, Any]]) -> None:
