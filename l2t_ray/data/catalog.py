@@ -125,7 +125,10 @@ def _own(root: Path, image_size: int | None) -> Dataset:
     parts = own.list_parts(root)
     names, mode = own.class_names(parts["train"]), own.mode_of(parts["train"])
     sets = {
-        part: _own_part(root, part, listing, names, mode=mode, image_size=image_size) for part, listing in parts.items()
+        part: replace(
+            _own_part(root, part, listing, names, mode=mode, image_size=image_size), names=own.file_names(listing, root)
+        )
+        for part, listing in parts.items()
     }
     shapes = {part: images.images.shape[2:] for part, images in sets.items()}
     if len(set(shapes.values())) > 1:
@@ -144,6 +147,7 @@ def _own(root: Path, image_size: int | None) -> Dataset:
             np.arange(len(train) + len(clean)),
             train.class_names,
             train.source,
+            None if train.names is None else (*train.names, *(clean.names or [""] * len(clean))),
         )
     std = np.maximum(std, 1 / 255)  # images of one colour have nothing to be scaled by
     return Dataset("folder", train, sets["test"], tuple(mean.tolist()), tuple(std.tolist()), validation)

@@ -71,6 +71,13 @@ def class_names(listing: Listing) -> tuple[str, ...]:
     return tuple(sorted(names, key=(lambda name: int(name)) if all(name.isdigit() for name in names) else None))
 
 
+def file_names(listing: Listing, root: Path) -> tuple[str, ...] | None:
+    """Each image's path below the root, with `/` between; None where the images lie in a table."""
+    contents = [content for content, _ in listing.images]
+    paths = [content.relative_to(root).as_posix() for content in contents if isinstance(content, Path)]
+    return tuple(paths) if len(paths) == len(contents) else None
+
+
 def decode(listing: Listing, names: Sequence[str], *, image_size: int | None, mode: str, what: str) -> ImageSet:
     """The images as one array, all of one size.
 
