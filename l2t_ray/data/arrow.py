@@ -40,7 +40,7 @@ class ImageSet:
     """Labelled images, read-only when they come from a file.
 
     `positions` are the places of the rows in the set as published, which differ from the row numbers where a copy
-    lacks images. `source` tells where the images came from.
+    lacks images. `source` tells where the images came from. `names` are paths below a user's own folder.
     """
 
     images: UInt8[np.ndarray, "n c h w"]
@@ -48,6 +48,7 @@ class ImageSet:
     positions: Int[np.ndarray, " n"]
     class_names: tuple[str, ...]
     source: Mapping[str, Any] = field(default_factory=dict)
+    names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

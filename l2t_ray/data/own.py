@@ -17,6 +17,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def open_own(root: Path, image_size: int | None) -> Dataset:
         ):
             if (both := opened(is_last_look=True)) is None:
                 both = _converted(root, parts, image_size, paths, fingerprint)
-    train, test = both
+    train, test = (replace(images, names=images.source["names"]) for images in both)
     facts = train.source
     num_own = facts["num_own"]
     validation = np.arange(num_own, len(train)) if num_own < len(train) else None
@@ -174,7 +175,11 @@ def _converted(
     }
     train, test = ([name for name in listings if (name == "test") == is_test] for is_test in (False, True))
     return tuple(  # pyright: ignore[reportReturnType]
-        keep(_image_set(names, images, listings, class_names, source), paths[names[0]]) for names in (train, test)
+        keep(
+            _image_set(names, images, listings, class_names, {**source, "names": _file_names(root, names, listings)}),
+            paths[names[0]],
+        )
+        for names in (train, test)
     )
 
 
@@ -192,6 +197,14 @@ def _image_set(
     positions = [start + listings[name].positions for start, name in zip(starts, names, strict=False)]
     pixels = images[names[0]] if len(names) == 1 else np.concatenate([images[name] for name in names])
     return ImageSet(pixels, np.array(labels, dtype=np.int64), np.concatenate(positions), class_names, source)
+
+
+def _file_names(root: Path, names: Sequence[str], listings: Mapping[str, Listing]) -> list[str] | None:
+    """Each image's path below the root, with `/` between; None where the images of the first part lie in a table."""
+    contents = [picture.content for name in names for picture in listings[name].pictures]
+    if not isinstance(contents[0], Path):
+        return None
+    return [content.relative_to(root).as_posix() if isinstance(content, Path) else "" for content in contents]
 
 
 def _decoded(

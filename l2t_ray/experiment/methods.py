@@ -1,5 +1,6 @@
 """From a configuration to a method that is ready to be trained."""
 
+import logging
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,7 @@ from l2t_ray.config import (
 )
 from l2t_ray.core.loss_network import started_at
 from l2t_ray.core.meta_step import L2TDLN, Reweighting, WarmUp
-from l2t_ray.core.noise_estimate import noise_channel
+from l2t_ray.core.noise_estimate import estimate_noise
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.experiment.images import build_data, build_loader, build_policy, clean_images, observed_labels
 from l2t_ray.experiment.parts import Parts, ending_start, estimate_rounds, warm_rounds
@@ -38,6 +39,8 @@ from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
 from l2t_ray.interfaces import Batch, Data, Method, StudentState, Teacher, UserError
 from l2t_ray.training.loop import Arm
+
+_LOG = logging.getLogger(__name__)
 
 
 def build_arm(method: MethodConfig, parts: Parts) -> Arm:
@@ -123,14 +126,15 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor
     def on_device(labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels).to(parts.device)
 
-    channel = noise_channel(
+    estimate = estimate_noise(
         embeddings(split.validation),
         on_device(judged[split.validation]),
         embeddings(split.train),
         on_device(observed[split.train]),
         num_classes=dataset.num_classes,
     )
-    return group.sum(channel.to(student.theta))
+    _LOG.info("label noise: %s", estimate)
+    return group.sum(estimate.channel.to(student.theta))
 
 
 def in_turn(method: Method, ending: Method | None, settings: MethodConfig, parts: Parts) -> Method:

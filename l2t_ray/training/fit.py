@@ -1,5 +1,6 @@
 """Train your own model on your own data with a learned loss, in this process: no configuration, no Ray."""
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -17,7 +18,7 @@ from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.loss_network import DynamicLossNetwork, started_at
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN, StudentSgd, WarmUp
-from l2t_ray.core.noise_estimate import noise_channel
+from l2t_ray.core.noise_estimate import NoiseEstimate, estimate_noise
 from l2t_ray.core.slope import SlopeBound
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.tensors import TensorData
@@ -26,15 +27,20 @@ from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.loop import Arm, Run
 
 _IMAGES_AT_ONCE = 500
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` gives back: the trained model, the loss it was trained with at the end, and a row a round."""
+    """What `fit` gives back: the trained model, the loss it was trained with at the end, and a row a round.
+
+    `noise` is the estimate that the loss started from, with its standard errors; None where there was none.
+    """
 
     model: nn.Module
     loss_network: DynamicLossNetwork
     rows: list[dict[str, Any]]
+    noise: NoiseEstimate | None = None
 
 
 def fit(
@@ -111,13 +117,13 @@ def fit(
     sgd = StudentSgd(lambda step: learning_rate * (1 + cos(pi * step / total)) / 2, num_steps, momentum, weight_decay)
     phi = loss_network.phi.detach()
     local = LocalTeacher(phi, rule, SlopeBound(spec, phi))
-    warm_up = None
+    warm_up, estimates = None, list[NoiseEstimate]()
     if warm_rounds:
 
         def channel_start(trained: StudentState, phi: Tensor, index: int) -> Tensor:
             del index
-            channel = _estimated_channel(student, trained, train, validation, data.num_classes, device)
-            return started_at(spec, phi, channel)
+            estimates.append(_estimated_noise(student, trained, train, validation, data.num_classes, device))
+            return started_at(spec, phi, estimates[-1].channel.to(phi))
 
         plain = FixedLoss(Trainee(student, task, sgd, group, device), cross_entropy)
         warm_up = WarmUp(warm_rounds, plain, channel_start if spec.channel else None)
@@ -154,19 +160,19 @@ def fit(
     FlatModule(trained).load(cut.state.student.theta, cut.state.student.buffers)
     with torch.no_grad():
         learned.phi.copy_(loss_in_use(local.read().phi, cut.state))
-    return Fit(trained, learned.requires_grad_(False), cut.rows)
+    return Fit(trained, learned.requires_grad_(False), cut.rows, estimates[-1] if estimates else None)
 
 
 @torch.no_grad()
-def _estimated_channel(
+def _estimated_noise(
     student: FlatModule,
     trained: StudentState,
     train: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
     num_classes: int,
     device: torch.device | str,
-) -> Tensor:
-    """The noise `[c, c]` of the training labels, as this student and the validation labels show it."""
+) -> NoiseEstimate:
+    """The noise of the training labels, as this student and the validation labels show it."""
 
     def log_probabilities(inputs: Tensor) -> Tensor:
         pieces = inputs.split(_IMAGES_AT_ONCE)
@@ -175,4 +181,6 @@ def _estimated_channel(
 
     noisy, clean = (labels.to(device) for _, labels in (train, validation))
     of_clean, of_noisy = log_probabilities(validation[0]), log_probabilities(train[0])
-    return noise_channel(of_clean, clean, of_noisy, noisy, num_classes=num_classes).to(trained.theta)
+    estimate = estimate_noise(of_clean, clean, of_noisy, noisy, num_classes=num_classes)
+    _LOG.info("label noise: %s", estimate)
+    return estimate
