@@ -158,6 +158,28 @@ class L2TDLN:
         """What the student minimises in a first round, as if there were no warm-up; for checks from outside."""
         return self._in_state(self._with_centers(self._with_memory(self.init(), batches), 0))
 
+    def dry_problem(self, batches: RoundBatches) -> tuple[InnerProblem, StudentState, Float[Tensor, " m"]]:
+        """Problem, student and loss of a first round, as if there were no warm-up and all samples counted alike. The
+        teacher is not asked: the loss is the loss network's own."""
+        state = self._with_memory(self.init(), batches)
+        inner_loss = partial(self._inner_loss, memory=state.extra.get("memory"))
+        phi = self._loss_network.phi.detach().to(self._device)
+        return replace(self._problem, inner_loss=inner_loss), state.student, phi
+
+    def dry_unroll(self, batches: RoundBatches) -> Hypergradient:
+        """The hypergradient of `dry_problem`, by the engine in use."""
+        problem, student, phi = self.dry_problem(batches)
+        return hypergradient(
+            problem,
+            student,
+            phi,
+            batches.train,
+            batches.val,
+            rates=self._sgd.rates(0, len(batches.train)),
+            engine=self._chosen_engine(problem, student, phi, batches),
+            horizon=self._horizon,
+        )
+
     def init(self) -> MethodState:
         starts = self._warm_up is not None and self._warm_up.loss_start is not None
         extra = {"loss_start": torch.zeros_like(self._loss_network.phi.detach(), device=self._device)} if starts else {}

@@ -1,8 +1,8 @@
 """Train your own model on your own data with a learned loss, in this process: no configuration, no Ray."""
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any, Literal
@@ -20,17 +20,25 @@ from l2t_ray.core.meta_step import L2TDLN, StudentSgd, WarmUp
 from l2t_ray.core.noise_estimate import noise_channel
 from l2t_ray.core.slope import SlopeBound
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
+from l2t_ray.data.examples import as_examples
 from l2t_ray.data.tensors import TensorData
 from l2t_ray.interfaces import DivergenceError, StudentState, UserError, loss_in_use
 from l2t_ray.tasks.classification import Classification
+from l2t_ray.training.arguments import check_arguments, usable_device
+from l2t_ray.training.dry_round import dry_round, first_outputs, try_export, with_remedies
+from l2t_ray.training.explain import Words
 from l2t_ray.training.loop import Arm, Run
+from l2t_ray.training.remedies import applied
+from l2t_ray.training.user_module import check_parameters, copied, initialise_lazy
 
-_IMAGES_AT_ONCE = 500
+_LOG = logging.getLogger(__name__)
+_LARGE_INPUT = 20.0
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` gives back: the trained model, the loss it was trained with at the end, and a row a round."""
+    """What `fit` gives back: the trained model in evaluation mode, the loss it was trained with at the end, and a row a
+    round."""
 
     model: nn.Module
     loss_network: DynamicLossNetwork
@@ -56,70 +64,158 @@ def fit(
     device: torch.device | str = "cpu",
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Fit:
-    """Trains `model` on noisy examples under a loss that is learned from clean ones.
+    """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
+
+    One round is tried first, on a copy of its own (`dry_round`), so that what cannot be trained is refused at once.
 
     Args:
-        model: gives logits `[n, c]` for inputs `[n, ...]`; left as it is.
-        train: inputs and labels to train on; labels may be wrong.
+        model: gives logits `[n, c]` for inputs `[n, ...]`, of any floating-point type; left as it is. It may have more
+            outputs than the labels have classes. Lazy modules get their shapes from the validation inputs.
+        train: inputs and labels to train on, tensors or NumPy arrays; labels may be wrong, and of any integer type.
         validation: inputs and labels to judge by; small and clean. Never trained on.
         num_rounds: changes of the loss; the model takes `num_rounds * num_steps` SGD steps, with cosine decay.
         warm_share: share of the rounds under plain cross-entropy, after which the label noise is estimated and the
             loss goes on from there (`core/noise_estimate.py`). Short enough that wrong labels are not memorised in it.
-            0: the loss is learned from the first round on.
+            0: the loss is learned from the first round on. 1: it never is.
         teacher: what changes the loss: `adam` on its weights, or the `lstm`.
         loss_network: where the loss begins; None: fitted to cross-entropy, with a noise channel, or with a table of
             label pairs if `warm_share` is 0. The noise is estimated for a loss network with a channel alone.
+        device: where it is trained. The sets are kept there if they fit; the trained model is where `model` is.
         on_row: hears the numbers of each round; `test_accuracy` in them is on the validation set.
 
     Raises:
-        UserError: if the data does not fit together (see `TensorData`), or `loss_network` is for another number of
-            classes.
+        UserError: before anything is trained, if an argument is none (`arguments`), the data does not fit together
+            (`TensorData`), or the model cannot be copied, evaluated, or differentiated twice.
         DivergenceError: if the training error or a gradient is not finite.
     """
-    group = SingleProcess()
-    data = TensorData(
-        train,
-        validation,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        val_batch_size=val_batch_size,
-        seed=seed,
-        device=device,
+    check_arguments(locals())
+    settings = _Settings(
+        num_rounds,
+        num_steps,
+        batch_size,
+        learning_rate,
+        momentum,
+        weight_decay,
+        round(warm_share * num_rounds),
+        teacher,
     )
-    warm_rounds = round(warm_share * num_rounds)
-    loss_network = loss_network or DynamicLossNetwork(
-        init="cross_entropy",
-        pairs="softmax",
-        activation="silu",
-        channel=data.num_classes if warm_rounds else None,
-        label_table=None if warm_rounds else data.num_classes,
-        seed=seed,
-    )
-    spec = loss_network.spec
-    if spec.num_classes not in (None, data.num_classes):
-        raise UserError(
-            f"loss_network is for {spec.num_classes} classes, and the labels have {data.num_classes}; "
-            "make one for as many, or leave it out."
+    check_parameters(model)
+    words, place = Words(), usable_device(device)
+    # Somebody may call this inside torch.no_grad() or torch.inference_mode().
+    with torch.inference_mode(False), torch.enable_grad():
+        student = copied(model)
+        home = next(student.parameters()).device
+        student.to(place)
+        judged_by, _ = validation = as_examples("validation", validation)
+        first = judged_by[:val_batch_size].to(place)
+        initialise_lazy(student, first, seed)
+        num_outputs = first_outputs(student, first, words).shape[1]
+        data = TensorData(
+            train,
+            validation,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            seed=seed,
+            device=place,
+            num_classes=num_outputs,
         )
-    student, task = FlatModule(model), Classification()
-    num_weights = loss_network.phi.numel()
-    rule = adam = AdamRule(num_weights, clip=1.0)
-    if teacher == "lstm":
-        lstm = LSTMTeacher((20, 20), head="linear", seed=seed)
-        rule = LstmRule(lstm, num_weights, step_size=3e-4, horizon=10, clip=1.0, base=adam)
-    total = num_rounds * num_steps
-    sgd = StudentSgd(lambda step: learning_rate * (1 + cos(pi * step / total)) / 2, num_steps, momentum, weight_decay)
+        network = _loss_network(loss_network, data, has_channel=settings.warm_rounds > 0, seed=seed)
+
+        def try_a_round() -> None:
+            run, method, _ = _built(settings, FlatModule(copied(student)), data, network, seed, place)
+            learns = settings.warm_rounds < num_rounds
+            dry_round(method, run.student, run.task, run.group, data.dry_round(), words, learns_loss=learns)
+            copied(run.student.module)
+
+        remedies = with_remedies(student, try_a_round)
+        try_export(network)
+        for remedy in remedies:
+            _LOG.warning("model %s.", remedy.note)
+        run, _, local = _built(settings, FlatModule(student), data, network, seed, place)
+        with warnings.catch_warnings(), applied(remedies):
+            warnings.simplefilter("ignore")  # it is raised, below
+            cut = run.train(start=None, store=None, on_row=on_row)
+        if cut.diverged:
+            raise DivergenceError(*cut.diverged.values())
+        run.student.load(cut.state.student.theta, cut.state.student.buffers)
+        learned = copied(network, "loss_network")
+        with torch.no_grad():
+            learned.phi.copy_(loss_in_use(local.read().phi, cut.state))
+        return Fit(copied(student).to(home).eval(), learned.requires_grad_(False), cut.rows)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The numbers among the arguments of `fit`."""
+
+    num_rounds: int
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    warm_rounds: int
+    teacher: str
+
+    @property
+    def sgd(self) -> StudentSgd:
+        base, total = self.learning_rate, self.num_rounds * self.num_steps
+        return StudentSgd(
+            lambda step: base * (1 + cos(pi * step / total)) / 2, self.num_steps, self.momentum, self.weight_decay
+        )
+
+
+def _loss_network(
+    given: DynamicLossNetwork | None, data: TensorData, *, has_channel: bool, seed: int
+) -> DynamicLossNetwork:
+    """The loss to begin with; one that is given is copied.
+
+    Raises:
+        UserError: if it is for another number of classes.
+    """
+    num_classes = data.num_classes
+    if given is None:
+        return DynamicLossNetwork(
+            init="cross_entropy",
+            pairs="softmax",
+            activation="silu",
+            channel=num_classes if has_channel else None,
+            label_table=None if has_channel else num_classes,
+            seed=seed,
+        )
+    if given.spec.num_classes not in (None, num_classes):
+        raise UserError(
+            f"loss_network is for {given.spec.num_classes} classes, and the labels have {data.num_labels}, model "
+            f"{num_classes} outputs; make one for {num_classes}, or leave it out."
+        )
+    return copied(given, "loss_network")
+
+
+def _built(
+    settings: _Settings,
+    student: FlatModule,
+    data: TensorData,
+    loss_network: DynamicLossNetwork,
+    seed: int,
+    device: torch.device,
+) -> tuple[Run, L2TDLN, LocalTeacher]:
+    """Everything that is trained, at its beginning."""
+    group, task, spec, warm_rounds = SingleProcess(), Classification(), loss_network.spec, settings.warm_rounds
     phi = loss_network.phi.detach()
+    rule = adam = AdamRule(phi.numel(), clip=1.0)
+    if settings.teacher == "lstm":
+        lstm = LSTMTeacher((20, 20), head="linear", seed=seed)
+        rule = LstmRule(lstm, phi.numel(), step_size=3e-4, horizon=10, clip=1.0, base=adam)
     local = LocalTeacher(phi, rule, SlopeBound(spec, phi))
+
+    def channel_start(trained: StudentState, phi: Tensor, index: int) -> Tensor:
+        del index
+        return started_at(spec, phi, _estimated_channel(student, trained, data))
+
     warm_up = None
     if warm_rounds:
-
-        def channel_start(trained: StudentState, phi: Tensor, index: int) -> Tensor:
-            del index
-            channel = _estimated_channel(student, trained, train, validation, data.num_classes, device)
-            return started_at(spec, phi, channel)
-
-        plain = FixedLoss(Trainee(student, task, sgd, group, device), cross_entropy)
+        plain = FixedLoss(Trainee(student, task, settings.sgd, group, device), cross_entropy)
         warm_up = WarmUp(warm_rounds, plain, channel_start if spec.channel else None)
     method = L2TDLN(
         student,
@@ -127,10 +223,10 @@ def fit(
         data,
         loss_network,
         local,
-        sgd,
+        settings.sgd,
         group,
         warm_up=warm_up,
-        num_images=len(train[0]),
+        num_images=data.num_train,
         device=device,
     )
     run = Run(
@@ -139,40 +235,30 @@ def fit(
         task=task,
         data=data,
         group=group,
-        num_rounds=num_rounds,
-        num_steps=num_steps,
-        images_per_round=num_steps * batch_size,
+        num_rounds=settings.num_rounds,
+        num_steps=settings.num_steps,
+        images_per_round=settings.num_steps * settings.batch_size,
         eval_every=25,
-        checkpoint_every=num_rounds,
+        checkpoint_every=settings.num_rounds,
+        tests_on_validation=True,
+        advice=lambda arm: _advice(data.extremes.largest),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is raised, below
-        cut = run.train(start=None, store=None, on_row=on_row)
-    if cut.diverged:
-        raise DivergenceError(*cut.diverged.values())
-    trained, learned = deepcopy(model), deepcopy(loss_network)
-    FlatModule(trained).load(cut.state.student.theta, cut.state.student.buffers)
-    with torch.no_grad():
-        learned.phi.copy_(loss_in_use(local.read().phi, cut.state))
-    return Fit(trained, learned.requires_grad_(False), cut.rows)
+    return run, method, local
+
+
+def _advice(largest: float) -> str:
+    cure = "try a smaller learning_rate"
+    return cure if largest <= _LARGE_INPUT else f"{cure}, or scale the inputs, which reach {largest:g}"
 
 
 @torch.no_grad()
-def _estimated_channel(
-    student: FlatModule,
-    trained: StudentState,
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
-    num_classes: int,
-    device: torch.device | str,
-) -> Tensor:
+def _estimated_channel(student: FlatModule, trained: StudentState, data: TensorData) -> Tensor:
     """The noise `[c, c]` of the training labels, as this student and the validation labels show it."""
-
-    def log_probabilities(inputs: Tensor) -> Tensor:
-        pieces = inputs.split(_IMAGES_AT_ONCE)
-        logits = [student(trained.theta, trained.buffers, x.to(device), training=False) for x in pieces]
-        return torch.cat(logits).double().log_softmax(dim=1)
-
-    noisy, clean = (labels.to(device) for _, labels in (train, validation))
-    of_clean, of_noisy = log_probabilities(validation[0]), log_probabilities(train[0])
-    return noise_channel(of_clean, clean, of_noisy, noisy, num_classes=num_classes).to(trained.theta)
+    said, labels = [], []
+    for batches in (data.validation(0), data.training_examples()):
+        pairs = [
+            (student(trained.theta, trained.buffers, batch.inputs, training=False), batch.targets) for batch in batches
+        ]
+        said.append(torch.cat([logits for logits, _ in pairs]).double().log_softmax(dim=1))
+        labels.append(torch.cat([targets for _, targets in pairs]))
+    return noise_channel(said[0], labels[0], said[1], labels[1], num_classes=data.num_classes).to(trained.theta)

@@ -52,6 +52,12 @@ class Arm:
     probe: Probe | None = None
 
 
+def lower_rates(arm: Arm) -> str:
+    """What to do about an arm that diverged, in the keys of a configuration."""
+    step_size = "" if arm.teacher is None else " or method.teacher.step_size"
+    return f"try a smaller training.learning_rate{step_size}"
+
+
 @dataclass(frozen=True)
 class Run:
     """What is trained on what, for how long. All arms see the same student and steps, and the same batches unless
@@ -69,6 +75,10 @@ class Run:
     checkpoint_every: int
     trace_dir: Path | None = None
     """Where a trace of a few rounds goes (`profile`); None: no trace."""
+    tests_on_validation: bool = False
+    """The test set is the validation part: one pass serves for both."""
+    advice: Callable[[Arm], str] = lower_rates
+    """What to do about an arm that diverged, in the words of whoever is called."""
 
     def train(
         self,
@@ -129,11 +139,7 @@ class Run:
                         batches = data.round(index)
                     state, metrics = arm.method.round(state, batches, index)
             except DivergenceError as error:
-                diverged[arm.name] = (
-                    f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
-                    + ("" if arm.teacher is None else " or method.teacher.step_size")
-                    + "."
-                )
+                diverged[arm.name] = f"{arm.name} diverged in round {index}: {error}; {self.advice(arm)}."
                 if self.group.rank == 0:
                     warnings.warn(diverged[arm.name], stacklevel=2)
                 cut = Cut(arm.name, index, state, None, rows, snapshots, finished, diverged)
@@ -181,11 +187,11 @@ class Run:
 
     def _evaluated(self, arm: Arm, state: MethodState, index: int) -> Metrics:
         """Metrics on the whole test and validation parts, and what the arm's probe sees."""
-        validation = self.data.validation(self.data.epoch(index))
-        on_test, on_validation = (
-            evaluate(self.student, state.student, self.task, batches, self.group)
-            for batches in (self.data.test(), validation)
-        )
+        sets = [self.data.test()]
+        if not self.tests_on_validation:
+            sets.append(self.data.validation(self.data.epoch(index)))
+        scores = [evaluate(self.student, state.student, self.task, batches, self.group) for batches in sets]
+        on_test, on_validation = scores[0], scores[-1]
         metrics = on_test | {f"validation_{name.removeprefix('test_')}": x for name, x in on_validation.items()}
         return metrics if arm.probe is None else metrics | arm.probe(arm.method, state, index)
 
