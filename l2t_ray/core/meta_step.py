@@ -52,6 +52,7 @@ from l2t_ray.interfaces import (
 
 _LOG = logging.getLogger(__name__)
 
+DRY_RATE = 1e-3
 Schedule = Literal["pipelined", "lookahead"]
 RateSchedule = Callable[[int], float]
 """The student's learning rate at a step, counted from the first step of training."""
@@ -167,7 +168,7 @@ class L2TDLN:
         return replace(self._problem, inner_loss=inner_loss), state.student, phi
 
     def dry_unroll(self, batches: RoundBatches) -> Hypergradient:
-        """The hypergradient of `dry_problem`, by the engine in use."""
+        """The hypergradient of `dry_problem`, by the engine in use, for steps that are too small to diverge."""
         problem, student, phi = self.dry_problem(batches)
         return hypergradient(
             problem,
@@ -175,7 +176,7 @@ class L2TDLN:
             phi,
             batches.train,
             batches.val,
-            rates=self._sgd.rates(0, len(batches.train)),
+            rates=[DRY_RATE] * len(batches.train),
             engine=self._chosen_engine(problem, student, phi, batches),
             horizon=self._horizon,
         )

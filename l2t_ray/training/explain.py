@@ -19,18 +19,10 @@ class Words(NamedTuple):
     train: str = "train"
     validation: str = "validation"
     batch_size: str = "batch_size"
+    """The setting with its value, as in `batch_size=25`."""
     val_batch_size: str = "val_batch_size"
-    learning_rate: str = "learning_rate"
-
-
-CONFIGURATION = Words(
-    "student",
-    "the training images",
-    "the validation images",
-    "training.batch_size",
-    "training.val_batch_size",
-    "training.learning_rate",
-)
+    is_own: bool = True
+    """The caller brought the model: whatever it raises is theirs to mend, not a fault of ours."""
 
 
 class Place(NamedTuple):
@@ -51,13 +43,16 @@ class Place(NamedTuple):
 
 @contextmanager
 def explained(words: Words, place: Place) -> Iterator[None]:
-    """Inside, whatever the model raises becomes a `UserError`, with the cause behind it."""
+    """Inside, what the model raises becomes a `UserError`, with the cause behind it."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_sentence(words, place, error)) from error
+        sentence = _sentence(words, place, error)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from error
 
 
 def check_outputs(outputs: Any, words: Words, place: Place) -> None:
@@ -79,7 +74,7 @@ def check_outputs(outputs: Any, words: Words, place: Place) -> None:
         )
     if not outputs.is_floating_point():
         raise UserError(
-            f"{words.model} gives {_short(outputs.dtype)} where logits are expected; return the scores, not the classes."
+            f"{words.model} gives {_short(outputs.dtype)} where logits are expected; return scores, not classes."
         )
     if outputs.shape[1] < 2:
         raise UserError(f"{words.model} gives one output an example; give it one for each class, two for yes and no.")
@@ -106,7 +101,7 @@ def check_finite(values: Tensor, what: str, words: Words, place: Place) -> None:
         )
 
 
-def _sentence(words: Words, place: Place, error: Exception) -> str:
+def _sentence(words: Words, place: Place, error: Exception) -> str | None:
     text = f"{type(error).__name__}: {first_line(error)}"
     for pattern, explain in _CAUSES:
         found = re.search(pattern, text)
@@ -134,8 +129,8 @@ def _several_inputs(words: Words, place: Place, found: re.Match[str]) -> str:
 
 def _batch_of_one(words: Words, place: Place, found: re.Match[str]) -> str:
     return (
-        f"{place.size_key}={len(place.inputs)} gives a batch norm of {words.model} a single value a channel in "
-        f"training; set {place.size_key} to 2 or more, or use nn.GroupNorm."
+        f"{place.size_key} gives a batch norm of {words.model} a single value a channel in training; give it two "
+        "examples or more, or use a group norm."
     )
 
 
@@ -150,7 +145,7 @@ def _dtypes(words: Words, place: Place, found: re.Match[str]) -> str | None:
     given, own = _short(place.inputs.dtype), _short(place.dtype)
     if given == own:
         if place.inputs.device.type == "cpu" and place.dtype == torch.float16:
-            return f"{words.model} is float16, for which the CPU lacks operations ({found[0]}); try .float() or .bfloat16()."
+            return f"{words.model} is float16, which the CPU lacks operations for ({found[0]}); try .float()."
         return None
     if place.inputs.is_floating_point():
         return (

@@ -100,7 +100,8 @@ def fit(
         teacher,
     )
     check_parameters(model)
-    words, place = Words(), usable_device(device)
+    place = usable_device(device)
+    words = Words(batch_size=f"batch_size={batch_size}", val_batch_size=f"val_batch_size={val_batch_size}")
     # Somebody may call this inside torch.no_grad() or torch.inference_mode().
     with torch.inference_mode(False), torch.enable_grad():
         student = copied(model)

@@ -19,25 +19,25 @@ class Remedy(NamedTuple):
     """
 
     pattern: str
-    setting: Callable[[], AbstractContextManager[None]]
+    setting: Callable[[], AbstractContextManager[object]]
     note: str
 
 
-def _plain_attention() -> AbstractContextManager[None]:
+def _plain_attention() -> AbstractContextManager[object]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def _eager() -> AbstractContextManager[None]:
+def _eager() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")
 
 
-def _no_cudnn() -> AbstractContextManager[None]:
+def _no_cudnn() -> AbstractContextManager[object]:
     return torch.backends.cudnn.flags(enabled=False)
 
 
-def _no_mkldnn() -> AbstractContextManager[None]:
+def _no_mkldnn() -> AbstractContextManager[object]:
     return torch.backends.mkldnn.flags(enabled=False)
 
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from l2t_ray.interfaces import UserError
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-def copied(module: nn.Module, name: str = "model") -> nn.Module:
+
+def copied(module: AnyModule, name: str = "model") -> AnyModule:
     """A copy that shares nothing with the module.
 
     Tensors that a forward pass left on it, with a graph that cannot be copied, are copied by value.
@@ -28,7 +30,7 @@ def copied(module: nn.Module, name: str = "model") -> nn.Module:
     except Exception as error:
         raise UserError(
             f"{name} cannot be copied, and a copy of it is what is trained: copy.deepcopy gives "
-            f"{type(error).__name__}: {first_line(error)}; keep locks, files and generators out of {name}, or give it a "
+            f"{type(error).__name__}: {first_line(error)}; keep locks, files and generators out of it, or give it a "
             "__deepcopy__."
         ) from error
 
