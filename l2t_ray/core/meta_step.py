@@ -159,6 +159,11 @@ class L2TDLN:
         """What the student minimises in a first round, as if there were no warm-up; for checks from outside."""
         return self._in_state(self._with_centers(self._with_memory(self.init(), batches), 0))
 
+    @property
+    def loss_network(self) -> DynamicLossNetwork:
+        """The architecture of the loss; its weights are where a dry round begins, and not what is learned."""
+        return self._loss_network
+
     def dry_problem(self, batches: RoundBatches) -> tuple[InnerProblem, StudentState, Float[Tensor, " m"]]:
         """Problem, student and loss of a first round, as if there were no warm-up and all samples counted alike. The
         teacher is not asked: the loss is the loss network's own."""

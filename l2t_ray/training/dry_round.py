@@ -103,6 +103,7 @@ def dry_round(
                     part.round(part.init(), batches, 0)
             elif learns_loss:
                 _try_products(part, batches, words, here)
+                _try_export(part.loss_network)
 
 
 def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
@@ -111,7 +112,7 @@ def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Pl
     # The finite-difference check of these derivatives belongs here: `method.dry_problem(batches)` has what it needs.
 
 
-def try_export(loss_network: DynamicLossNetwork) -> None:
+def _try_export(loss_network: DynamicLossNetwork) -> None:
     """Writes the loss to a temporary place and reads it again.
 
     Raises:

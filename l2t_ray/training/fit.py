@@ -25,7 +25,7 @@ from l2t_ray.data.tensors import TensorData
 from l2t_ray.interfaces import DivergenceError, StudentState, UserError, loss_in_use
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.arguments import check_arguments, usable_device
-from l2t_ray.training.dry_round import dry_round, first_outputs, try_export, with_remedies
+from l2t_ray.training.dry_round import dry_round, first_outputs, with_remedies
 from l2t_ray.training.explain import Words
 from l2t_ray.training.loop import Arm, Run
 from l2t_ray.training.remedies import applied
@@ -89,13 +89,16 @@ def fit(
         DivergenceError: if the training error or a gradient is not finite.
     """
     check_arguments(locals())
+    num_rounds, num_steps, batch_size, val_batch_size, seed = map(
+        int, (num_rounds, num_steps, batch_size, val_batch_size, seed)
+    )
     settings = _Settings(
         num_rounds,
         num_steps,
         batch_size,
-        learning_rate,
-        momentum,
-        weight_decay,
+        float(learning_rate),
+        float(momentum),
+        float(weight_decay),
         round(warm_share * num_rounds),
         teacher,
     )
@@ -130,7 +133,6 @@ def fit(
             copied(run.student.module)
 
         remedies = with_remedies(student, try_a_round)
-        try_export(network)
         for remedy in remedies:
             _LOG.warning("model %s.", remedy.note)
         run, _, local = _built(settings, FlatModule(student), data, network, seed, place)
@@ -144,6 +146,10 @@ def fit(
         with torch.no_grad():
             learned.phi.copy_(loss_in_use(local.read().phi, cut.state))
         return Fit(copied(student).to(home).eval(), learned.requires_grad_(False), cut.rows)
+
+
+# What is no such argument is for the table of rules to say, not for a type checker at run time.
+setattr(fit, "__no_type_check__", True)  # noqa: B010
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from l2t_ray.interfaces import UserError
 
@@ -19,13 +19,16 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 def copied(module: AnyModule, name: str = "model") -> AnyModule:
     """A copy that shares nothing with the module.
 
-    Tensors that a forward pass left on it, with a graph that cannot be copied, are copied by value.
+    Tensors that a forward pass left on it, with a graph that cannot be copied, are copied by value; buffers that have
+    no shape yet, which torch does not copy, are made anew.
 
     Raises:
         UserError: if it cannot be copied.
     """
-    memo = {id(tensor): tensor.detach().clone() for tensor in _with_graph(module)}
     try:
+        memo = {id(tensor): tensor.detach().clone() for tensor in _with_graph(module)}
+        for buffer in filter(is_lazy, module.buffers()):
+            memo[id(buffer)] = UninitializedBuffer(False, buffer.device, buffer.dtype)  # pyright: ignore
         return deepcopy(module, memo)
     except Exception as error:
         raise UserError(
