@@ -46,14 +46,12 @@ def as_examples(name: str, given: Any) -> Examples:
 
 
 def extremes(name: str, inputs: Tensor) -> Extremes:
-    """One pass over the values of all inputs.
+    """One pass over the values of all inputs; of class numbers as of pixels, for an embedding knows the largest or not.
 
     Raises:
         UserError: if a value is not finite.
     """
-    if not inputs.is_floating_point():
-        return Extremes([], 0.0)
-    bounds = [torch.aminmax(piece.reshape(len(piece), -1), dim=1) for piece in inputs.split(_AT_ONCE)]
+    bounds = [torch.aminmax(_numbers(piece).reshape(len(piece), -1), dim=1) for piece in inputs.split(_AT_ONCE)]
     lowest, highest = (torch.cat(ends).double() for ends in zip(*bounds, strict=True))
     sizes, spreads = torch.maximum(lowest.abs(), highest.abs()), highest - lowest
     is_bad = ~sizes.isfinite()
@@ -64,6 +62,11 @@ def extremes(name: str, inputs: Tensor) -> Extremes:
         )
     rows = {int(sizes.argmin()), int(sizes.argmax()), int(spreads.argmin())}
     return Extremes(sorted(rows), float(sizes.max()))
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """Of a type that torch finds the largest of."""
+    return values if values.is_floating_point() else values.double()
 
 
 def _as_tensor(name: str, values: Any) -> Tensor:

@@ -27,7 +27,11 @@ class TensorData:
         batch_size, val_batch_size: their sizes, without replacement within a minibatch.
         seed: of every draw.
         device: where batches are. The sets are kept there while they take a quarter of what is free, and else stay.
-        num_classes: how many there are; None: as many as the training labels need. Some may have no examples.
+
+    Attributes:
+        num_classes: as many as the training labels need, or more (`widen`).
+        num_train: training examples.
+        extremes: of the training inputs.
 
     Raises:
         UserError: if inputs and labels do not match or are not finite, labels are no class numbers, a set is smaller
@@ -44,7 +48,6 @@ class TensorData:
         val_batch_size: int,
         seed: int,
         device: torch.device | str,
-        num_classes: int | None = None,
     ):
         self._train, self._validation = as_examples("train", train), as_examples("validation", validation)
         for name, (inputs, _), key, size in (
@@ -60,8 +63,8 @@ class TensorData:
                 f"inputs of train are {shapes[0]} of {dtypes[0]} each, those of validation {shapes[1]} of {dtypes[1]}; "
                 "give both sets the same form."
             )
-        self.num_classes = _num_classes(self._train[1], self._validation[1], num_classes)
-        self.num_train, self.num_labels = len(self._train[1]), int(self._train[1].max()) + 1
+        self.num_classes = _num_classes(self._train[1], self._validation[1])
+        self.num_train = len(self._train[1])
         self.extremes = extremes("train", self._train[0])
         self._val_extremes = extremes("validation", self._validation[0])
         if _fits(self._train + self._validation, torch.device(device)):
@@ -72,6 +75,19 @@ class TensorData:
         self._seed, self._device = seed, device
         self._at_once = min(_AT_ONCE, _PER_VAL_BATCH * val_batch_size)
         self._rounds_per_epoch = len(self._validation[0]) // val_batch_size
+
+    def widen(self, num_outputs: int) -> None:
+        """Takes a model's outputs for the classes: those beyond the labels have no examples.
+
+        Raises:
+            UserError: if there are fewer outputs than classes.
+        """
+        if num_outputs < self.num_classes:
+            raise UserError(
+                f"train has the label {self.num_classes - 1}, and model gives {num_outputs} outputs, for classes 0 to "
+                f"{num_outputs - 1}; give model {self.num_classes} outputs, or number the classes from 0."
+            )
+        self.num_classes = num_outputs
 
     def epoch(self, index: int) -> int:
         return index // self._rounds_per_epoch
@@ -120,20 +136,13 @@ class TensorData:
         return Batch(inputs, labels, weights, indices.to(self._device))
 
 
-def _num_classes(train: Tensor, validation: Tensor, given: int | None) -> int:
-    """How many classes there are.
+def _num_classes(train: Tensor, validation: Tensor) -> int:
+    """How many classes there are, with those below the highest that have no examples.
 
     Raises:
         UserError: if there are fewer than two, or one is in one set alone.
     """
     in_train, in_validation = (set(labels.unique().tolist()) for labels in (train, validation))
-    num_classes = given or max(in_train) + 1
-    highest = max(in_train)
-    if highest >= num_classes:
-        raise UserError(
-            f"train has the label {highest}, and model gives {num_classes} outputs, for classes 0 to "
-            f"{num_classes - 1}; give model {highest + 1} outputs, or number the classes from 0."
-        )
     if foreign := sorted(in_validation - in_train):
         raise UserError(
             f"validation has the label {foreign[-1]}, and train has classes {_listed(in_train)}; "
@@ -143,7 +152,7 @@ def _num_classes(train: Tensor, validation: Tensor, given: int | None) -> int:
     if len(in_train) < 2 or missing:
         what = f"class {missing[0]} is absent from validation" if missing else "there are fewer than two classes"
         raise UserError(f"{what}; every class of train must be validated on.")
-    return num_classes
+    return max(in_train) + 1
 
 
 def _listed(classes: set[int]) -> str:

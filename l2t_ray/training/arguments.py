@@ -9,6 +9,7 @@ import torch
 
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
+from l2t_ray.training.user_module import first_line
 
 TEACHERS = ("adam", "lstm")
 
@@ -83,7 +84,7 @@ def usable_device(device: Any) -> torch.device:
             raise RuntimeError("tensors there have no values")
         torch.zeros(1, device=found)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or ["it is not there"])[0].rstrip(".")[:120]
+        reason = first_line(error).split(". ")[0].rstrip(":")
         raise UserError(
             f"device must be one that this machine has, such as 'cpu', got {device!r}: {reason}."
         ) from error

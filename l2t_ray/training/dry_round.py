@@ -86,6 +86,7 @@ def dry_round(
         data, key = (words.validation, words.val_batch_size) if is_val else (words.train, words.batch_size)
         return Place(doing, data, key, batch.inputs, theta.dtype)
 
+    # A look for what `student` cannot swap (its modes, checkpoints, parameters from elsewhere) belongs here.
     with explained(words, here := place("evaluated", val)), torch.no_grad():
         check_outputs(student(theta, buffers, val.inputs, training=False), words, here)
         evaluate(student, state, task, [val], group)

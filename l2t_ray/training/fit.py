@@ -20,7 +20,6 @@ from l2t_ray.core.meta_step import L2TDLN, StudentSgd, WarmUp
 from l2t_ray.core.noise_estimate import noise_channel
 from l2t_ray.core.slope import SlopeBound
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
-from l2t_ray.data.examples import as_examples
 from l2t_ray.data.tensors import TensorData
 from l2t_ray.interfaces import DivergenceError, StudentState, UserError, loss_in_use
 from l2t_ray.tasks.classification import Classification
@@ -110,10 +109,6 @@ def fit(
         student = copied(model)
         home = next(student.parameters()).device
         student.to(place)
-        judged_by, _ = validation = as_examples("validation", validation)
-        first = judged_by[:val_batch_size].to(place)
-        initialise_lazy(student, first, seed)
-        num_outputs = first_outputs(student, first, words).shape[1]
         data = TensorData(
             train,
             validation,
@@ -122,9 +117,13 @@ def fit(
             val_batch_size=val_batch_size,
             seed=seed,
             device=place,
-            num_classes=num_outputs,
         )
-        network = _loss_network(loss_network, data, has_channel=settings.warm_rounds > 0, seed=seed)
+        first, num_labels = data.dry_round().val.inputs, data.num_classes
+        initialise_lazy(student, first, seed)
+        outputs = first_outputs(student, first, words)
+        data.widen(outputs.shape[1])
+        notes = _notes(outputs, num_labels)
+        network = _loss_network(loss_network, num_labels, data.num_classes, settings.warm_rounds > 0, seed)
 
         def try_a_round() -> None:
             run, method, _ = _built(settings, FlatModule(copied(student)), data, network, seed, place)
@@ -133,8 +132,8 @@ def fit(
             copied(run.student.module)
 
         remedies = with_remedies(student, try_a_round)
-        for remedy in remedies:
-            _LOG.warning("model %s.", remedy.note)
+        for note in (*notes, *(remedy.note for remedy in remedies)):
+            _LOG.warning("model %s.", note)
         run, _, local = _built(settings, FlatModule(student), data, network, seed, place)
         with warnings.catch_warnings(), applied(remedies):
             warnings.simplefilter("ignore")  # it is raised, below
@@ -174,14 +173,13 @@ class _Settings:
 
 
 def _loss_network(
-    given: DynamicLossNetwork | None, data: TensorData, *, has_channel: bool, seed: int
+    given: DynamicLossNetwork | None, num_labels: int, num_classes: int, has_channel: bool, seed: int
 ) -> DynamicLossNetwork:
     """The loss to begin with; one that is given is copied.
 
     Raises:
         UserError: if it is for another number of classes.
     """
-    num_classes = data.num_classes
     if given is None:
         return DynamicLossNetwork(
             init="cross_entropy",
@@ -193,7 +191,7 @@ def _loss_network(
         )
     if given.spec.num_classes not in (None, num_classes):
         raise UserError(
-            f"loss_network is for {given.spec.num_classes} classes, and the labels have {data.num_labels}, model "
+            f"loss_network is for {given.spec.num_classes} classes, and the labels have {num_labels}, model "
             f"{num_classes} outputs; make one for {num_classes}, or leave it out."
         )
     return copied(given, "loss_network")
@@ -251,6 +249,18 @@ def _built(
         advice=lambda arm: _advice(data.extremes.largest),
     )
     return run, method, local
+
+
+def _notes(outputs: Tensor, num_labels: int) -> list[str]:
+    """What is odd about a model's first outputs, but may be meant."""
+    notes = []
+    if outputs.shape[1] > num_labels:
+        notes.append(
+            f"gives {outputs.shape[1]} outputs for {num_labels} classes; the others are outputs without examples"
+        )
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(dim=1), outputs.new_ones(()), atol=1e-3):
+        notes.append("seems to give probabilities where logits are expected; leave its softmax out")
+    return notes
 
 
 def _advice(largest: float) -> str:

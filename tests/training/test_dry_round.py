@@ -115,6 +115,13 @@ def black(num):
 
 
 IN_TOKENS = {"train": tokens(12), "validation": tokens(9)}
+RARE_TOKEN = {
+    name: (
+        torch.cat([torch.zeros(5 * n, 3), torch.full((1, 3), last), torch.zeros(5 * n, 3)]).long(),
+        torch.arange(10 * n + 1) % 3,
+    )
+    for name, n, last in (("train", 12, 4), ("validation", 9, 3))
+}
 BLACK = {"train": black(12)}
 IN_DOUBLE = {"train": examples(12, torch.float64), "validation": examples(9, torch.float64)}
 IN_BYTES = {
@@ -161,6 +168,11 @@ REFUSED = {
         lambda: nn.Linear(WIDTH + 1, 3),
         {},
         r"cannot be evaluated with inputs \[6, 8\] of float32 from validation: .*shapes",
+    ),
+    "a token too many": (
+        lambda: nn.Sequential(nn.Embedding(4, 4), nn.Flatten(), nn.Linear(12, 3)),
+        RARE_TOKEN,
+        "cannot be differentiated with inputs .* from train: IndexError",
     ),
     "raises": (lambda: Wrapped(lambda f, x: {}["weights"]), {}, "cannot be evaluated.*KeyError: 'weights'"),
     "double inputs": (linear, IN_DOUBLE, "inputs of validation are float64 and parameters of model are float32"),
@@ -253,7 +265,8 @@ MENDED = {
         "",
     ),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(3)), {}, ""),
-    "more outputs": (lambda: nn.Linear(WIDTH, 7), {"loss_network": None}, ""),
+    "more outputs": (lambda: nn.Linear(WIDTH, 7), {"loss_network": None}, "7 outputs for 3 classes"),
+    "probabilities": (lambda: nn.Sequential(linear(), nn.Softmax(dim=1)), {}, "leave its softmax out"),
     "tokens": (lambda: nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3)), IN_TOKENS, ""),
 }
 
