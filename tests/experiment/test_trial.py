@@ -12,6 +12,7 @@ from l2t_ray.run import Experiment
 
 TINY = {
     "name": "tiny",
+    "controls": [],
     "data": {"name": "digits", "num_validation": 100, "split": "fixed"},
     "student": {"name": "resnet8", "norm": "batch"},
     "training": {"num_rounds": 2, "num_steps": 1, "batch_size": 4, "val_batch_size": 4},
