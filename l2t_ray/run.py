@@ -38,6 +38,7 @@ from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, data_ro
 from l2t_ray.experiment.looks import check_hypergradient, closing_look
 from l2t_ray.experiment.run import build_run, build_store, resolve_device
 from l2t_ray.experiment.teachers import bare_loss_network
+from l2t_ray.experiment.trial import try_arms
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening
@@ -153,7 +154,8 @@ class Experiment:
         device = resolve_device(config)
         # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
         make_teacher = _idle_teacher if config.ray.enabled else None
-        build_run(config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
+        trial = build_run(config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
+        try_arms(trial, config)
         start = store.latest()
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,10 @@ class MethodInTurn:
     def __init__(self, first: Method, then: Method, *, switch: int):
         self._first, self._then, self._switch = first, then, switch
 
+    @property
+    def methods(self) -> tuple[Method, Method]:
+        return self._first, self._then
+
     def init(self) -> MethodState:
         return self._first.init()
 

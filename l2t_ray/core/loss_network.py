@@ -179,6 +179,8 @@ class DynamicLossNetwork(nn.Module):
     ) -> Float[Tensor, " n"]:
         """`losses` with the weights `phi` in place of the module's own: a pure function of its arguments."""
         spec, num_classes = self.spec, logits.shape[1]
+        dtype = torch.promote_types(phi.dtype, logits.dtype)  # a student in double precision is judged in it
+        phi, logits = phi.to(dtype), logits.to(dtype)
         if spec.num_classes not in (None, num_classes):
             raise ValueError(
                 f"this loss was learned for {spec.num_classes} classes (it holds a table of them), "

@@ -54,6 +54,7 @@ from l2t_ray.interfaces import (
 
 _LOG = logging.getLogger(__name__)
 
+DRY_RATE = 1e-3
 Schedule = Literal["pipelined", "lookahead"]
 RateSchedule = Callable[[int], float]
 """The student's learning rate at a step, counted from the first step of training."""
@@ -159,6 +160,33 @@ class L2TDLN:
     def first_problem(self, batches: RoundBatches) -> InnerProblem:
         """What the student minimises in a first round, as if there were no warm-up; for checks from outside."""
         return self._in_state(self._with_centers(self._with_memory(self.init(), batches), 0))
+
+    @property
+    def loss_network(self) -> DynamicLossNetwork:
+        """The architecture of the loss; its weights are where a dry round begins, and not what is learned."""
+        return self._loss_network
+
+    def dry_problem(self, batches: RoundBatches) -> tuple[InnerProblem, StudentState, Float[Tensor, " m"]]:
+        """Problem, student and loss of a first round, as if there were no warm-up and all samples counted alike. The
+        teacher is not asked: the loss is the loss network's own."""
+        state = self._with_memory(self.init(), batches)
+        inner_loss = partial(self._inner_loss, memory=state.extra.get("memory"))
+        phi = self._loss_network.phi.detach().to(self._device)
+        return replace(self._problem, inner_loss=inner_loss), state.student, phi
+
+    def dry_unroll(self, batches: RoundBatches) -> Hypergradient:
+        """The hypergradient of `dry_problem`, by the engine in use, for steps that are too small to diverge."""
+        problem, student, phi = self.dry_problem(batches)
+        return hypergradient(
+            problem,
+            student,
+            phi,
+            batches.train,
+            batches.val,
+            rates=[DRY_RATE] * len(batches.train),
+            engine=self._chosen_engine(problem, student, phi, batches),
+            horizon=self._horizon,
+        )
 
     def init(self) -> MethodState:
         starts = self._warm_up is not None and self._warm_up.loss_start is not None

@@ -199,12 +199,12 @@ def _image_set(
     return ImageSet(pixels, np.array(labels, dtype=np.int64), np.concatenate(positions), class_names, source)
 
 
-def _file_names(root: Path, names: Sequence[str], listings: Mapping[str, Listing]) -> list[str] | None:
+def _file_names(root: Path, names: Sequence[str], listings: Mapping[str, Listing]) -> dict[str, list[str] | None]:
     """Each image's path below the root, with `/` between; None where the images of the first part lie in a table."""
     contents = [picture.content for name in names for picture in listings[name].pictures]
     if not isinstance(contents[0], Path):
-        return None
-    return [content.relative_to(root).as_posix() if isinstance(content, Path) else "" for content in contents]
+        return {"names": None}
+    return {"names": [path.relative_to(root).as_posix() if isinstance(path, Path) else "" for path in contents]}
 
 
 def _decoded(

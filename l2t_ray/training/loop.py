@@ -83,7 +83,11 @@ class Run:
     """Where a trace of a few rounds goes (`profile`); None: no trace."""
     seed: int = 0
     """Of what is drawn inside the student, by arm, round and worker: dropout and the like."""
+    tests_on_validation: bool = False
+    """The test set is the validation part: one pass serves for both."""
     step_sizes: StepSizes = IN_CONFIGURATIONS
+    other_advice: str = ""
+    """What helps against a divergence beside smaller steps, as in `, or scale the inputs`."""
 
     def train(
         self,
@@ -197,7 +201,8 @@ class Run:
         if error.is_before_steps and index == 0:
             return "that is so before the first step: look at the model's first weights and the size of its inputs"
         student, teacher = self.step_sizes
-        return f"try a smaller {student}" + (f" or {teacher}" if arm.teacher is not None and teacher else "")
+        smaller = f"try a smaller {student}" + (f" or {teacher}" if arm.teacher is not None and teacher else "")
+        return smaller + self.other_advice
 
     def _any_worker(self, is_so: bool, state: MethodState) -> bool:
         """Whether it is so on any worker: they do the same, or they would wait for each other for ever."""
@@ -207,11 +212,11 @@ class Run:
 
     def _evaluated(self, arm: Arm, state: MethodState, index: int) -> Metrics:
         """Metrics on the whole test and validation parts, and what the arm's probe sees."""
-        validation = self.data.validation(self.data.epoch(index))
-        on_test, on_validation = (
-            evaluate(self.student, state.student, self.task, batches, self.group)
-            for batches in (self.data.test(), validation)
-        )
+        sets = [self.data.test()]
+        if not self.tests_on_validation:
+            sets.append(self.data.validation(self.data.epoch(index)))
+        scores = [evaluate(self.student, state.student, self.task, batches, self.group) for batches in sets]
+        on_test, on_validation = scores[0], scores[-1]
         metrics = on_test | {f"validation_{name.removeprefix('test_')}": x for name, x in on_validation.items()}
         return metrics if arm.probe is None else metrics | arm.probe(arm.method, state, index)
 
