@@ -6,8 +6,12 @@ python jobs/cifar.py --resume runs/digits-20260101-120000
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from l2t_ray.run import Experiment, exit_codes
+from l2t_ray.exit_codes import exit_codes
+
+if TYPE_CHECKING:
+    from l2t_ray.run import Experiment
 
 EXACT = 1e-9
 """Largest relative error in float64 that is rounding."""
@@ -26,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)  # options may stand among the overrides
     overrides = [*arguments.overrides, *(["tracking.profile=true"] if arguments.profile else [])]
     with exit_codes():
+        from l2t_ray.run import Experiment  # takes seconds, in which one may press Ctrl-C
+
         if arguments.resume is not None:
             experiment = Experiment.resume(arguments.resume, overrides)
         else:
@@ -35,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment.run(quiet=arguments.quiet)
 
 
-def check_hypergradient(experiment: Experiment, *, quiet: bool) -> None:
+def check_hypergradient(experiment: "Experiment", *, quiet: bool) -> None:
     """Prints the engine's errors; ends the job with code 1 if one that claims to be exact is not."""
     errors, is_exact = experiment.check_hypergradient()
     report = "hypergradient, relative error: " + ", ".join(f"{key} {value:.1e}" for key, value in errors.items())

@@ -2,26 +2,35 @@
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from l2t_ray.theory import convergence
-from l2t_ray.tracking.mlflow import MlflowTracker
+from l2t_ray.exit_codes import exit_codes
 
 VERDICT = ("hessians", "violations_conclusion_1", "violations_sharp_bound", "worst_identity_error", "slope_error")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/convergence"), help="where the results go")
-    parser.add_argument("--hessians", type=int, default=100_000, help="random Hessians to draw")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hessians", type=_count, default=100_000, help="random Hessians to draw")
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--quick", action="store_true", help="the same tables from fewer draws")
     parser.add_argument("--no-mlflow", action="store_true", help="write the directory alone")
-    args = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    with exit_codes():
+        check(arguments)
 
+
+def check(arguments: argparse.Namespace) -> None:
+    """Draws, checks, writes and says what came of it."""
+    from rich.console import Console  # here, for imports take seconds in which one may press Ctrl-C
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from l2t_ray.theory import convergence
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
     # On stderr, so that the last line of stdout is the verdict alone.
     console = Console(stderr=True)
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -32,19 +41,41 @@ def main() -> None:
             progress.update(bar, description=part, advance=1)
 
         summary = convergence.run(
-            args.out, num_hessians=args.hessians, seed=args.seed, quick=args.quick, announce=announce
+            arguments.out,
+            num_hessians=arguments.hessians,
+            seed=arguments.seed,
+            quick=arguments.quick,
+            announce=announce,
         )
-    console.print(f"Tables and figures: {args.out}/")
-    if not args.no_mlflow:
-        tracker = MlflowTracker.start(
-            directory=args.out, experiment="convergence", run_name=args.out.name, system_metrics=False
-        )
-        tracker.log_params({"hessians": args.hessians, "seed": args.seed, "quick": args.quick})
-        tracker.log_rows([{"arm": "convergence", "round": 0, **{key: summary[key] for key in VERDICT}}])
-        tracker.log_artifacts(*(str(path) for path in sorted(args.out.iterdir()) if not path.name.startswith("mlflow")))
-        tracker.finish("FINISHED")
-        console.print(f"look:  {tracker.ui_command()}")
+    console.print(f"Tables and figures: {arguments.out}/")
+    if not arguments.no_mlflow:
+        console.print(f"look:  {tracked(arguments, summary)}")
     print(json.dumps({key: summary[key] for key in VERDICT}))
+
+
+def tracked(arguments: argparse.Namespace, summary: Mapping[str, Any]) -> str:
+    """Notes it in MLflow; gives the command to look at it."""
+    from l2t_ray.tracking.mlflow import MlflowTracker
+
+    out = arguments.out
+    tracker = MlflowTracker.start(directory=out, experiment="convergence", run_name=out.name, system_metrics=False)
+    tracker.log_params({"hessians": arguments.hessians, "seed": arguments.seed, "quick": arguments.quick})
+    tracker.log_rows([{"arm": "convergence", "round": 0, **{key: summary[key] for key in VERDICT}}])
+    tracker.log_artifacts(*(str(path) for path in sorted(out.iterdir()) if not path.name.startswith("mlflow")))
+    tracker.finish("FINISHED")
+    return tracker.ui_command()
+
+
+def _count(text: str) -> int:
+    if not 1 <= (number := int(text)) <= 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 1,000,000,000, got {text}")
+    return number
+
+
+def _seed(text: str) -> int:
+    if not 0 <= (number := int(text)) < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 2^63 - 1, got {text}")
+    return number
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ python jobs/lr_robustness.py --resume runs/lr_robustness-digits
 
 from pathlib import Path
 
-from l2t_ray.studies.command import main
+from l2t_ray.exit_codes import exit_codes
 
 if __name__ == "__main__":
-    main(__doc__, config=Path(__file__).parents[1] / "configs/studies/lr_robustness.yaml")
+    with exit_codes():
+        from l2t_ray.studies.command import main  # takes seconds, in which one may press Ctrl-C
+
+        main(__doc__, config=Path(__file__).parents[1] / "configs/studies/lr_robustness.yaml")

@@ -8,8 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2t_ray.run import exit_codes
-from l2t_ray.studies.comparison import Comparison
+from l2t_ray.exit_codes import exit_codes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args(argv)
     with exit_codes():
+        from l2t_ray.studies.comparison import Comparison  # takes seconds, in which one may press Ctrl-C
+
         Comparison.of(
             arguments.config,
             arguments.overrides,
@@ -41,7 +42,10 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(number) for number in _names(text)]
+    numbers = [int(number) for number in _names(text)]
+    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"must be different numbers from 0 on, as in 0,1,2, got {text!r}")
+    return numbers
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2t_ray.interfaces import UserError
-from l2t_ray.reports.page import write_page
-from l2t_ray.run import exit_codes
-from l2t_ray.studies.gather import gather
+from l2t_ray.exit_codes import exit_codes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,6 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--experiment", default="l2t_ray", help="MLflow experiment (default: l2t_ray)")
     arguments = parser.parse_args(argv)
     with exit_codes():
+        from l2t_ray.interfaces import UserError
+        from l2t_ray.reports.page import write_page  # takes seconds, in which one may press Ctrl-C
+        from l2t_ray.studies.gather import gather
+
         store = arguments.runs.resolve() / "mlflow.db"
         uri = arguments.uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None and not store.exists():

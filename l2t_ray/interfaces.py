@@ -16,7 +16,16 @@ class UserError(Exception):
 
 
 class DivergenceError(Exception):
-    """Training produced numbers that are not finite or exploded. Exit code 3; the last checkpoint stays."""
+    """Training produced numbers that are not finite or exploded. Exit code 3; the last checkpoint stays.
+
+    Attributes:
+        advice: what to do about it, where smaller steps are no cure; None: take smaller ones.
+        is_before_steps: the student's loss was not finite already before the round's first step.
+    """
+
+    def __init__(self, message: str, *, advice: str | None = None, is_before_steps: bool = False):
+        super().__init__(message)
+        self.advice, self.is_before_steps = advice, is_before_steps
 
 
 class FailureLimitError(Exception):

@@ -4,9 +4,8 @@ from typing import Annotated, Literal, Union
 
 from pydantic import Field, model_validator
 
-from l2t_ray.record import Count, Fraction, Positive, Record, named
+from l2t_ray.record import Count, Fraction, NonNegative, Positive, Real, Record, Share, Whole, Width, named
 
-Share = Annotated[float, Field(gt=0, lt=1)]
 EngineName = Literal["auto", "store", "recompute", "forward_over_reverse", "one_step", "finite_difference"]
 
 DEFAULT_TEACHER = "lstm"
@@ -16,7 +15,7 @@ class MethodRecord(Record):
     """What every method has: a name, and a say in what else the validation images are used for."""
 
     name: str
-    label: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = None
+    label: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=60)] | None = None
     """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
     clean_images: Literal["judge", "mixed", "fine_tuned", "trusted"] = "judge"
     """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
@@ -39,8 +38,8 @@ class MethodRecord(Record):
 
 class LossNetworkConfig(Record):
     init: Literal["released", "linear", "cross_entropy", "gce"] = "cross_entropy"
-    hidden: Count = 40
-    layers: Annotated[int, Field(ge=0)] = 5
+    hidden: Width = 40
+    layers: Annotated[Whole, Field(ge=0, le=100)] = 5
     """0: no network, the loss is -log p_true, and channel and memory are all that is learned."""
     pairs: Literal["sigmoid", "softmax"] = "softmax"
     activation: Literal["leaky_relu", "silu"] = "silu"
@@ -98,7 +97,7 @@ class AdamConfig(Record):
 
 class LstmConfig(Record):
     name: Literal["lstm"] = "lstm"
-    cells: Annotated[tuple[Count, ...], Field(min_length=1)] = (20, 20)
+    cells: Annotated[tuple[Width, ...], Field(min_length=1, max_length=100)] = (20, 20)
     """Hidden units of each cell (paper: 64, 64, 64, 1)."""
     head: Literal["hidden", "linear"] = "linear"
     """`hidden`: the last hidden state is the step (released code); `linear`: a linear map on it, started at zero."""
@@ -133,7 +132,7 @@ class LossMethodRecord(MethodRecord):
     """What a method with a loss network has, whether that is taught or not."""
 
     loss_network: LossNetworkConfig = LossNetworkConfig()
-    warm_share: Annotated[float, Field(ge=0, lt=1)] = 0
+    warm_share: Fraction = 0
     """Share of the rounds, the first ones, that train with plain cross-entropy. A channel is then estimated from the
     student's embeddings (`core/noise_estimate.py`)."""
     channel_estimates: Count = 1
@@ -154,7 +153,7 @@ class L2TDLNConfig(LossMethodRecord):
     horizon: Count | None = None
     """Student steps the hypergradient goes back through; null: all of a round's."""
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
-    clean_folds: Annotated[int, Field(ge=2)] = 5
+    clean_folds: Annotated[Whole, Field(ge=2, le=1000)] = 5
     """Folds of the validation images where they are `trusted`: one judges, the others teach."""
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
@@ -181,7 +180,7 @@ class GCEConfig(MethodRecord):
     """Generalised cross-entropy, a fixed loss made for noisy labels (Zhang & Sabuncu 2018)."""
 
     name: Literal["gce"] = "gce"
-    q: Annotated[float, Field(gt=0, le=1)] = 0.7
+    q: Annotated[Real, Field(gt=0, le=1)] = 0.7
     """0 would be cross-entropy, 1 is the mean absolute error (paper: 0.7)."""
 
 
@@ -220,11 +219,11 @@ class MWNetConfig(MethodRecord):
     """Meta-Weight-Net (Shu et al. 2019): a network from a sample's loss to its weight."""
 
     name: Literal["mw_net"] = "mw_net"
-    hidden: Count = 100
+    hidden: Width = 100
     """Hidden units (paper: 100)."""
     learning_rate: Positive = 1e-3
     """Of Adam on the weight network (authors' later script: 1e-3)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: NonNegative = 1e-4
     """Of the same Adam (authors' later script: 1e-4)."""
 
 
@@ -239,7 +238,7 @@ class MentorNetConfig(MethodRecord):
     """Of a minibatch's losses, below which samples count as easy (authors: 0.75 for PD)."""
     decay: Fraction = 0.5
     """Of the moving percentile (authors' flag: 0.5)."""
-    burn_in: Annotated[int, Field(ge=0, lt=100)] = 18
+    burn_in: Annotated[Whole, Field(ge=0, lt=100)] = 18
     """Percentage of the training during which all weights are 1 (authors: 18)."""
     gamma: Positive = 1.0
     """Width of the linear weighting at the end of the PD curriculum (authors: 1)."""
@@ -255,9 +254,9 @@ class L2RConfig(MethodRecord):
     """Learning to reweight with deep interactions (Fan et al. 2021): a teacher that reads the student's features."""
 
     name: Literal["l2r"] = "l2r"
-    hidden: Count = 128
+    hidden: Width = 128
     """Hidden units of the teacher (not published)."""
-    label_size: Count = 16
+    label_size: Width = 16
     """Length of the label embedding (not published)."""
     learning_rate: Positive = 1e-3
     """Of Adam on the teacher (not published)."""
@@ -274,7 +273,7 @@ class SLFConfig(MethodRecord):
     mode: Literal["validation", "single"] = "validation"
     """`validation`: gates learn from the validation error through one virtual step; `single`: from the training loss,
     in the same pass as the student."""
-    hidden: Count = 64
+    hidden: Width = 64
     """Hidden units of the decision network (not published)."""
     learning_rate: Positive = 1e-3
     """Of Adam on the decision network (not published)."""

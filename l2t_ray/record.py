@@ -1,22 +1,92 @@
-"""What all records of a configuration have in common."""
+"""What all records of a configuration have in common, and the types of their numbers.
 
+Every number of a configuration has one of the types below: it is finite, of the right kind, in a range that makes
+sense, and small enough that nothing overflows or fills the memory before anybody is told.
+"""
+
+import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+_WHOLE = re.compile(r"[-+]?\d{1,30}")
+_REAL = re.compile(r"[-+]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})([eE][-+]?\d{1,4})?")
+_SMALLEST, _LARGEST = 1e-37, 1e37
+"""What single precision holds, in which everything is trained."""
 
 
-def _no_answer(value: Any) -> Any:
-    """YAML reads yes, on and true as a truth value, which pydantic would take for 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"is a number, not {str(value).lower()}; give the number")
+def _real(value: Any) -> float:
+    number = _number(value)
+    if not math.isfinite(number):
+        raise PydanticCustomError("number", "must be a finite number")
+    if number and not _SMALLEST <= abs(number) <= _LARGEST:
+        raise PydanticCustomError("number", "must be a number that single precision holds, from 1e-37 to 1e37 in size")
+    return number
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        return int(value)
+    number = _number(value)
+    if not number.is_integer():
+        raise PydanticCustomError("number", "must be a whole number")
+    return int(number)
+
+
+def _number(value: Any) -> float:
+    """YAML takes yes, on and true for truth values, which Python would take for 1; and a number in quotes for text."""
+    if isinstance(value, str) and _REAL.fullmatch(value.strip()):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticCustomError("number", "must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _path(value: Path) -> Path:
+    if "\0" in str(value):
+        raise PydanticCustomError("path", "must be a path, which has no NUL character")
+    if not value.parts:
+        raise PydanticCustomError("path", "must be a path; write . for the current directory")
+    try:
+        value.expanduser()
+    except RuntimeError:
+        raise PydanticCustomError("path", "begins with the home of a user who is not known here") from None
     return value
 
 
-Positive = Annotated[float, BeforeValidator(_no_answer), Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_no_answer), Field(ge=1)]
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise PydanticCustomError("text", "must be text without NUL characters")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_real)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Share = Annotated[Real, Field(gt=0, lt=1)]
+Seconds = Annotated[Real, Field(gt=0, le=1e7)]
+"""A time to wait: at most 115 days."""
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Natural = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
+Steps = Annotated[Whole, Field(ge=1, le=100_000)]
+"""Things that take memory until the last one is done: the steps of a round."""
+Width = Annotated[Whole, Field(ge=1, le=1024)]
+"""Units of a network that is small by design."""
+
+FilePath = Annotated[Path, AfterValidator(_path)]
+Text = Annotated[str, AfterValidator(_without_nul), Field(max_length=4096)]
 
 
 class Record(BaseModel):

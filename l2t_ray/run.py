@@ -33,11 +33,13 @@ from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.data.catalog import Dataset
+from l2t_ray.exit_codes import exit_codes as exit_codes
 from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, data_root, load_dataset
 from l2t_ray.experiment.looks import check_hypergradient, closing_look
 from l2t_ray.experiment.run import build_run, build_store, resolve_device
 from l2t_ray.experiment.teachers import bare_loss_network
-from l2t_ray.interfaces import DivergenceError, FailureLimitError, StoppedError, Tracker, UserError
+from l2t_ray.experiment.trial import try_arms
+from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.reports.tables import comparison
 from l2t_ray.stopping import StopRequest, listening
 from l2t_ray.tracking.metrics import write_rows
@@ -152,7 +154,8 @@ class Experiment:
         device = resolve_device(config)
         # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
         make_teacher = _idle_teacher if config.ray.enabled else None
-        build_run(config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
+        trial = build_run(config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
+        try_arms(trial, config)
         start = store.latest()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -163,6 +166,8 @@ class Experiment:
             raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
         tracker = tracker or _tracker(config, directory, screen)
         screen.message(f"run {directory}" + ("" if start is None else f", from round {start.round} of {start.arm}"))
+        for note in load_dataset(config.data).notes:
+            screen.message(f"data: {note}")
         screen.start([(name, config.training.num_rounds) for name in config.arms()])
 
         def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -460,29 +465,3 @@ def _tracker(config: ExperimentConfig, directory: Path, screen: Screen) -> Track
         tags={"data": config.data.name, "method": config.method.name},
         warn=screen.message,
     )
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turns what stops a run into one sentence and an exit code: 1 too many lost parts, 2 a user's mistake,
-    3 divergence, 130 a signal."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", flush=True)
-    try:
-        yield
-    except UserError as error:
-        raise SystemExit(_said(f"error: {error}", 2)) from None
-    except FailureLimitError as error:
-        raise SystemExit(_said(f"failed: {error}", 1)) from None
-    except DivergenceError as error:
-        raise SystemExit(_said(f"diverged: {error}", 3)) from None
-    except StoppedError as stopped:
-        raise SystemExit(_said(f"{stopped}", 130)) from None
-    except KeyboardInterrupt:
-        raise SystemExit(_said("stopped before the run began.", 130)) from None
-
-
-def _said(text: str, code: int) -> int:
-    import sys
-
-    print(text, file=sys.stderr, flush=True)
-    return code

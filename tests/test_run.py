@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.interfaces import FailureLimitError
@@ -287,3 +289,27 @@ def test_an_exact_engine_that_is_not_exact_ends_the_job(capsys):
         job.check_hypergradient(Inexact(True), quiet=True)
     job.check_hypergradient(Inexact(False), quiet=False)
     assert "(an approximation)" in capsys.readouterr().out
+
+
+def test_what_was_converted_of_own_images_is_said_once(configs, tmp_path):
+    for part in ("train", "test"):
+        for label in range(2):
+            (tmp_path / part / f"class{label}").mkdir(parents=True)
+            for i in range(6):
+                deep = np.full((8, 8), 4000 * label + i, dtype=np.uint16)
+                Image.fromarray(deep).save(tmp_path / part / f"class{label}" / f"{i}.png")
+    (tmp_path / "train" / ".DS_Store").write_text("")
+    own = [
+        "data.name=folder",
+        f"data.root={tmp_path}",
+        "data.num_validation=4",
+        "data.augment=none",
+        "data.noise.kind=none",
+    ]
+    sizes = ["training.num_rounds=1", "training.batch_size=2", "training.val_batch_size=2", "data.noise.rate=0"]
+    output = cifar(*SMALL, *own, *sizes, "name=own", cwd=configs)
+    notes = [line for line in output.splitlines() if line.startswith("data: ")]
+    assert notes == [
+        f"data: {tmp_path}/train: 1 hidden files or folders skipped",
+        "data: 24 of 24 images converted from 16 or 32 bit: 0..4095 (12 bit; the largest value is 4005) became 0..255",
+    ]

@@ -4,18 +4,30 @@ Momentum, weight decay, the co-states of the hypergradient, sums over workers an
 operation on one tensor, whatever the network.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.autograd.function import once_differentiable
 
+from l2t_ray.core.places import Modes, Places
+from l2t_ray.core.refusals import (
+    refuse_changed,
+    refuse_edited,
+    refuse_unfit,
+    refuse_unsound,
+    tensors_in,
+)
 from l2t_ray.core.second_order import offered_operators
+from l2t_ray.interfaces import UserError
 
 _recomputes_blocks: ContextVar[bool] = ContextVar("recomputes_blocks", default=False)
 
@@ -26,8 +38,7 @@ def recomputed_blocks() -> Iterator[None]:
 
     The derivative is the same, for another forward pass; memory is that of one block and of the blocks' inputs. Blocks
     are the modules with a true attribute `is_recomputed`, or in a network without one the members of an
-    `nn.Sequential` or `nn.ModuleList` that have several parts themselves. Running statistics move twice: call with a
-    copy of the buffers.
+    `nn.Sequential` or `nn.ModuleList` that have several parts themselves. Buffers move as they would without.
     """
     token = _recomputes_blocks.set(True)
     try:
@@ -44,22 +55,41 @@ class FlatModule:
     the module's place while it lasts, as `torch.func.functional_call` does, but without looking the places up again
     each time: for a small student that search costs as much as its convolutions. The module's structure must
     therefore stay as it is here.
+
+    What looks weights up on the way back finds those of the call as well: whenever a call's graph is differentiated,
+    for the first time or the second, they are put in place again (`_Call`).
+
+    Raises:
+        UserError: if the module cannot be trained as one vector (`refusals.refuse_unfit`).
     """
 
     def __init__(self, module: nn.Module):
+        refuse_unfit(module)
         self.module = module
-        self._places, self._blocks = _places(module), _blocks(module)
+        self._places, self._modes = Places(module), Modes(module)
+        self._blocks = [(block, Places(block)) for block in _blocks(module)]
+        self._way_back: Callable[[], None] | None = None  # puts the template in place again after one
         trained = self._trained()
         self._names = list(trained)
         self._shapes = [p.shape for p in trained.values()]
         self._sizes = [p.numel() for p in trained.values()]
+        self._frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
 
     @property
     def num_parameters(self) -> int:
         return sum(self._sizes)
 
     def initial(self) -> Float[Tensor, " p"]:
-        """A copy of the module's parameters, flattened in the order of `named_parameters`."""
+        """A copy of the module's parameters, flattened in the order of `named_parameters`.
+
+        Raises:
+            UserError: if there are none to train.
+        """
+        if not self._names:
+            raise UserError(
+                "the model has no parameter to train: all are frozen (requires_grad=False), or there are none; "
+                "leave some with requires_grad=True."
+            )
         return torch.cat([p.detach().reshape(-1) for p in self._trained().values()])
 
     def initial_buffers(self) -> dict[str, Tensor]:
@@ -68,19 +98,61 @@ class FlatModule:
 
     def views(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
         """`theta` cut into the module's parameters by name, without a copy."""
-        pieces = theta.split(self._sizes)
-        return {name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)}
+        return self._cut(theta.split(self._sizes))
 
     def __call__(
         self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor], *args: Any, training: bool, **kwargs: Any
     ) -> Any:
-        """The module's output at `theta`. In training, batch-norm statistics in `buffers` are updated in place."""
-        if self.module.training != training:
-            self.module.train(training)
+        """The module's output at `theta`.
+
+        Buffers move in `buffers`, whether the module changes them in place (batch-norm statistics) or assigns new
+        ones, for which `buffers` must be a dictionary. Afterwards the module is in the mode that it was in before.
+
+        Raises:
+            UserError: if the module edits its parameters, or gives a buffer another shape or type.
+        """
+        self._put_back()  # if a way back failed
+        pieces = theta.split(self._sizes)
+        weights = self._cut(pieces)
+        is_recorded = theta.requires_grad and torch.is_grad_enabled()
+        version = theta._version if is_recorded else None
         recomputed = _recomputed(self._blocks) if _recomputes_blocks.get() else nullcontext()
         operators = offered_operators() or nullcontext()
-        with _in_place(self._places, {**self.views(theta), **buffers}), recomputed, operators:
-            return self.module(*args, **kwargs)
+        tensors = {**weights, **buffers}
+        with self._in_place(tensors, training), recomputed, operators:
+            try:
+                output = self.module(*args, **kwargs)
+            finally:  # what torch itself says of edited views would not help anybody
+                if version is not None and theta._version != version:
+                    refuse_edited()
+            assigned = self._places.changed(tensors)
+        if assigned:
+            self._places.clear()
+            refuse_changed(assigned, weights, buffers)
+            for name, tensor in assigned.items():
+                buffers[name] = tensor.detach().clone()  # pyright: ignore[reportIndexIssue]
+        if is_recorded:
+            frozen = {name: tensor for name, tensor in buffers.items() if name in self._frozen}
+            moving = {name: tensor.clone() for name, tensor in buffers.items() if name not in self._frozen}
+            self._record(_Call({**weights, **frozen}, moving, training), output, pieces)
+        return output
+
+    def check(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
+        """One training step's forward and backward pass on copies, for what would train wrongly without a word.
+
+        Random numbers are drawn as if this had not been.
+
+        Args:
+            args, kwargs: of the module, such as a minibatch's inputs; a few examples are enough.
+
+        Raises:
+            UserError: if the output depends on a tensor that requires gradients and is not part of the vector, or on
+                none that is; if the module edits or assigns parameters; if a buffer comes into being, or changes its
+                shape or type; if a part accumulates gradients itself (reentrant checkpoints, nested `backward()`).
+        """
+        devices = [theta.device] if theta.is_cuda else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            refuse_unsound(self, theta.detach(), buffers, args, kwargs)
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:
         """The module itself, given these weights: for handing a trained student out."""
@@ -92,41 +164,92 @@ class FlatModule:
                 constant.copy_(buffers[name])
         return self.module
 
+    def _cut(self, pieces: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)}
+
     def _trained(self) -> dict[str, nn.Parameter]:
+        self._put_back()
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def _constants(self) -> dict[str, Tensor]:
+        self._put_back()
         frozen = {name: p.detach() for name, p in self.module.named_parameters() if not p.requires_grad}
         return {**dict(self.module.named_buffers()), **frozen}
 
+    @contextmanager
+    def _in_place(self, tensors: Mapping[str, Tensor], training: bool) -> Iterator[None]:
+        """Inside, modules find these tensors where their own were, in this mode."""
+        undo = self._put(tensors, training)
+        try:
+            yield
+        finally:
+            undo()
 
-_Places = dict[str, list[tuple[dict[str, Any], str]]]
-"""By a tensor's name, the dictionaries and keys in which modules look it up: more than one where weights are tied."""
+    def _put(self, tensors: Mapping[str, Tensor], training: bool) -> Callable[[], None]:
+        mode, put_back = self._modes.put(training), self._places.put(tensors)
+
+        def undo() -> None:
+            put_back()
+            self._modes.undo(mode)
+
+        return undo
+
+    def _record(self, call: "_Call", output: Any, pieces: Sequence[Tensor]) -> None:
+        """Has the call's tensors put in place when its graph is differentiated, and when that graph is in turn.
+
+        A way back enters the graph at the output, or, the second time, at the gradient in theta.
+        """
+        for tensor in tensors_in(output):
+            # A weight that is handed out would hold its own graph for ever, and nothing is to be looked up before it.
+            if tensor.grad_fn is not None and not any(tensor is own for own in call.constants.values()):
+                _hook_first(tensor, partial(self._go_back, call))
+        seen = weakref.ref(call)  # the output's graph holds the call: the call's must not, or neither would ever go
+
+        def follow(gradients: Sequence[Tensor | None], _: Any) -> None:
+            call, gradient = seen(), gradients[0]
+            if call is not None and gradient is not None and gradient.grad_fn is not None:
+                gradient.grad_fn.register_prehook(partial(self._go_back, call))
+
+        cut = pieces[0].grad_fn
+        assert cut is not None
+        cut.register_hook(follow)
+
+    def _go_back(self, call: "_Call", _: Any) -> None:
+        if self._way_back is None:
+            Variable._execution_engine.queue_callback(self._put_back)  # pyright: ignore
+        else:
+            self._way_back()  # from a later call to an earlier one
+        self._way_back = self._put({**call.constants, **call.buffers}, call.training)
+
+    def _put_back(self) -> None:
+        if self._way_back is not None:
+            self._way_back()
+            self._way_back = None
 
 
-def _places(module: nn.Module) -> _Places:
-    names = {id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]}
-    places: _Places = {name: [] for name in names.values()}
-    for child in module.modules():
-        for tensors in (child._parameters, child._buffers):
-            for key, tensor in tensors.items():
-                if tensor is not None:
-                    places[names[id(tensor)]].append((tensors, key))
-    return places
+@dataclass(frozen=True)
+class _Call:
+    """What one call had in place, for what looks it up on the way back: checkpoints, hooks, functions with a backward
+    pass of their own.
+
+    Attributes:
+        constants: weights, as the call's own pieces of theta, so that derivatives go on through them; frozen ones.
+        buffers: copies, as the call left them: what a second forward pass does to them goes no further, and running
+            statistics move once.
+        training: the call's mode.
+    """
+
+    constants: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    training: bool
 
 
-@contextmanager
-def _in_place(places: _Places, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, modules find these tensors where their own were."""
-    originals = [(holder, key, holder[key]) for name in tensors for holder, key in places[name]]
-    try:
-        for name, tensor in tensors.items():
-            for holder, key in places[name]:
-                holder[key] = tensor
-        yield
-    finally:
-        for holder, key, original in originals:
-            holder[key] = original
+def _hook_first(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Registers a hook that runs before those the tensor has already: they may be a module's, and look things up."""
+    tensor.register_hook(hook)
+    hooks: Any = tensor._backward_hooks  # run in the order of a plain dictionary, whatever its own says
+    for key in list(hooks)[:-1]:
+        hooks[key] = hooks.pop(key)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
@@ -143,17 +266,17 @@ def _parts_of_sequences(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    for block in blocks:
-        block.forward = partial(_forward_again, block)
+def _recomputed(blocks: Sequence[tuple[nn.Module, Places]]) -> Iterator[None]:
+    for block, places in blocks:
+        block.forward = partial(_forward_again, block, places)
     try:
         yield
     finally:
-        for block in blocks:
+        for block, _ in blocks:
             del block.forward
 
 
-def _forward_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _forward_again(block: nn.Module, places: Places, *args: Any, **kwargs: Any) -> Any:
     """The block's output. Its second forward pass finds the tensors that are in place now, not those of then."""
     tensors = {**dict(block.named_parameters()), **dict(block.named_buffers())}
     inputs = [arg for arg in args if isinstance(arg, Tensor)]
@@ -164,7 +287,7 @@ def _forward_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         given = iter(inputs)
         return type(block).forward(block, *(next(given) if arg is gap else arg for arg in frame), **kwargs)
 
-    return _Recomputed.apply(run, _places(block), list(tensors), *inputs, *tensors.values())
+    return _Recomputed.apply(run, places, list(tensors), *inputs, *tensors.values())
 
 
 class _Recomputed(torch.autograd.Function):
@@ -175,11 +298,12 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Callable[[Sequence[Tensor]], Tensor], places: _Places, names: list[str], *tensors: Tensor
+        ctx: Any, run: Callable[[Sequence[Tensor]], Tensor], places: Places, names: list[str], *tensors: Tensor
     ) -> Tensor:
         num_inputs = len(tensors) - len(names)
         ctx.run, ctx.places, ctx.names = run, places, names
-        ctx.own = tensors[num_inputs:]  # the caller's: views of the flat vector, and buffers, which move meanwhile
+        # The caller's: views of the flat vector, and buffers, which move meanwhile and are kept as they are found.
+        ctx.own = [t if t.requires_grad else t.clone() for t in tensors[num_inputs:]]
         ctx.save_for_backward(*tensors[:num_inputs])
         ctx.devices = sorted({t.get_device() for t in tensors if t.is_cuda})
         ctx.random = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in ctx.devices]
@@ -188,16 +312,20 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        tensors = [t.detach().requires_grad_(t.requires_grad) for t in (*ctx.saved_tensors, *ctx.own)]
-        inputs, own = tensors[: len(ctx.saved_tensors)], tensors[len(ctx.saved_tensors) :]
-        with torch.random.fork_rng(ctx.devices), torch.enable_grad():
-            torch.set_rng_state(ctx.random[0])
-            for device, state in zip(ctx.devices, ctx.random[1], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            with _in_place(ctx.places, dict(zip(ctx.names, own, strict=True))):
-                output = ctx.run(inputs)
+        own = [t.detach().requires_grad_() if t.requires_grad else t.clone() for t in ctx.own]
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
+        tensors = [*inputs, *own]
         sought = [t for t in tensors if t.requires_grad]
-        found = iter(torch.autograd.grad(output, sought, gradient, allow_unused=True))
+        put_back = ctx.places.put(dict(zip(ctx.names, own, strict=True)))
+        try:
+            with torch.random.fork_rng(ctx.devices), torch.enable_grad():
+                torch.set_rng_state(ctx.random[0])
+                for device, state in zip(ctx.devices, ctx.random[1], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+                output = ctx.run(inputs)
+            found = iter(torch.autograd.grad(output, sought, gradient, allow_unused=True))
+        finally:
+            put_back()
         return None, None, None, *(next(found) if t.requires_grad else None for t in tensors)
 
 

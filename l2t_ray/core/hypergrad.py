@@ -39,8 +39,8 @@ exact on any number of workers, and needs no collective that can be differentiat
 import os
 import socket
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -51,9 +51,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
+from l2t_ray.core.draws import Draws, drawn_from, standing_draws, unmoved_draws
 from l2t_ray.core.flat import clone_buffers, recomputed_blocks
 from l2t_ray.core.heap import returned_memory
-from l2t_ray.core.second_order import SecondOrderOperators
+from l2t_ray.core.second_order import SecondOrderOperators, TwiceDifferentiable
 from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
 from l2t_ray.interfaces import Batch, StudentState
@@ -137,10 +138,18 @@ class _Start(NamedTuple):
     theta: Tensor
     buffers: dict[str, Tensor]
     batch: Batch
+    draws: Draws
+
+    @contextmanager
+    def drawn_again(self) -> Iterator[None]:
+        """Inside, dropout has the masks that it had on the way forward."""
+        with drawn_from(self.draws, self.theta.device):
+            yield
 
 
 class RecomputeEngine:
-    """Keeps only each step's starting point and minibatch, and builds its graph again when asked.
+    """Keeps only each step's starting point, minibatch and place in the random streams, and builds its graph again
+    when asked.
 
     The starting points lie in rows of tensors that are made once. Made at each step, they would be scattered among the
     activations that come and go, and keep the memory between them from being used for larger ones.
@@ -153,6 +162,7 @@ class RecomputeEngine:
         self._operators = SecondOrderOperators()
         self._rows: dict[str, Tensor] = {}
         self._batches: list[Batch] = []
+        self._draws: list[Draws] = []
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         # The engine's own copy of the buffers: another forward pass must not move the running statistics again.
@@ -162,6 +172,7 @@ class RecomputeEngine:
         for name, tensor in start.items():
             self._rows[name][len(self._batches)] = tensor
         self._batches.append(batch)
+        self._draws.append(standing_draws(theta.device))
         # A graph, though it is dropped: with one, some derivatives are rounded differently, and training amplifies
         # that. So every engine takes the same steps to the last bit, and a run may change engines.
         graph, loss, logit_gradient = _graph(self._problem, theta, self._phi, buffers, batch, self._operators)
@@ -176,11 +187,12 @@ class RecomputeEngine:
     def _last_start(self) -> _Start:
         batch = self._batches.pop()
         start = {name: rows[len(self._batches)] for name, rows in self._rows.items()}
-        return _Start(start.pop(""), start, batch)
+        return _Start(start.pop(""), start, batch, self._draws.pop())
 
     def _graph_again(self) -> _Graph:
         start = self._last_start()
-        return _graph(self._problem, start.theta, self._phi, start.buffers, start.batch, self._operators)[0]
+        with start.drawn_again():
+            return _graph(self._problem, start.theta, self._phi, start.buffers, start.batch, self._operators)[0]
 
 
 class ForwardOverReverseEngine(RecomputeEngine):
@@ -199,12 +211,14 @@ class ForwardOverReverseEngine(RecomputeEngine):
         start = self._last_start()
 
         def loss(theta: Tensor, phi: Tensor) -> Tensor:
-            return self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)[0]
+            with TwiceDifferentiable().offered():
+                return self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)[0]
 
         def gradients(theta: Tensor) -> tuple[Tensor, ...]:
             return grad(loss, argnums=arguments)(theta, self._phi)
 
-        return jvp(gradients, (start.theta,), (nu,))[1]
+        with start.drawn_again():
+            return jvp(gradients, (start.theta,), (nu,))[1]
 
 
 class FiniteDifferenceEngine(RecomputeEngine):
@@ -229,7 +243,8 @@ class FiniteDifferenceEngine(RecomputeEngine):
 
     def _joint_gradient(self, start: _Start, theta: Tensor) -> tuple[Tensor, Tensor]:
         theta, phi = _leaf(theta), _leaf(self._phi)
-        loss, _ = self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)
+        with start.drawn_again():
+            loss, _ = self._problem.inner_loss(theta, phi, clone_buffers(start.buffers), start.batch)
         return torch.autograd.grad(loss, (theta, phi))  # pyright: ignore[reportReturnType]
 
 
@@ -342,7 +357,8 @@ def naive_hypergradient(
     start = StudentState(_leaf(student.theta), student.velocity, student.buffers)
 
     def step_gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        return loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
+        with TwiceDifferentiable().offered():
+            return loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
 
     trained, statistics = sgd_steps(problem, start, batches, rates, step_gradient)
     error = problem.outer_error(trained.theta, clone_buffers(trained.buffers), val)
@@ -405,7 +421,7 @@ def graph_bytes(problem: InnerProblem, student: StudentState, phi: Float[Tensor,
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(note, lambda tensor: tensor):
+    with saved_tensors_hooks(note, lambda tensor: tensor), unmoved_draws(student.theta.device):
         graph = _graph(problem, student.theta, phi, clone_buffers(student.buffers), batch, SecondOrderOperators())
     del graph  # not before: a storage that was freed and taken again must not pass for one
     return sum(sizes.values())

@@ -5,7 +5,6 @@ of that comparison. A row's loss is the mean over its C - 1 pairs. Its weights `
 rewrites them coordinate by coordinate, and `losses_at(phi, ...)` evaluates the network anywhere without copying.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from l2t_ray.core import loss_file
 from l2t_ray.core.lbfgs import LBFGS
 from l2t_ray.core.memory import agreement_losses
 from l2t_ray.core.pairs import PairTransform, one_vs_one, other_classes, pairs_of
@@ -29,7 +29,6 @@ TABLE_SCALE = 10.0
 # What a channel adds to probabilities before their logarithm: nothing is impossible, and all of it can be learned.
 CHANNEL_FLOOR = 1e-3
 GCE_Q = 0.7  # Zhang & Sabuncu 2018
-FILE_FORMAT = "l2t_ray.loss/1"
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ class LossNetworkSpec:
             raise ValueError("a loss network of 0 layers is cross-entropy, which is of softmax pairs.")
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise ValueError(f"the weight of a loss network's memory must start above 0, got {self.memory}.")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ValueError(f"a loss network's table or channel is of 2 classes or more, got {self.num_classes}.")
         if self.channel is not None and (self.label_table is not None or self.pairs != "softmax"):
             raise ValueError("a loss network with a channel needs softmax pairs and no label-pair table.")
 
@@ -103,7 +104,7 @@ class LossNetworkSpec:
     @property
     def num_classes(self) -> int | None:
         """The number of classes that a table or channel ties the loss to; None: it is for any number."""
-        return self.label_table or self.channel
+        return self.channel if self.label_table is None else self.label_table
 
     @property
     def num_entries(self) -> int:
@@ -178,6 +179,8 @@ class DynamicLossNetwork(nn.Module):
     ) -> Float[Tensor, " n"]:
         """`losses` with the weights `phi` in place of the module's own: a pure function of its arguments."""
         spec, num_classes = self.spec, logits.shape[1]
+        dtype = torch.promote_types(phi.dtype, logits.dtype)  # a student in double precision is judged in it
+        phi, logits = phi.to(dtype), logits.to(dtype)
         if spec.num_classes not in (None, num_classes):
             raise ValueError(
                 f"this loss was learned for {spec.num_classes} classes (it holds a table of them), "
@@ -209,34 +212,27 @@ class DynamicLossNetwork(nn.Module):
         return pairs, TABLE_SCALE * table[labels].gather(1, other_classes(labels, num_classes))
 
     def save(self, path: str | Path) -> None:
-        """Writes weights and architecture to one `.safetensors` file; `load` needs nothing else."""
-        from safetensors.torch import save_file
+        """Writes weights and architecture to one `.safetensors` file; `load` needs nothing else.
 
-        metadata = {"format": FILE_FORMAT, "spec": json.dumps(asdict(self.spec))}
-        save_file({"phi": self.phi.detach().cpu().contiguous()}, str(path), metadata=metadata)
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        loss_file.write(path, asdict(self.spec), self.phi)
 
     @classmethod
     def load(cls, path: str | Path) -> "DynamicLossNetwork":
         """The loss network of a file that `save` wrote.
 
         Raises:
-            ValueError: if the file is damaged or holds something else.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, holds something else, or is of a newer version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                phi = file.get_tensor("phi") if metadata.get("format") == FILE_FORMAT else None
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a learned loss, or is damaged: {error}.") from error
-        if phi is None:
-            raise ValueError(f"{path} is not a learned loss: expected format {FILE_FORMAT!r} in its header.")
-        network = cls(**json.loads(metadata["spec"]))
-        if phi.shape != network.phi.shape:
+        spec, phi = loss_file.read(path, LossNetworkSpec)
+        if spec.num_weights != len(phi):
             raise ValueError(
-                f"{path} is damaged: its architecture has {network.phi.numel()} weights, the file holds {phi.numel()}."
+                f"{path} is damaged: its architecture has {spec.num_weights} weights, the file holds {len(phi)}."
             )
+        network = cls(**asdict(spec))
         network.phi = nn.Parameter(phi)
         return network
 

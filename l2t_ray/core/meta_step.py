@@ -19,16 +19,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from l2t_ray.core.divergence import explained
 from l2t_ray.core.hypergrad import EngineName, Hypergradient, agreed_engine, hypergradient
 from l2t_ray.core.objective import LearnedObjective
-from l2t_ray.core.student import round_metrics
+from l2t_ray.core.round_metrics import round_metrics
 from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import InnerProblem
-from l2t_ray.interfaces import Batch, LossParams, MethodState, Metrics, RoundBatches, Teacher
+from l2t_ray.interfaces import Batch, LossParams, MethodState, Metrics, RoundBatches, StudentState, Teacher
 
 _LOG = logging.getLogger(__name__)
 
 Schedule = Literal["pipelined", "lookahead"]
+DRY_RATE = 1e-3
 
 
 class L2TDLN:
@@ -54,48 +56,59 @@ class L2TDLN:
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
                 so that batch-norm statistics stay as initialised (docs/released.md, D5).
         """
-        self._objective, self._trainee, self._teacher = objective, objective.trainee, teacher
+        self.objective, self._trainee, self._teacher = objective, objective.trainee, teacher
         self._schedule, self._horizon, self._keeps_buffers = schedule, horizon, keeps_buffers
         self._engine: EngineName | Literal["auto"] = engine
 
     def init(self) -> MethodState:
-        return self._objective.init()
+        return self.objective.init()
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         """One round of training (module docstring)."""
-        state = self._objective.constants_of_round(state, batches, index)
+        state = self.objective.constants_of_round(state, batches, index)
         rates, phi = self._trainee.sgd.rates(index, len(batches.train)), self._teacher.read()
         unrolled = first = self._unroll(state, phi, batches, rates)
-        proposed = self._teacher.propose(phi.version, first.gradient, _value_of(first.error))
-        if self._schedule == "lookahead":
-            unrolled = self._unroll(state, proposed, batches, rates)
-            self._teacher.learn(proposed.version, unrolled.gradient)
-        else:
-            self._teacher.learn(phi.version)
+        in_use = self.objective.in_use(phi.phi, state)
+        with explained(lambda: (self.objective.problem(state), state.student, in_use, unrolled, batches, rates)):
+            proposed = self._teacher.propose(phi.version, first.gradient, _value_of(first.error))
+            if self._schedule == "lookahead":
+                unrolled = self._unroll(state, proposed, batches, rates)
+                self._teacher.learn(proposed.version, unrolled.gradient)
+            else:
+                self._teacher.learn(phi.version)
         return self._after(state, unrolled), self._report(state, first, unrolled, phi, proposed, rates[-1])
 
     def _unroll(
         self, state: MethodState, params: LossParams, batches: RoundBatches, rates: list[float]
     ) -> Hypergradient:
         """K student steps under the loss with these weights, and the derivative of the error at their end."""
-        problem, phi = self._objective.problem(state), self._objective.in_use(params.phi, state)
+        phi = self.objective.in_use(params.phi, state)
+        return self._hypergradient(self.objective.problem(state), state.student, phi, batches, rates)
+
+    def dry_unroll(self, batches: RoundBatches) -> Hypergradient:
+        """A first unroll to try things out, of steps that are too small to diverge. The teacher is not asked."""
+        return self._hypergradient(*self.objective.dry_problem(batches), batches, [DRY_RATE] * len(batches.train))
+
+    def _hypergradient(
+        self, problem: InnerProblem, student: StudentState, phi: Tensor, batches: RoundBatches, rates: list[float]
+    ) -> Hypergradient:
         return hypergradient(
             problem,
-            state.student,
+            student,
             phi,
             batches.train,
             batches.val,
             rates=rates,
-            engine=self._chosen_engine(problem, state, phi, batches),
+            engine=self._chosen_engine(problem, student, phi, batches),
             horizon=self._horizon,
         )
 
     def _chosen_engine(
-        self, problem: InnerProblem, state: MethodState, phi: Tensor, batches: RoundBatches
+        self, problem: InnerProblem, student: StudentState, phi: Tensor, batches: RoundBatches
     ) -> EngineName:
         if self._engine == "auto":
             num_steps = min(self._horizon or len(batches.train), len(batches.train))
-            choice = agreed_engine(problem, state.student, phi, batches.train[0], num_steps)
+            choice = agreed_engine(problem, student, phi, batches.train[0], num_steps)
             _LOG.info("engine: %s (%s)", choice.engine, choice.reason)
             self._engine = choice.engine
         return self._engine
@@ -121,20 +134,16 @@ class L2TDLN:
         metrics["hypergradient_norm"] = torch.linalg.vector_norm(group.sum(first.gradient.clone())).item()
         metrics["phi_step_norm"] = torch.linalg.vector_norm(phi_step).item()
         metrics["phi_step_max"] = phi_step.abs().max().item()
-        return metrics | self._objective.report(phi.phi, state)
+        return metrics | self.objective.report(phi.phi, state)
 
     def learned_loss(self, state: MethodState) -> Float[Tensor, " m"]:
         """The weights of the loss that is in use (`interfaces.LearnsLoss`)."""
-        return self._objective.in_use(self._teacher.read().phi, state)
+        return self.objective.in_use(self._teacher.read().phi, state)
 
     def sample_weights(self, state: MethodState, batch: Batch, index: int) -> Float[Tensor, " n"] | None:
         """See `LearnedObjective.sample_weights`."""
         del index
-        return self._objective.sample_weights(self._teacher.read().phi, state, batch)
-
-    def first_problem(self, batches: RoundBatches) -> InnerProblem:
-        """What the student minimises in a first round; for checks from outside."""
-        return self._objective.problem(self._objective.constants_of_round(self.init(), batches, 0))
+        return self.objective.sample_weights(self._teacher.read().phi, state, batch)
 
 
 @part("hypergradient")

@@ -20,7 +20,7 @@ from l2t_ray.core.memory import Memory
 from l2t_ray.core.reweight import ClassCenters
 from l2t_ray.core.student import Trainee
 from l2t_ray.core.unroll import InnerProblem
-from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, Terms
+from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, StudentState, Terms
 
 OFFSET = "offset"
 """Entry of a method's `extra`: what is added to the teacher's phi to have the loss that is in use."""
@@ -80,6 +80,17 @@ class LearnedObjective:
         """What the student minimises, with the constants of the round."""
         problem = self.trainee.problem(partial(self._loss, memory=state.extra.get("memory")))
         return problem if self._centers is None else replace(problem, reweigh=self._centers.reweigh(state))
+
+    def first_problem(self, batches: RoundBatches) -> InnerProblem:
+        """What the student minimises in a first round; for checks from outside."""
+        return self.problem(self.constants_of_round(self.init(), batches, 0))
+
+    def dry_problem(self, batches: RoundBatches) -> tuple[InnerProblem, StudentState, Float[Tensor, " m"]]:
+        """Problem, student and loss of a first round, as if all samples counted alike: a few of them are no base for
+        class centres."""
+        state = self.init() if self._memory is None else self._memory.updated(self.init(), batches)
+        problem = self.trainee.problem(partial(self._loss, memory=state.extra.get("memory")))
+        return problem, state.student, self.initial_phi()
 
     def report(self, phi: Float[Tensor, " m"], state: MethodState) -> Metrics:
         """What the loss in use says of itself."""

@@ -26,26 +26,16 @@ from torch.overrides import TorchFunctionMode
 _aten = torch.ops.aten
 
 
-class SecondOrderOperators(TorchFunctionMode):
-    """Replaces the operators by their counterparts below, for what this thread computes inside `with`.
+class TwiceDifferentiable(TorchFunctionMode):
+    """Replaces operators whose second derivative is wrong in PyTorch, for what this thread computes inside `with`.
 
-    Attributes:
-        is_mixed_only: while True, second derivatives in the operators' inputs and weights are left out. What remains
-            is enough for the derivative in whatever only the gradient that enters the backward pass depends on: the
-            loss's own weights. (A function of autograd's is not told which of its results the caller wants.)
+    The fused weight normalisation takes the norm for a constant when it is differentiated twice (`gradgradcheck` of
+    `torch._weight_norm` fails, torch 2.11 to 2.15). It stands behind both of PyTorch's ways to normalise weights.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_mixed_only = False
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.conv2d:
-            return _conv2d(self, *args, **(kwargs or {}))
-        if func is F.batch_norm:
-            return _batch_norm(self, *args, **(kwargs or {}))
-        if func is F.relu:
-            return _relu(*args, **(kwargs or {}))
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
+            return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     @contextmanager
@@ -57,6 +47,38 @@ class SecondOrderOperators(TorchFunctionMode):
         finally:
             _offered.reset(token)
 
+
+class SecondOrderOperators(TwiceDifferentiable):
+    """Replaces the operators by their counterparts below as well.
+
+    Attributes:
+        is_mixed_only: while True, second derivatives in the operators' inputs and weights are left out. What remains
+            is enough for the derivative in whatever only the gradient that enters the backward pass depends on: the
+            loss's own weights. (A function of autograd's is not told which of its results the caller wants.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_mixed_only = False
+        self._outer_hooks: Any = None
+
+    def __enter__(self) -> "SecondOrderOperators":
+        self._outer_hooks = _saved_tensors_hooks()
+        return super().__enter__()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _REPLACED or self._stands_back(*args, **kwargs):
+            return super().__torch_function__(func, types, args, kwargs)
+        if func is F.conv2d:
+            return _conv2d(self, *args, **kwargs)
+        if func is F.batch_norm:
+            return _batch_norm(self, *args, **kwargs)
+        return _relu(*args, **kwargs)
+
+    def _stands_back(self, input: Tensor, *args: Any, **kwargs: Any) -> bool:
+        return torch.is_autocast_enabled(input.device.type) or _saved_tensors_hooks() != self._outer_hooks
+
     @contextmanager
     def mixed_only(self) -> Iterator[None]:
         self.is_mixed_only = True
@@ -66,12 +88,24 @@ class SecondOrderOperators(TorchFunctionMode):
             self.is_mixed_only = False
 
 
-_offered: ContextVar[SecondOrderOperators | None] = ContextVar("offered", default=None)
+_REPLACED = {F.conv2d, F.batch_norm, F.relu}
 
 
-def offered_operators() -> SecondOrderOperators | None:
+def _saved_tensors_hooks() -> Any:
+    """The innermost hooks on what is kept for the way back, those of checkpoints among them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
+
+
+_offered: ContextVar[TwiceDifferentiable | None] = ContextVar("offered", default=None)
+
+
+def offered_operators() -> TwiceDifferentiable | None:
     """The operators of an engine that will differentiate a second time what is computed now; None: there is none."""
     return _offered.get()
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _conv2d(

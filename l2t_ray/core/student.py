@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.flat import FlatModule, clone_buffers
+from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.hypergrad import hypergradient
+from l2t_ray.core.round_metrics import plain_metrics
 from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
-from l2t_ray.interfaces import Batch, DivergenceError, Group, Metrics, Rows, StudentState, Task, Terms, UserError
+from l2t_ray.interfaces import Batch, Group, Metrics, Rows, StudentState, Task, Terms, UserError
 
 RateSchedule = Callable[[int], float]
 """The student's learning rate at a step, counted from the first step of training."""
@@ -148,9 +149,7 @@ class Trainee:
 
     def report(self, student: StudentState, val: Batch, statistics: list[StepStatistics], rate: float) -> Metrics:
         """Numbers of a round without a hypergradient, with the validation error of its last student."""
-        with torch.no_grad():
-            error = self.error(student.theta, clone_buffers(student.buffers), val)
-        return {**round_metrics(self.group, error, statistics), "lr": rate}
+        return plain_metrics(self.problem(_computed_elsewhere), student, val, statistics, rate)
 
 
 def _computed_elsewhere(*_: object) -> tuple[Tensor, Tensor]:
@@ -169,25 +168,3 @@ def rows_of(terms: Terms, task: Task) -> Rows:
             "own terms."
         )
     return terms.rows if terms.rest is None else terms.rows._replace(rest=terms.rest)
-
-
-def round_metrics(
-    group: Group, error: Float[Tensor, ""] | None, statistics: list[StepStatistics], *, limit: float = 1e8
-) -> dict[str, Any]:
-    """Numbers of a round, summed over workers in one collective and read from the device once.
-
-    Raises:
-        DivergenceError: if loss, gradient or error are not finite, or beyond `limit`.
-    """
-    steps = torch.stack([torch.stack((s.loss, s.logit_gradient_sum)) for s in statistics]).mean(dim=0)
-    shares = group.sum(torch.cat((steps, torch.zeros_like(steps[:1]) if error is None else error.reshape(1))))
-    norms = torch.stack([s.gradient_norm for s in statistics])
-    loss, logit_gradient_sum, val_error, gradient_norm = torch.cat((shares, norms.mean().reshape(1))).tolist()
-    values = {"training loss": loss, "gradient norm": gradient_norm, "validation error": val_error}
-    bad = {name: value for name, value in values.items() if not abs(value) < limit}  # also true for nan
-    if bad:
-        raise DivergenceError("the " + " and the ".join(f"{name} is {value:g}" for name, value in bad.items()))
-    metrics = {"train_loss": loss, "logit_gradient_sum": logit_gradient_sum, "gradient_norm": gradient_norm}
-    if error is not None:
-        metrics["val_error"] = val_error
-    return metrics

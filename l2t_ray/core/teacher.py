@@ -259,9 +259,13 @@ def clipped(gradient: Float[Tensor, " m"], limit: float | None) -> Float[Tensor,
 
 def _finite_gradient(hypergradient: Float[Tensor, " m"], error: float = 0.0) -> Float[Tensor, " m"]:
     gradient = hypergradient.detach().cpu()
-    if not (torch.isfinite(gradient).all() and math.isfinite(error)):
+    num_bad = int((~torch.isfinite(gradient)).sum())
+    entries = f"{num_bad} of {gradient.numel()} hypergradient entries"
+    if not math.isfinite(error):
+        raise DivergenceError(f"the validation error or its hypergradient is not finite (error {error}, {entries})")
+    if num_bad:
         raise DivergenceError(
-            f"the validation error or its hypergradient is not finite (error {error}, "
-            f"{int((~torch.isfinite(gradient)).sum())} of {gradient.numel()} hypergradient entries)"
+            f"the hypergradient is not finite ({entries}) though the validation error is: the steps explode, or the "
+            "student has no second derivative at some example, as where a norm or a root is taken of zeros"
         )
     return gradient

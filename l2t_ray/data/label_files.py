@@ -1,29 +1,30 @@
-"""Labels and transition matrices that people bring as files: .npy, .npz, .csv, .parquet, .pt.
+"""Labels and transition matrices that people bring as files (`columns.py` says which)."""
 
-No file can run code here: NumPy's pickles are refused, and `.pt` files may hold tensors and NumPy arrays alone.
-"""
-
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as csv
-import pyarrow.parquet as parquet
-import torch
 from jaxtyping import Float, Int
 
 from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.class_labels import as_classes, is_one_hot
+from l2t_ray.data.columns import Table, is_number, read_table
+from l2t_ray.data.sample_ids import id_column, is_id, rows_by_id
 from l2t_ray.interfaces import UserError
 
 CLEAN_COLUMNS = ("clean", "clean_label")
 """Names under which a file may carry the clean labels as well; they are used to check its order (CIFAR-10N's own
 file calls them `clean_label`)."""
-
-Columns = dict[str, np.ndarray]
+PUBLISHED = {
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "cifar100_coarse": 50_000,
+    "mnist": 60_000,
+    "fashion_mnist": 60_000,
+    "scikit-learn digits": 1_797,
+}
+"""How many images the sets have as published, by `ImageSet.source`; copies may lack some."""
+FEWEST_COMPARED = 100
 
 
 def read_labels(
@@ -31,48 +32,60 @@ def read_labels(
 ) -> Int[np.ndarray, " n"]:
     """One label an image, from a user's file.
 
-    The file has either a label for each image that is there, in order, or a label for each image of the set as
-    published, of which those at `images.positions` are taken (copies may lack images).
+    A column of file names or numbers of the images, where there is one, says which image a label is for
+    (`sample_ids.py`). Without, the file has either a label for each image that is there, in order, or a label for each
+    image of the set as published, of which those at `images.positions` are taken (copies may lack images).
 
     Args:
         path: `.npy`; or `.npz`, `.csv` (with or without a line of names), `.parquet` or `.pt` with named columns.
-        images: the training set. Labels are class numbers or class names.
-        column: which column; may be left out where there is one alone.
+        images: the training set. Labels are class names, class numbers or one-hot rows (`class_labels.py`).
+        column: which column; may be left out where there is one alone, but for those that name the images.
         num_own: of the images, only the first so many have labels in the file; the others keep their own.
 
     Raises:
-        UserError: if the file cannot be read, has no such column, has another number of labels, labels that are no
-            classes, or (where it has clean labels too) plainly another order.
+        UserError: if the file cannot be read, has no such column, does not have one label for each image, or labels
+            that are no classes; or if the labels plainly stand in another order.
     """
-    columns = _read(path)
-    given = _as_classes(_pick(columns, column, path), images.class_names, path)
+    table = read_table(path, values=images.class_names)
     own = slice(len(images) if num_own is None else num_own)
+    given = as_classes(_pick_labels(table, column, images.class_names), images.class_names, table)
+    named_by = id_column(table, column)
+    rows = (
+        _rows_in_order(table, len(given), images, own) if named_by is None else rows_by_id(table, named_by, images, own)
+    )
+    known = images.labels[own]
     for name in CLEAN_COLUMNS:
-        if name in columns:
-            clean = _aligned(_as_classes(columns[name], images.class_names, path), images.positions[own], path)
-            agreeing = float((clean == images.labels[own]).mean())
+        if name in table.columns and name != column:
+            clean = as_classes(table.columns[name], images.class_names, table)[rows]
+            agreeing = float((clean == known).mean())
             if agreeing < 0.99:
                 raise UserError(
                     f"data.noise.file: the column {name!r} of {path} agrees with the data set on {agreeing:.0%} of the "
                     "images, so its labels stand in another order; sort them like the data set."
                 )
+    observed = given[rows]
+    if named_by is None:
+        _check_order(observed, known, path)
     labels = images.labels.copy()
-    labels[own] = _aligned(given, images.positions[own], path)
+    labels[own] = observed
     return labels
 
 
-def read_matrix(path: Path, num_classes: int, *, column: str | None = None) -> Float[np.ndarray, "c c"]:
+def read_matrix(
+    path: Path, num_classes: int, *, column: str | None = None, class_names: Sequence[str] = ()
+) -> Float[np.ndarray, "c c"]:
     """A transition matrix T[i, j] = P(label j | class i). In `.csv` and `.parquet` files a row of the file is one of T.
+
+    Args:
+        class_names: tables whose columns, and rows in a first column, have these names are brought into their order.
 
     Raises:
         UserError: if the file cannot be read, or the matrix is not `num_classes` square.
     """
-    columns = _read(path)
-    if path.suffix in (".csv", ".parquet"):
-        matrix = np.stack(list(columns.values()), axis=1)
-    else:
-        matrix = _pick(columns, column, path)
-    if matrix.shape != (num_classes, num_classes) or not np.issubdtype(matrix.dtype, np.number):
+    table = read_table(path)
+    is_table = path.suffix.lower() in (".csv", ".tsv", ".parquet")
+    matrix = _matrix_of(table, class_names) if is_table else _pick(table, table.columns, column)
+    if matrix.shape != (num_classes, num_classes) or matrix.dtype.kind not in "iuf":
         raise UserError(
             f"data.noise.file: {path} must hold {num_classes} x {num_classes} numbers, got shape {matrix.shape} of "
             f"{matrix.dtype}; row i is the true class, column j the label it is given."
@@ -80,116 +93,106 @@ def read_matrix(path: Path, num_classes: int, *, column: str | None = None) -> F
     return matrix.astype(np.float64)
 
 
-def _read(path: Path) -> Columns:
-    if not path.exists():
-        raise UserError(f"data.noise.file: there is no file {path}; give an existing one.")
-    try:
-        match path.suffix:
-            case ".npy":
-                return {"": np.load(path, allow_pickle=False)}
-            case ".npz":
-                with np.load(path, allow_pickle=False) as file:
-                    return dict(file)
-            case ".csv":
-                return _of_table(csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=_is_bare(path))))
-            case ".parquet":
-                return _of_table(parquet.read_table(path))
-            case ".pt" | ".pth":
-                return _of_torch(path)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        BadZipFile,
-        pickle.UnpicklingError,
-        pa.ArrowException,
-    ) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"data.noise.file: {path} cannot be read ({reason}); give an undamaged file.") from error
-    raise UserError(
-        f"data.noise.file must end in .npy, .npz, .csv, .parquet or .pt, got {path.name!r}; convert it to one of them."
-    )
-
-
-def _is_bare(path: Path) -> bool:
-    """Whether a CSV file begins with values instead of names."""
-    with path.open() as file:
-        first = file.readline().strip().split(",")
-    try:
-        [float(field) for field in first]
-    except ValueError:
-        return False
-    return True
-
-
-def _of_table(table: pa.Table) -> Columns:
-    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
-
-
-def _of_torch(path: Path) -> Columns:
-    # CIFAR-10N is published as a pickled dict of NumPy arrays. Nothing but arrays is let in.
-    rebuild: Any = np.empty(0).__reduce__()[0]  # pyright: ignore[reportIndexIssue]
-    dtypes = [
-        type(np.dtype(kind)) for kind in (np.int8, np.uint8, np.int16, np.int32, np.int64, np.float32, np.float64)
-    ]
-    allowed: list[Any] = [
-        (rebuild, "numpy.core.multiarray._reconstruct"),
-        (rebuild, "numpy._core.multiarray._reconstruct"),
-        (_bytes_of_text, "_codecs.encode"),
-        np.ndarray,
-        np.dtype,
-        *dtypes,
-    ]
-    with torch.serialization.safe_globals(allowed):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
-        content = {"": content}
-    return {str(name): np.asarray(value) for name, value in content.items()}
-
-
-def _bytes_of_text(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into the older pickles."""
-    del encoding  # latin1, always
-    return text.encode("latin1")
-
-
-def _pick(columns: Columns, column: str | None, path: Path) -> np.ndarray:
-    if column is None and len(columns) == 1:
-        return next(iter(columns.values()))
-    if column is None or column not in columns:
+def _pick(table: Table, names: Sequence[str] | dict[str, np.ndarray], column: str | None) -> np.ndarray:
+    if column is None and len(names) == 1:
+        return table.columns[next(iter(names))]
+    if column is None or column not in table.columns:
         what = "is not set" if column is None else f"is {column!r}"
-        raise UserError(f"data.noise.column {what}, and {path} has {', '.join(map(repr, columns))}; name one of them.")
-    return columns[column]
+        listed = list(table.columns)
+        shown = ", ".join(map(repr, listed[:12])) + (", ..." if len(listed) > 12 else "")
+        raise UserError(f"data.noise.column {what}, and {table.path} has {shown}; name one of them.")
+    return table.columns[column]
 
 
-def _as_classes(values: np.ndarray, class_names: Sequence[str], path: Path) -> Int[np.ndarray, " m"]:
-    values = np.asarray(values).reshape(-1)
-    if values.dtype.kind in "OUS":
-        numbers = {name: number for number, name in enumerate(class_names)}
-        unknown = sorted({str(value) for value in values} - set(numbers))
-        if unknown:
-            raise UserError(
-                f"data.noise.file: {path} has the label {unknown[0]!r}, which is no class of the data set "
-                f"({', '.join(class_names[:10])}{', ...' if len(class_names) > 10 else ''}); use names or numbers."
-            )
-        return np.array([numbers[str(value)] for value in values], dtype=np.int64)
-    labels = values.astype(np.int64) if np.isfinite(values.astype(np.float64)).all() else None
-    if labels is None or (labels != values).any() or labels.min(initial=0) < 0:
-        raise UserError(f"data.noise.file: the labels in {path} must be whole numbers from 0; mend those that are not.")
-    if labels.max(initial=0) >= len(class_names):
+def _pick_labels(table: Table, column: str | None, class_names: Sequence[str]) -> np.ndarray:
+    """The column of labels; of a table with one column a class, the one-hot rows in the order of the classes."""
+    names = [name for name in table.columns if not is_id(table, name)]
+    one_hot = _one_hot_columns(table, names, class_names)
+    if one_hot is None or (column is not None and column not in names):
+        return _pick(table, names or table.columns, column)
+    if column is not None:
         raise UserError(
-            f"data.noise.file: {path} has the label {labels.max()}, and the data set has classes 0 to "
-            f"{len(class_names) - 1}; mend the file."
+            f"data.noise.column is {column!r}, which is one of {len(names)} one-hot columns of {table.path}; leave it "
+            "out, and all of them are read."
         )
-    return labels
+    return one_hot
 
 
-def _aligned(labels: Int[np.ndarray, " m"], positions: Int[np.ndarray, " n"], path: Path) -> Int[np.ndarray, " n"]:
-    if len(labels) == len(positions):
-        return labels
-    if len(positions) and len(labels) > positions.max():
-        return labels[positions]
+def _one_hot_columns(table: Table, names: Sequence[str], class_names: Sequence[str]) -> np.ndarray | None:
+    if len(names) != len(class_names):
+        return None
+    columns = {name: _numbers(table.columns[name]) for name in names}
+    if any(values is None for values in columns.values()):
+        return None
+    if set(names) == set(class_names):
+        names = class_names
+    elif not table.bare and list(names) != [str(number) for number in range(len(names))]:
+        return None
+    values = np.stack([columns[name] for name in names], axis=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return values if is_one_hot(values) else None
+
+
+def _numbers(values: np.ndarray) -> Float[np.ndarray, " m"] | None:
+    if values.ndim != 1 or values.dtype.kind not in "iufU":
+        return None
+    if values.dtype.kind == "U" and not all(map(is_number, values.tolist())):
+        return None
+    return values.astype(np.float64)
+
+
+def _rows_in_order(table: Table, count: int, images: ImageSet, own: slice) -> Int[np.ndarray, " n"]:
+    """Of each image that has a label in the file, the entry, where nothing but the order tells."""
+    positions = images.positions[own]
+    if count == len(positions):
+        return np.arange(count)
+    is_whole = np.array_equal(images.positions, np.arange(len(images)))
+    published = PUBLISHED.get(str(images.source.get("name")), None if is_whole else int(positions.max()) + 1)
+    if count == published and count > positions.max(initial=-1):
+        return positions
+    hint = ""
+    if table.bare and count == len(positions) + 1:
+        first = next(iter(table.columns.values()))[0]
+        hint = f" (is the first line, {first}, the column's name? Then call it label)"
+    elif count == len(positions) * len(images.class_names):
+        hint = f" (are they one-hot rows of {len(images.class_names)}, flattened? Then save them as rows)"
+    elif count == len(images):
+        hint = " (images that are set apart for validation keep their own labels and have none in the file)"
     raise UserError(
-        f"data.noise.file: {path} has {len(labels)} labels for {len(positions)} training images; give one an image."
+        f"data.noise.file: {table.path} has {count} labels for {len(positions)} training images{hint}; give one an "
+        "image, in their order, or add a column file or index that says which image each is for."
     )
+
+
+def _check_order(observed: Int[np.ndarray, " n"], known: Int[np.ndarray, " n"], path: Path) -> None:
+    """Labels that agree with the data set's own no more often than chance has it are those of other images."""
+    count = len(known)
+    if count < FEWEST_COMPARED:
+        return
+    size = int(max(observed.max(), known.max())) + 1
+    chance = float(np.bincount(observed, minlength=size) @ np.bincount(known, minlength=size)) / count**2
+    agreeing = float((observed == known).mean())
+    if agreeing <= chance + 3 * np.sqrt(chance * (1 - chance) / count):
+        raise UserError(
+            f"data.noise.file: the labels in {path} agree with the data set's own on {agreeing:.0%} of the images, and "
+            f"chance gives {chance:.0%}, so they stand in another order or number the classes otherwise; sort them "
+            "like the data set, or add a column file or index that says which image each is for."
+        )
+
+
+def _matrix_of(table: Table, class_names: Sequence[str]) -> np.ndarray:
+    columns = dict(table.columns)
+    first = next(iter(columns))
+    row_names = [str(value) for value in columns[first].tolist()]
+    numbers = [str(number) for number in range(len(row_names))]
+    order = None
+    if len(columns) == len(row_names) + 1 and (row_names == numbers or set(row_names) == set(class_names)):
+        del columns[first]  # the rows' names
+        order = None if row_names == numbers else [row_names.index(name) for name in class_names]
+    names = list(class_names) if set(columns) == set(class_names) else list(columns)
+    values = [_numbers(columns[name]) for name in names]
+    if any(value is None for value in values):
+        return np.stack([columns[name].astype(object) for name in names], axis=1)
+    matrix = np.stack(values, axis=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if table.bare and matrix.shape == (len(names) + 1, len(names)) and matrix[0].tolist() == list(range(len(names))):
+        matrix = matrix[1:]  # numbers for names: pandas writes them
+    return matrix if order is None else matrix[order]

@@ -1,33 +1,47 @@
 """Batches from tensors that are already in memory: for people who bring their own data."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2t_ray.data.counted import numpy_generator
+from l2t_ray.data.examples import Examples, as_examples, extremes
 from l2t_ray.interfaces import Batch, RoundBatches, UserError
+
+_AT_ONCE = 500
+_PER_VAL_BATCH = 5
+"""So many validation minibatches at once, and `_AT_ONCE` examples at most: without a graph each takes far less."""
+_DEVICE_SHARE = 0.25
 
 
 class TensorData:
     """The `Data` protocol over a training and a validation set. Epochs are passes over the validation set.
 
     Args:
-        train, validation: `(inputs [n, ...], labels [n])`; the test batches are the validation set.
+        train, validation: `(inputs [n, ...], labels [n])`, tensors or NumPy arrays; labels of any integer type. The
+            test batches are the validation set.
         num_steps: K, training minibatches a round.
         batch_size, val_batch_size: their sizes, without replacement within a minibatch.
         seed: of every draw.
+        device: where batches are. The sets are kept there while they take a quarter of what is free, and else stay.
+
+    Attributes:
+        num_classes: as many as the training labels need, or more (`widen`).
+        num_train: training examples.
+        extremes: of the training inputs.
 
     Raises:
-        UserError: if inputs and labels do not match, labels are no class numbers, a set is smaller than its batch, or
-            a class is missing.
+        UserError: if inputs and labels do not match or are not finite, labels are no class numbers, a set is smaller
+            than its batch, or a class is in one set alone.
     """
 
     def __init__(
         self,
-        train: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        train: Any,
+        validation: Any,
         *,
         num_steps: int,
         batch_size: int,
@@ -35,61 +49,121 @@ class TensorData:
         seed: int,
         device: torch.device | str,
     ):
-        for name, (inputs, labels), size in (
-            ("train", train, batch_size),
-            ("validation", validation, val_batch_size),
+        self._train, self._validation = as_examples("train", train), as_examples("validation", validation)
+        for name, (inputs, _), key, size in (
+            ("train", self._train, "batch_size", batch_size),
+            ("validation", self._validation, "val_batch_size", val_batch_size),
         ):
-            if len(inputs) != len(labels):
-                raise UserError(f"{name} has {len(inputs)} inputs but {len(labels)} labels; give one label each.")
             if len(inputs) < size:
-                raise UserError(f"{name} has {len(inputs)} examples, fewer than a minibatch of {size}; lower the size.")
-            _check_labels(name, labels)
-        self.num_classes = int(train[1].max()) + 1
-        if int(validation[1].max()) >= self.num_classes:
+                raise UserError(f"{name} has {len(inputs)} examples, fewer than {key}={size}; lower {key}.")
+        shapes = [tuple(inputs.shape[1:]) for inputs, _ in (self._train, self._validation)]
+        dtypes = [inputs.dtype for inputs, _ in (self._train, self._validation)]
+        if shapes[0] != shapes[1] or dtypes[0] != dtypes[1]:
             raise UserError(
-                f"validation has the label {int(validation[1].max())}, and train has classes 0 to "
-                f"{self.num_classes - 1}; every class must be trained on."
+                f"inputs of train are {shapes[0]} of {dtypes[0]} each, those of validation {shapes[1]} of {dtypes[1]}; "
+                "give both sets the same form."
             )
-        missing = sorted(set(range(self.num_classes)) - set(validation[1].tolist()))
-        if self.num_classes < 2 or missing:
-            what = f"class {missing[0]} is absent from validation" if missing else "there are fewer than two classes"
-            raise UserError(f"{what}; every class 0..C-1 of train must be validated on.")
-        self._train = tuple(tensor.to(device) for tensor in train)
-        self._validation = tuple(tensor.to(device) for tensor in validation)
+        self.num_classes = _num_classes(self._train[1], self._validation[1])
+        self.num_train = len(self._train[1])
+        self.extremes = extremes("train", self._train[0])
+        self._val_extremes = extremes("validation", self._validation[0])
+        if _fits(self._train + self._validation, torch.device(device)):
+            self._train, self._validation = (
+                (inputs.to(device), labels.to(device)) for inputs, labels in (self._train, self._validation)
+            )
         self._num_steps, self._batch_size, self._val_batch_size = num_steps, batch_size, val_batch_size
         self._seed, self._device = seed, device
-        self._rounds_per_epoch = len(validation[0]) // val_batch_size
+        self._at_once = min(_AT_ONCE, _PER_VAL_BATCH * val_batch_size)
+        self._rounds_per_epoch = len(self._validation[0]) // val_batch_size
+
+    def widen(self, num_outputs: int) -> None:
+        """Takes a model's outputs for the classes: those beyond the labels have no examples.
+
+        Raises:
+            UserError: if there are fewer outputs than classes.
+        """
+        if num_outputs < self.num_classes:
+            raise UserError(
+                f"train has the label {self.num_classes - 1}, and model gives {num_outputs} outputs, for classes 0 to "
+                f"{num_outputs - 1}; give model {self.num_classes} outputs, or number the classes from 0."
+            )
+        self.num_classes = num_outputs
 
     def epoch(self, index: int) -> int:
         return index // self._rounds_per_epoch
 
     def round(self, index: int) -> RoundBatches:
         draw = numpy_generator(self._seed, "rows", index)
-        train = [self._batch(self._train, draw, self._batch_size) for _ in range(self._num_steps)]
-        return RoundBatches(train, self._batch(self._validation, draw, self._val_batch_size))
+        train = [self._drawn(self._train, draw, self._batch_size) for _ in range(self._num_steps)]
+        return RoundBatches(train, self._drawn(self._validation, draw, self._val_batch_size))
+
+    def dry_round(self) -> RoundBatches:
+        """Two steps and their validation minibatch to try things on, with the extreme examples of both sets in them."""
+        draw = numpy_generator(self._seed, "dry round")
+
+        def batch(examples: Examples, size: int, rows: list[int]) -> Batch:
+            others = np.setdiff1d(draw.choice(len(examples[0]), size, replace=False), rows)
+            return self._at(examples, np.concatenate((rows, others)).astype(np.int64)[:size])
+
+        train = batch(self._train, self._batch_size, self.extremes.rows)
+        return RoundBatches([train, train], batch(self._validation, self._val_batch_size, self._val_extremes.rows))
 
     def validation(self, epoch: int) -> Iterator[Batch]:
         del epoch  # the validation set never changes
-        yield self._at(self._validation, np.arange(len(self._validation[0])))
+        return self._in_order(self._validation)
 
     def test(self) -> Iterator[Batch]:
-        return self.validation(0)
+        return self._in_order(self._validation)
 
-    def _batch(self, examples: tuple[Tensor, ...], draw: np.random.Generator, size: int) -> Batch:
+    def training_examples(self) -> Iterator[Batch]:
+        """All of them with the labels that they were given, in order."""
+        return self._in_order(self._train)
+
+    def _in_order(self, examples: Examples) -> Iterator[Batch]:
+        total = len(examples[0])
+        for start in range(0, total, self._at_once):
+            batch = self._at(examples, np.arange(start, min(start + self._at_once, total)))
+            yield batch._replace(weights=torch.full_like(batch.weights, 1 / total))
+
+    def _drawn(self, examples: Examples, draw: np.random.Generator, size: int) -> Batch:
         return self._at(examples, draw.choice(len(examples[0]), size, replace=False))
 
-    def _at(self, examples: tuple[Tensor, ...], rows: np.ndarray) -> Batch:
-        indices = torch.from_numpy(rows).to(self._device)
-        inputs, labels = examples[0][indices], examples[1][indices]
+    def _at(self, examples: Examples, rows: np.ndarray) -> Batch:
+        indices = torch.from_numpy(rows)
+        here = indices.to(examples[0].device)
+        inputs, labels = examples[0][here].to(self._device), examples[1][here].to(self._device)
         weights = torch.full((len(rows),), 1 / len(rows), device=self._device)
-        return Batch(inputs, labels, weights, indices)
+        return Batch(inputs, labels, weights, indices.to(self._device))
 
 
-def _check_labels(name: str, labels: Tensor) -> None:
-    if labels.ndim != 1 or labels.dtype != torch.int64:
+def _num_classes(train: Tensor, validation: Tensor) -> int:
+    """How many classes there are, with those below the highest that have no examples.
+
+    Raises:
+        UserError: if there are fewer than two, or one is in one set alone.
+    """
+    in_train, in_validation = (set(labels.unique().tolist()) for labels in (train, validation))
+    if foreign := sorted(in_validation - in_train):
         raise UserError(
-            f"{name}: labels must be one int64 class number an example, got shape {tuple(labels.shape)} of "
-            f"{labels.dtype}; for one-hot labels give labels.argmax(1)."
+            f"validation has the label {foreign[-1]}, and train has classes {_listed(in_train)}; "
+            "every class must be trained on."
         )
-    if int(labels.min()) < 0:
-        raise UserError(f"{name}: labels must be at least 0, got {int(labels.min())}; leave such examples out.")
+    missing = sorted(in_train - in_validation)
+    if len(in_train) < 2 or missing:
+        what = f"class {missing[0]} is absent from validation" if missing else "there are fewer than two classes"
+        raise UserError(f"{what}; every class of train must be validated on.")
+    return max(in_train) + 1
+
+
+def _listed(classes: set[int]) -> str:
+    if classes == set(range(len(classes))):
+        return f"0 to {len(classes) - 1}"
+    shown = sorted(classes)[:10]
+    return ", ".join(map(str, shown)) + (", ..." if len(classes) > len(shown) else "")
+
+
+def _fits(tensors: tuple[Tensor, ...], device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors) <= _DEVICE_SHARE * free

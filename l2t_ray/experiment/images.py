@@ -89,7 +89,9 @@ def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndar
             return noise.flip_to_similar(labels, setting.rate, similar, seed)
         case "matrix":
             assert setting.file is not None
-            matrix = label_files.read_matrix(setting.file, num_classes, column=setting.column)
+            matrix = label_files.read_matrix(
+                setting.file, num_classes, column=setting.column, class_names=dataset.train.class_names
+            )
             return noise.apply_transition(labels, matrix, seed), matrix
         case "labels":
             assert setting.file is not None

@@ -101,7 +101,9 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
             problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
         ).gradient.double()
 
-    problem = replace(learner.first_problem(batches), reweigh=None)  # sample weights are constants for both sides
+    problem = replace(
+        learner.objective.first_problem(batches), reweigh=None
+    )  # sample weights are constants for both sides
     reference = at(problem, is_double=True, is_naive=True)
     is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
     errors = {

@@ -1,5 +1,7 @@
 """From a configuration to a method that is ready to be trained."""
 
+import logging
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import started_at
 from l2t_ray.core.memory import Memory
 from l2t_ray.core.meta_step import L2TDLN
-from l2t_ray.core.noise_estimate import noise_channel
+from l2t_ray.core.noise_estimate import estimate_noise
 from l2t_ray.core.objective import LearnedObjective, shifted
 from l2t_ray.core.reweight import ClassCenters, Reweighting
 from l2t_ray.core.student import RowLoss, cross_entropy
@@ -41,6 +43,8 @@ from l2t_ray.experiment.students import num_features
 from l2t_ray.experiment.teachers import bare_loss_network, build_loss_network
 from l2t_ray.interfaces import Data, Method, MethodState, StudentState, Teacher, UserError
 from l2t_ray.training.loop import Arm
+
+_LOG = logging.getLogger(__name__)
 
 
 def build_arm(method: MethodConfig, parts: Parts) -> Arm:
@@ -162,14 +166,15 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor
     def on_device(labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels).to(parts.device)
 
-    channel = noise_channel(
+    estimate = estimate_noise(
         embeddings(split.validation),
         on_device(judged[split.validation]),
         embeddings(split.train),
         on_device(observed[split.train]),
         num_classes=dataset.num_classes,
     )
-    return group.sum(channel.to(student.theta))
+    _LOG.info("label noise: %s", estimate)
+    return group.sum(estimate.channel.to(student.theta))
 
 
 def ending_of(method: MethodConfig, parts: Parts) -> Method:

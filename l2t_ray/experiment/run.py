@@ -53,6 +53,7 @@ def build_run(
         eval_every=training.eval_every,
         checkpoint_every=training.checkpoint_every,
         trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None,
+        seed=config.seed,
     )
 
 

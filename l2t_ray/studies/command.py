@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
+from l2t_ray.exit_codes import FAILED, exit_codes
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.reports.spread import spread
 from l2t_ray.reports.study import notes, table
 from l2t_ray.reports.tables import markdown
-from l2t_ray.run import exit_codes, working_directory
-from l2t_ray.studies.declaration import SizeName, Study, load_study
+from l2t_ray.run import working_directory
+from l2t_ray.settings import parsed
+from l2t_ray.studies.declaration import OWN_KEYS, SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.results import collect, write_results
 from l2t_ray.studies.search import Search, check_search
@@ -69,7 +70,7 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
             sweep, command=command, in_turn=arguments.in_turn, at_once=arguments.at_once, quiet=arguments.quiet
         )
     if failures:
-        raise SystemExit(1)
+        raise SystemExit(FAILED)
 
 
 def overridden(study: Study, overrides: Sequence[str], seeds: int | None) -> Study:
@@ -78,16 +79,17 @@ def overridden(study: Study, overrides: Sequence[str], seeds: int | None) -> Stu
     Raises:
         UserError: if an override is malformed, or of a key that the study varies.
     """
-    settings = dict(study.settings)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"override {override!r} is not of the form key.sub=value.")
+    settings = parsed(overrides)
+    for key in settings:
+        if key.split(".")[0] in OWN_KEYS:
+            raise UserError(f"override {key} is of a key that the study sets itself; leave it out.")
         if key in study.grid or key in study.distributions or any(key in case for case in study.cases.values()):
-            raise UserError(f"override {override!r} is of a key that the study varies; edit a copy of its file.")
-        settings[key] = yaml.safe_load(text)
+            raise UserError(f"override {key} is of a key that the study varies; edit a copy of its file.")
     return study.model_copy(
-        update={"settings": settings, "seeds": study.seeds if seeds is None else tuple(range(seeds))}
+        update={
+            "settings": {**study.settings, **settings},
+            "seeds": study.seeds if seeds is None else tuple(range(seeds)),
+        }
     )
 
 

@@ -75,8 +75,8 @@ class Comparison:
             UserError: if the configuration is wrong, or `only` names a method that is not in it.
         """
         # On Ray a run has one teacher, so two learned losses are refused there. Here each method is a run of its own.
-        config = configuration.load(path, [*overrides, "ray.enabled=false", "device=auto"])
-        ray = configuration.load(path, [*overrides, "controls=[]"]).ray
+        config = configuration.load(path, overrides, settings={"ray.enabled": False, "device": "auto"})
+        ray = configuration.load(path, overrides, settings={"controls": []}).ray
         config = with_absolute_paths(config)
         name = config.name or (path.stem if budget == "parity" else f"{path.stem}-{budget}")
         comparison = cls(config, ray, config.runs / name, tuple(seeds), budget, tuple(only))

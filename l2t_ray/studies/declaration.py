@@ -7,35 +7,45 @@ a sample of the distributions and a seed; each is an experiment of its own. Keys
 import json
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from l2t_ray import config as configuration
+from l2t_ray import yaml_file
 from l2t_ray.interfaces import UserError
-from l2t_ray.record import Count, Record
+from l2t_ray.record import Count, FilePath, Natural, Positive, Real, Record, Whole
+from l2t_ray.sentence import shown
+from l2t_ray.settings import Settings
 
 SizeName = Literal["digits", "small", "full"]
-Settings = Mapping[str, Any]
-"""Values by dotted key."""
 
 OWN_KEYS = ("seed", "name", "runs", "controls")
 """Keys of an experiment that a study sets itself."""
 SAME_FOR_ALL = ("ray", "tracking")
 """Sections that no two trials of a study may have different: where they run, and where they are noted."""
 
+MOST_TRIALS = 10_000
+"""More than anybody waits for."""
+
 
 def _seeds(value: Any) -> Any:
     """A number of seeds stands for the first ones."""
-    if isinstance(value, int) and value > 0:
-        return range(value)
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"seeds must be a number of seeds or a list of them, got {value!r}")
-    if len(set(value)) < len(value):
-        raise ValueError(f"seeds has a seed twice, got {list(value)}")
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        value = range(min(value, MOST_TRIALS + 1))
+    if not isinstance(value, list | tuple | range):
+        raise ValueError(f"seeds must be a number of seeds or a list of them, got {shown(value)}")
+    if len(value) > MOST_TRIALS:
+        raise ValueError(f"seeds are more than {MOST_TRIALS:,}; a study has at most that many trials")
     return value
+
+
+def _once_each(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds has a seed twice, got {list(seeds)}")
+    return seeds
 
 
 def _flat_settings(value: Any) -> Any:
@@ -47,7 +57,7 @@ def _labelled(value: Any) -> Any:
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, list | tuple):
-        raise ValueError(f"the grid takes a list of values for each key, or labels and values, got {value!r}")
+        raise ValueError(f"the grid takes a list of values for each key, or labels and values, got {shown(value)}")
     labelled = {label_of(entry): entry for entry in value}
     if len(labelled) < len(value):
         raise ValueError(f"the grid has a value twice, got {list(value)}")
@@ -61,16 +71,21 @@ def label_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds), Field(min_length=1)]
+Seeds = Annotated[tuple[Natural, ...], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_once_each)]
+Bound = Annotated[Whole, Field(ge=-(2**62), le=2**62)]
+PaperNumbers = Annotated[
+    Annotated[Real, Tag("number")] | Annotated[dict[str, Real], Tag("numbers")],
+    Discriminator(lambda value: "numbers" if isinstance(value, Mapping) else "number"),
+]
 Axis = Annotated[dict[str, Any], BeforeValidator(_labelled), Field(min_length=1)]
 
 
 class Distribution(Record):
     """Where the values of a key are drawn from: exactly one of the fields."""
 
-    uniform: tuple[float, float] | None = None
-    log_uniform: tuple[Annotated[float, Field(gt=0)], float] | None = None
-    integers: tuple[int, int] | None = None
+    uniform: tuple[Real, Real] | None = None
+    log_uniform: tuple[Positive, Positive] | None = None
+    integers: tuple[Bound, Bound] | None = None
     """Both ends included."""
     choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
 
@@ -91,14 +106,14 @@ class Asha(Record):
 
     grace_rounds: Count = 20
     """Rounds that every trial gets."""
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[Whole, Field(ge=2, le=1000)] = 3
     """Of this many trials, one goes on at each rung."""
 
 
 class Size(Record):
     """What a size of a study has of its own; the rest is the study's."""
 
-    base: Path | None = None
+    base: FilePath | None = None
     seeds: Seeds | None = None
     settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
     grid: dict[str, Axis] = Field(default_factory=dict)
@@ -117,7 +132,7 @@ class Study(Record):
     """What the study is to check, in a sentence."""
     table: str = ""
     """Table or figure of the paper, for tags and headings."""
-    base: Path
+    base: FilePath
     """The experiment that all trials start from; relative to the study's file."""
     metric: Literal["test_accuracy", "best_test_accuracy", "test_error", "val_error"] = "test_accuracy"
     """Column of a run's closing table that the study's table shows."""
@@ -129,14 +144,14 @@ class Study(Record):
     grid: dict[str, Axis] = Field(default_factory=dict)
     """Values of a key, all combined: a list, or labels and values. The last key makes the columns of the table."""
     distributions: dict[str, Distribution] = Field(default_factory=dict)
-    samples: Count = 10
+    samples: Annotated[Whole, Field(ge=1, le=MOST_TRIALS)] = 10
     """Draws from the distributions, for each case and combination of the grid."""
     search: Literal["random", "optuna"] = "random"
     """How samples are chosen: drawn beforehand, or by Optuna (a tree-structured Parzen estimator, Bergstra et al. 2011)
     from what earlier ones came to."""
     asha: Asha | None = None
     """null: every trial runs to its end."""
-    paper: dict[str, float | dict[str, float]] = Field(default_factory=dict)
+    paper: dict[str, PaperNumbers] = Field(default_factory=dict)
     """The paper's numbers for a row, or for a row and column, in the unit of the table; shown beside it."""
     sizes: dict[SizeName, Size] = Field(default_factory=dict)
 
@@ -156,6 +171,10 @@ class Study(Record):
             raise ValueError(f"{both.pop()} is in the grid and in the distributions; keep it in one of them")
         if not self.cases and not self.grid and not self.distributions:
             raise ValueError("a study varies something; give cases, a grid or distributions")
+        number = len(self.seeds) * max(1, len(self.cases)) * prod(map(len, self.grid.values()))
+        number *= self.samples if self.distributions else 1
+        if number > MOST_TRIALS:
+            raise ValueError(f"the study has {number:,} trials, and a study has at most {MOST_TRIALS:,}; vary less")
         if self.search == "optuna" and (self.cases or self.grid or not self.distributions):
             raise ValueError("search: optuna chooses among distributions alone; take cases and grid out")
         return self
@@ -187,7 +206,7 @@ class Study(Record):
         )
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml_file.dump(self.model_dump(mode="json"))
 
 
 def load_study(path: Path) -> Study:
@@ -196,10 +215,12 @@ def load_study(path: Path) -> Study:
     Raises:
         UserError: if the file, a key or a value is wrong, in one sentence.
     """
-    tree = configuration.read_tree(path)
-    if "base" not in tree and tree.keys() & configuration.ExperimentConfig.model_fields.keys() - {"name"}:
+    settings = Settings.from_file(path)
+    if "base" not in settings.tree and settings.tree.keys() & configuration.ExperimentConfig.model_fields.keys() - {
+        "name"
+    }:
         raise UserError(f"{path} holds an experiment, not a study; name it as `base` in a study of your own.")
-    study = configuration.validated(Study, tree, source=str(path))
+    study = configuration.validated(Study, settings)
     if (path.parent / study.base).resolve() == path.resolve():
         raise UserError(f"base in {path} names this file itself; give the experiment that all trials start from.")
 

@@ -16,12 +16,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import yaml
-
-from l2t_ray import config as configuration
+from l2t_ray import yaml_file
 from l2t_ray.experiment.images import load_dataset
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import working_directory
+from l2t_ray.settings import Settings
 from l2t_ray.studies.declaration import Study, load_study
 from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
 from l2t_ray.studies.trials import Trial, check_paper, trial_of_sample, trials
@@ -68,10 +67,10 @@ class Sweep:
             )
         check_paper(study, [trial.cell for trial in sweep.planned])
         sweep.check_data()
-        base = configuration.read_tree(study.base)
+        base = Settings.from_file(study.base).tree
         try:
             declaration.parent.mkdir(parents=True, exist_ok=True)
-            (sweep.directory / BASE).write_text(yaml.safe_dump(base, sort_keys=False))
+            (sweep.directory / BASE).write_text(yaml_file.dump(base))
             temporary = sweep.directory / f".{DECLARATION}"
             temporary.write_text(study.model_copy(update={"base": Path(BASE)}).to_yaml())
             temporary.replace(declaration)

@@ -1,6 +1,5 @@
 """From a study to its trials: experiments with a name, a place in the table and a seed."""
 
-import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,8 +153,7 @@ def check_paper(study: Study, cells: Sequence[tuple[str, ...]]) -> None:
 
 def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:
     """The experiment of a file with settings by dotted key; paths in it are absolute."""
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return Experiment.of(configuration.load(base, overrides, source=source)).config
+    return Experiment.of(configuration.load(base, settings=settings, source=source)).config
 
 
 def _listed(index: int, sample: Mapping[str, Any]) -> str:

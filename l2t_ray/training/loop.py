@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from l2t_ray.core.draws import counted_draws
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.timing import part, timed
+from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import (
     Data,
     DivergenceError,
@@ -52,6 +54,16 @@ class Arm:
     probe: Probe | None = None
 
 
+class StepSizes(NamedTuple):
+    """What a user calls the settings that make training's steps smaller, for advice; None: there is none to set."""
+
+    student: str
+    teacher: str | None
+
+
+IN_CONFIGURATIONS = StepSizes("training.learning_rate", "method.teacher.step_size")
+
+
 @dataclass(frozen=True)
 class Run:
     """What is trained on what, for how long. All arms see the same student and steps, and the same batches unless
@@ -69,6 +81,13 @@ class Run:
     checkpoint_every: int
     trace_dir: Path | None = None
     """Where a trace of a few rounds goes (`profile`); None: no trace."""
+    seed: int = 0
+    """Of what is drawn inside the student, by arm, round and worker: dropout and the like."""
+    tests_on_validation: bool = False
+    """The test set is the validation part: one pass serves for both."""
+    step_sizes: StepSizes = IN_CONFIGURATIONS
+    other_advice: str = ""
+    """What helps against a divergence beside smaller steps, as in `, or scale the inputs`."""
 
     def train(
         self,
@@ -123,17 +142,15 @@ class Run:
             if index in (0, self.num_rounds // 2):
                 _snapshot(snapshots, arm, state, index)
             started = time.perf_counter()
+            draws = torch_seed(self.seed, f"draws of {arm.name}", index, self.group.rank)
             try:
-                with timed() as watch:
+                with counted_draws(draws, state.student.theta.device), timed() as watch:
                     with part("data"):
                         batches = data.round(index)
                     state, metrics = arm.method.round(state, batches, index)
             except DivergenceError as error:
-                diverged[arm.name] = (
-                    f"{arm.name} diverged in round {index}: {error}; try a smaller training.learning_rate"
-                    + ("" if arm.teacher is None else " or method.teacher.step_size")
-                    + "."
-                )
+                advice = self._advice(error, arm, state, index)
+                diverged[arm.name] = f"{arm.name} diverged in round {index}: {error}; {advice}."
                 if self.group.rank == 0:
                     warnings.warn(diverged[arm.name], stacklevel=2)
                 cut = Cut(arm.name, index, state, None, rows, snapshots, finished, diverged)
@@ -144,7 +161,8 @@ class Run:
             seconds = time.perf_counter() - started
             round_done()
             if is_last or done % self.eval_every == 0:
-                metrics |= self._evaluated(arm, state, index)
+                with counted_draws(draws, state.student.theta.device):
+                    metrics |= self._evaluated(arm, state, index)
             row = {
                 "arm": arm.name,
                 "round": index,
@@ -173,6 +191,19 @@ class Run:
         assert cut is not None
         return cut
 
+    def _advice(self, error: DivergenceError, arm: Arm, state: MethodState, index: int) -> str:
+        """What helps against this divergence, to be read after what happened. All workers ask."""
+        batches = (arm.data or self.data).round(index)
+        if self._any_worker(not all(batch.inputs.isfinite().all() for batch in (*batches.train, batches.val)), state):
+            return "inputs of that round are not finite themselves: mend them or leave them out"
+        if error.advice is not None:
+            return error.advice
+        if error.is_before_steps and index == 0:
+            return "that is so before the first step: look at the model's first weights and the size of its inputs"
+        student, teacher = self.step_sizes
+        smaller = f"try a smaller {student}" + (f" or {teacher}" if arm.teacher is not None and teacher else "")
+        return smaller + self.other_advice
+
     def _any_worker(self, is_so: bool, state: MethodState) -> bool:
         """Whether it is so on any worker: they do the same, or they would wait for each other for ever."""
         if self.group.size == 1:
@@ -181,11 +212,11 @@ class Run:
 
     def _evaluated(self, arm: Arm, state: MethodState, index: int) -> Metrics:
         """Metrics on the whole test and validation parts, and what the arm's probe sees."""
-        validation = self.data.validation(self.data.epoch(index))
-        on_test, on_validation = (
-            evaluate(self.student, state.student, self.task, batches, self.group)
-            for batches in (self.data.test(), validation)
-        )
+        sets = [self.data.test()]
+        if not self.tests_on_validation:
+            sets.append(self.data.validation(self.data.epoch(index)))
+        scores = [evaluate(self.student, state.student, self.task, batches, self.group) for batches in sets]
+        on_test, on_validation = scores[0], scores[-1]
         metrics = on_test | {f"validation_{name.removeprefix('test_')}": x for name, x in on_validation.items()}
         return metrics if arm.probe is None else metrics | arm.probe(arm.method, state, index)
 

@@ -1,5 +1,6 @@
 """Small random problems in float64 on which every engine can be checked against autograd."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,9 +15,24 @@ from l2t_ray.tasks.classification import Classification
 NUM_CLASSES = 4
 
 
+class DrawnElsewhere(nn.Module):
+    """Leaves out maps by NumPy's global stream. (Python's is of no use here: the tests' type checker draws from it.)"""
+
+    def forward(self, x):
+        kept = torch.from_numpy(np.random.rand(x.shape[1]) < 0.5)  # noqa: NPY002
+        return x * kept[:, None, None]
+
+
 def small_net(norm: str) -> nn.Module:
     """A convolutional net with the given normalisation. Tanh: smooth, so that finite differences mean something."""
-    norms = {"none": nn.Identity, "batch": lambda: nn.BatchNorm2d(6), "group": lambda: nn.GroupNorm(3, 6)}
+    norms = {
+        "none": nn.Identity,
+        "batch": lambda: nn.BatchNorm2d(6),
+        "group": lambda: nn.GroupNorm(3, 6),
+        "dropout": nn.Dropout,
+        "dropout in a block": lambda: nn.Sequential(nn.GroupNorm(3, 6), nn.Dropout()),  # computed again where lean
+        "drawn elsewhere": DrawnElsewhere,
+    }
     return nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1), norms[norm](), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 25, NUM_CLASSES)
     )

@@ -1,11 +1,13 @@
 """A module called with its parameters as one flat vector, against the module itself."""
 
 import copy
+import gc
 import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from l2t_ray.core.flat import FlatModule, clone_buffers, recomputed_blocks
 
@@ -264,3 +266,144 @@ def test_tied_parameters_are_trained_once():
     weight, first_bias, second_bias = (2 * theta).split((9, 3, 3))
     expected = (inputs @ weight.view(3, 3).T + first_bias) @ weight.view(3, 3).T + second_bias
     torch.testing.assert_close(flat(2 * theta, {}, inputs, training=True), expected)
+
+
+class Doubling(nn.Module):
+    """Looks its weight up on the way back, through `hook`, and again when that is differentiated."""
+
+    def __init__(self, hook=None):
+        super().__init__()
+        self.weight, self.hook = nn.Parameter(torch.ones(3).double()), hook
+
+    def forward(self, x):
+        y = x * self.weight
+        y.register_hook(self.hook or (lambda gradient: gradient * self.weight))
+        return y
+
+
+def test_hooks_find_the_weights_of_their_call_however_late_and_twice_differentiated():
+    flat = FlatModule(Doubling())
+    weights = [torch.tensor([2.0, 3.0, 4.0]).double().requires_grad_(), torch.tensor([5.0, 6.0, 7.0]).double()]
+    x = inputs()
+    output = flat(weights[0], {}, x, training=True)
+    flat(weights[1].requires_grad_(), {}, x, training=True)  # another call in between
+    (gradient,) = torch.autograd.grad(output.sum(), weights[0], create_graph=True)
+    torch.testing.assert_close(gradient, x.sum(0) * weights[0])
+    flat(weights[1], {}, x, training=True)
+    (second,) = torch.autograd.grad(gradient.sum(), weights[0])
+    torch.testing.assert_close(second, x.sum(0))
+
+
+def test_the_template_is_back_in_place_after_a_way_back_and_after_one_that_failed():
+    def hook(gradient):
+        seen.append(flat.module.weight)
+        if len(seen) > 1:
+            raise ValueError("no")
+
+    seen = []
+    flat = FlatModule(Doubling(hook))
+    own, theta = flat.module.weight, flat.initial().requires_grad_()
+    torch.autograd.grad(flat(theta, {}, inputs(), training=True).sum(), theta)
+    assert seen[0] is not own and flat.module.weight is own
+    with pytest.raises(ValueError):
+        torch.autograd.grad(flat(theta, {}, inputs(), training=True).sum(), theta)
+    flat.initial()
+    assert flat.module.weight is own
+
+
+def test_a_call_is_forgotten_with_its_graph():
+    flat = FlatModule(module())
+    gc.collect()
+    gc.disable()  # no cycle, which would keep each step's graph until somebody looks for it
+    try:
+        theta = flat.initial().requires_grad_()
+        output = flat(theta, flat.initial_buffers(), inputs(), training=True)
+        (gradient,) = torch.autograd.grad(output.square().sum(), theta, create_graph=True)
+        torch.autograd.grad(gradient.sum(), theta)
+        gone = weakref.ref(theta)
+        del theta, output, gradient
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+class Assigning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(3).double())
+
+    def forward(self, x):
+        y = x * self.mean
+        self.mean = 0.5 * self.mean + x.mean(0)
+        return y * nn.functional.normalize(self.mean, dim=0)
+
+
+def test_buffers_that_are_assigned_anew_move_without_a_graph_and_without_touching_the_old_ones():
+    flat = FlatModule(nn.Sequential(nn.Linear(3, 3).double(), Assigning()))
+    theta, buffers = flat.initial().requires_grad_(), flat.initial_buffers()
+    old = buffers["1.mean"]
+    output = flat(theta, buffers, inputs(), training=True)
+    torch.autograd.grad(output.sum(), theta)  # which needs the old ones
+    expected = 0.5 + flat.module[0](inputs()).mean(0).detach()
+    torch.testing.assert_close(buffers["1.mean"], expected)
+    assert not buffers["1.mean"].requires_grad and old.tolist() == [1, 1, 1]
+    assert flat.module[1].mean.tolist() == [1, 1, 1]
+
+
+def test_checkpoints_have_right_derivatives_of_both_orders_and_move_running_statistics_once():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = module()
+
+        def forward(self, x):
+            return checkpoint(self.body, x, use_reentrant=False)
+
+    def derivatives(flat):
+        theta, buffers = (1.3 * flat.initial()).requires_grad_(), flat.initial_buffers()  # not the template's
+        output = flat(theta, buffers, inputs(), training=True).sum()  # linear: no second derivative at the output
+        (gradient,) = torch.autograd.grad(output, theta, create_graph=True)
+        flat(theta.detach(), flat.initial_buffers(), inputs(), training=False)
+        (second,) = torch.autograd.grad(gradient.square().sum(), theta)
+        return gradient, second, list(buffers.values())
+
+    torch.testing.assert_close(derivatives(FlatModule(Checkpointed())), derivatives(FlatModule(module())))
+
+
+def test_recomputed_blocks_find_the_buffers_that_they_found_before():
+    class Moving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 3), nn.Identity()
+            self.register_buffer("mean", torch.ones(3))
+
+        def forward(self, x):
+            y = self.linear(x)
+            with torch.no_grad():
+                self.mean.lerp_(y.mean(0), 0.5)
+            return y * self.mean.clone()
+
+    flat = FlatModule(nn.Sequential(Moving(), Moving()).double())
+
+    def gradient():
+        theta, buffers = flat.initial().requires_grad_(), flat.initial_buffers()
+        output = flat(theta, buffers, inputs(), training=True).square().sum()
+        return torch.autograd.grad(output, theta)[0], buffers
+
+    expected, moved = gradient()
+    with recomputed_blocks():
+        actual, moved_again = gradient()
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
+    for name, tensor in moved.items():
+        torch.testing.assert_close(moved_again[name], tensor)
+
+
+def test_a_frozen_batch_norm_stays_frozen_and_the_owner_finds_the_modes_as_they_were():
+    net = module()
+    net[1].eval()
+    flat = FlatModule(net)
+    theta, buffers = flat.initial().requires_grad_(), flat.initial_buffers()
+    for training in (True, False, True):
+        flat(theta, buffers, inputs(), training=training)
+        assert [part.training for part in net.modules()] == [True, True, False, True, True]
+    assert all(torch.equal(buffers[name], tensor) for name, tensor in flat.initial_buffers().items())

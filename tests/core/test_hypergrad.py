@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from l2t_ray.core import hypergrad
+from l2t_ray.core.draws import counted_draws
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.hypergrad import (
     APPROXIMATIONS,
@@ -38,6 +39,53 @@ def test_engine_agrees_with_autograd_through_the_unroll(make_problem, engine, no
     torch.testing.assert_close(actual.error, expected.error)
     for name, buffer in expected.student.buffers.items():
         torch.testing.assert_close(actual.student.buffers[name], buffer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("drawn", ["dropout", "dropout in a block", "drawn elsewhere"])
+def test_a_pass_that_is_computed_again_sees_the_masks_of_the_first_time(make_problem, engine, drawn):
+    p = make_problem(norm=drawn)
+
+    def drawn_alike(function, **options):
+        with counted_draws(7, torch.device("cpu")):
+            return function(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, **options)
+
+    expected = drawn_alike(naive_hypergradient)
+    actual = drawn_alike(hypergradient, engine=engine)
+    assert relative_error(actual.gradient, expected.gradient) < 1e-10
+    assert relative_error(actual.student.theta, expected.student.theta) < 1e-12
+    with counted_draws(8, torch.device("cpu")):
+        other = hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
+    assert relative_error(other.gradient, expected.gradient) > 1e-2
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, *APPROXIMATIONS])
+def test_what_is_drawn_after_the_unroll_does_not_depend_on_the_engine(make_problem, engine):
+    p = make_problem(norm="dropout")
+    with counted_draws(7, torch.device("cpu")):
+        hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
+        after = torch.rand(3)
+    with counted_draws(7, torch.device("cpu")):
+        naive_hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
+        assert torch.equal(torch.rand(3), after)
+
+
+def test_measuring_a_graph_draws_nothing(make_problem):
+    p = make_problem(norm="dropout")
+    with counted_draws(7, torch.device("cpu")):
+        expected = torch.rand(3)
+    with counted_draws(7, torch.device("cpu")):
+        graph_bytes(p.problem, p.start, p.phi, p.batches[0])
+        assert torch.equal(torch.rand(3), expected)
+
+
+def test_both_sides_of_a_finite_difference_see_the_same_masks(make_problem):
+    p = make_problem(norm="dropout")
+    errors = []
+    for engine in ("store", "finite_difference"):
+        with counted_draws(7, torch.device("cpu")):
+            errors.append(hypergradient(p.problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine))
+    assert relative_error(errors[1].gradient, errors[0].gradient) < 1e-2
 
 
 @pytest.mark.parametrize("pairs", ["sigmoid", "softmax"])

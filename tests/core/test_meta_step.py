@@ -6,7 +6,6 @@ one backward pass through the second unroll, phi' and the LSTM.
 """
 
 import math
-import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -27,9 +26,8 @@ from l2t_ray.core.memory import DECAY, Memory
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.reweight import ClassCenters, Reweighting
-from l2t_ray.core.student import StudentSgd, Trainee, round_metrics
+from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
-from l2t_ray.core.unroll import StepStatistics
 from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches
 from l2t_ray.tasks.classification import Classification
 
@@ -144,7 +142,7 @@ def test_trusted_images_are_under_cross_entropy():
     is_clean = torch.tensor([True, False, True, False, False, False, True, False])
     method, _, phi = adam_method(is_clean=is_clean)
     student, batch = method.init().student, make_batch(7, seed=5)
-    problem = method.first_problem(RandomData().round(0))
+    problem = method.objective.first_problem(RandomData().round(0))
     loss, logits = problem.inner_loss(student.theta, phi, student.buffers, batch)
     rows = torch.where(
         is_clean[:7],
@@ -230,7 +228,7 @@ def test_the_hypergradient_knows_the_memory(schedule, engine):
         return losses.mean(), logits
 
     def expected(phi):
-        problem = replace(method.first_problem(batches), inner_loss=inner_loss)
+        problem = replace(method.objective.first_problem(batches), inner_loss=inner_loss)
         rates = [RATE] * NUM_STEPS
         return naive_hypergradient(problem, state.student, phi, batches.train, batches.val, rates=rates).gradient
 
@@ -749,33 +747,6 @@ def test_a_round_that_diverges_says_so_and_leaves_the_teacher_alone(schedule):
     with pytest.raises(DivergenceError, match=r"validation error or its hypergradient is not finite .error nan"):
         method.round(method.init(), batches._replace(train=[batches.train[0], poisoned, batches.train[2]]), 0)
     assert teacher.read().version == 0 and torch.equal(teacher.read().phi, phi)
-
-
-def statistics(loss=1.0, norm=1.0):
-    return StepStatistics(torch.tensor(loss), torch.tensor(2.0), torch.tensor(norm))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), -2e8])
-def test_divergence_names_the_value(bad):
-    good = statistics()
-    with pytest.raises(DivergenceError, match=re.escape(f"the training loss is {bad / 2:g}") + "$"):
-        round_metrics(SingleProcess(), torch.tensor(0.5), [good._replace(loss=torch.tensor(0.0)), statistics(loss=bad)])
-    with pytest.raises(DivergenceError, match="the gradient norm is"):
-        round_metrics(SingleProcess(), torch.tensor(0.5), [good, statistics(norm=2 * bad)])
-    with pytest.raises(DivergenceError, match=re.escape(f"the validation error is {bad:g}") + "$"):
-        round_metrics(SingleProcess(), torch.tensor(bad), [good])
-    with pytest.raises(DivergenceError, match=r"the training loss is .* and the validation error is"):
-        round_metrics(SingleProcess(), torch.tensor(bad), [statistics(loss=bad)])
-
-
-def test_metrics_are_means_over_steps_and_sums_over_workers(run_on_two_workers):
-    """Losses, |dL/dz| sums and errors are shares; a gradient norm is the global one already."""
-    steps = [statistics(1.0, 3.0), statistics(2.0, 5.0)]
-    one = round_metrics(SingleProcess(), torch.tensor(0.5), steps)
-    assert one == {"train_loss": 1.5, "logit_gradient_sum": 2.0, "gradient_norm": 4.0, "val_error": 0.5}
-    for two in run_on_two_workers(lambda group: round_metrics(group, torch.tensor(0.5), steps)):
-        assert two == {"train_loss": 3.0, "logit_gradient_sum": 4.0, "gradient_norm": 4.0, "val_error": 1.0}
-    assert "val_error" not in round_metrics(SingleProcess(), None, steps)
 
 
 def test_logged_logit_gradient_is_the_sum_over_the_minibatch():

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,30 @@ def test_changed_content_is_noticed(path):
     with pytest.raises(UserError, match=r"toy\.arrow .*sha256.*delete it"):
         read_images(path)
     assert len(read_images(path, check=False)) == 7
+
+
+@pytest.mark.parametrize("old, new", [(b'"a"', b'"x"'), (b'"toy"', b'"tin"'), (b"[7, 3, 5, 4]", b"[7, 3, 4, 5]")])
+def test_changed_facts_are_noticed(path, old, new):
+    content = path.read_bytes()
+    assert content.count(old) == 2  # the schema stands at the beginning and in the footer
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(UserError, match=r"toy\.arrow .*sha256.*delete it"):
+        read_images(path)
+
+
+@pytest.mark.parametrize("footer", [-1, 0, 1 << 30])
+def test_a_footer_of_no_possible_length_is_named(path, footer):
+    content = path.read_bytes()
+    path.write_bytes(content[:-10] + footer.to_bytes(4, "little", signed=True) + content[-6:])
+    for read in (read_images, read_source):
+        with pytest.raises(UserError, match=r"toy\.arrow .*its footer has"):
+            read(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "toy.arrow")
+    with pytest.raises(UserError, match=r"toy\.arrow .*no regular file"):
+        read_images(tmp_path / "toy.arrow")
 
 
 def test_absent_file_is_named(tmp_path):

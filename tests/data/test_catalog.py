@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from l2t_ray.data import catalog
+from l2t_ray.data import converted
 from l2t_ray.data.catalog import load
 from l2t_ray.interfaces import UserError
 
@@ -92,7 +92,7 @@ def test_converted_once_and_again_when_the_files_change(tmp_path, monkeypatch):
     folder = make_cifar10(tmp_path)
     before = load("cifar10", root=tmp_path, verify=False).train.images.copy()
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "write_images", lambda *a, **k: pytest.fail("converted again"))
+        patch.setattr(converted, "write_images", lambda *a, **k: pytest.fail("converted again"))
         load("cifar10", root=tmp_path, verify=False)
     make_cifar10(tmp_path)
     after = load("cifar10", root=tmp_path, verify=False).train.images
@@ -102,20 +102,53 @@ def test_converted_once_and_again_when_the_files_change(tmp_path, monkeypatch):
     assert (load("cifar10", root=tmp_path, verify=False, download=False).train.images == after).all()
 
 
-def test_damaged_arrow_file_is_named(tmp_path):
-    make_cifar10(tmp_path)
-    load("cifar10", root=tmp_path, verify=False)
+def test_damaged_arrow_file_is_made_anew_where_its_source_is_there(tmp_path):
+    folder = make_cifar10(tmp_path)
+    before = load("cifar10", root=tmp_path, verify=False).train.images.copy()
     path = tmp_path / "arrow" / "cifar10-train.arrow"
     path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"cifar10-train\.arrow is damaged .*made anew"):
+        assert (load("cifar10", root=tmp_path, verify=False).train.images == before).all()
+    path.write_bytes(path.read_bytes()[:1000])
+    for file in folder.iterdir():
+        file.unlink()
     with pytest.raises(UserError, match=r"cifar10-train\.arrow .*delete it"):
-        load("cifar10", root=tmp_path, verify=False)
+        load("cifar10", root=tmp_path, verify=False, download=False)
+
+
+def test_a_process_opens_a_set_once_until_a_file_of_it_is_another(tmp_path):
+    make_cifar10(tmp_path)
+
+    def opened(**options):
+        return load("cifar10", root=tmp_path, verify=False, **options)
+
+    first = opened()
+    assert opened() is first and opened(image_size=8) is not first and opened() is first
+    make_cifar10(tmp_path)
+    second = opened()
+    assert second is not first and opened() is second
+    (tmp_path / "arrow" / "cifar10-test.arrow").unlink()
+    assert opened() is not second
+    assert load("digits", root=tmp_path) is load("digits", root=tmp_path / "x")
+
+
+def test_a_file_of_the_same_size_and_time_is_another_file(tmp_path):
+    folder = make_cifar10(tmp_path)
+    first = load("cifar10", root=tmp_path, verify=False).train.images.copy()
+    path = folder / "data_batch_1"
+    status, content = path.stat(), pickle.loads(path.read_bytes())
+    dump(folder / "other", content | {"data": content["data"] ^ 1})
+    os.utime(folder / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (folder / "other").replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert (load("cifar10", root=tmp_path, verify=False).train.images != first).any()
 
 
 def test_read_only_root_falls_back_to_the_cache(tmp_path, cache):
     make_cifar10(tmp_path)
     (tmp_path / "arrow").write_text("a file where the folder should be")  # a mode bit would not stop root
     assert len(load("cifar10", root=tmp_path, verify=False).train) == 5 * ROWS
-    assert sorted(path.name for path in cache.iterdir()) == ["cifar10-test.arrow", "cifar10-train.arrow"]
+    assert sorted(path.name for path in cache.iterdir()) == ["cifar10-test.arrow", "cifar10-train.arrow", "locks"]
     assert len(load("cifar10", root=tmp_path, verify=False).train) == 5 * ROWS
 
 
@@ -190,7 +223,7 @@ def test_reduced_images_are_converted_once_and_follow_their_files(tmp_path, monk
     make_cifar10(tmp_path)
     before = load("cifar10", root=tmp_path, verify=False, image_size=8).train.images.copy()
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "write_images", lambda *a, **k: pytest.fail("converted again"))
+        patch.setattr(converted, "write_images", lambda *a, **k: pytest.fail("converted again"))
         load("cifar10", root=tmp_path, verify=False, image_size=8)
     with pytest.raises(UserError, match="not the published file"):
         load("cifar10", root=tmp_path, image_size=8)

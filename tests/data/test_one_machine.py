@@ -63,13 +63,13 @@ def test_four_workers_hold_the_images_once(tmp_path):
 PREPARES = """
 import sys, time
 from pathlib import Path
-from l2t_ray.data import catalog
-read = catalog._read_mnist
+from l2t_ray.data import catalog, published
+read = published._read_mnist
 def counted(kind, folder, part):
     print("converted", part, flush=True)
     time.sleep(0.5)                # or the others would come too late to do it again
     return read(kind, folder, part)
-kind = catalog._SETS["mnist"]
+kind = published.SETS["mnist"]
 object.__setattr__(kind, "read", counted)
 print(len(catalog.load("mnist", root=Path(sys.argv[1]), verify=False, download=False).train))
 """

@@ -7,7 +7,7 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from l2t_ray.data import own
+from l2t_ray.data import pictures
 from l2t_ray.data.catalog import load
 from l2t_ray.interfaces import UserError
 
@@ -43,7 +43,7 @@ def test_folder(tmp_path, monkeypatch):
     assert dataset.train.images[4].max(axis=(1, 2)).tolist() == [61, 0, 255]
     assert dataset.mean == pytest.approx((31 / 255, 0, 1), abs=1e-6)
     with monkeypatch.context() as patch:
-        patch.setattr(own, "decode", lambda *a, **k: pytest.fail("decoded again"))
+        patch.setattr(pictures, "pixels_of", lambda *a, **k: pytest.fail("decoded again"))
         load("folder", root=tmp_path)
     save(picture(200), tmp_path / "train" / "cat" / "new.png")
     assert len(load("folder", root=tmp_path).train) == 7

@@ -92,13 +92,13 @@ def test_draws_are_the_same_every_time_and_within_their_bounds(start):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grids": {}}, r"unknown key grids in .*tiny\.yaml; did you mean grid\?"),
+        ({"grids": {}}, r"unknown key grids in .*tiny\.yaml, line \d+; did you mean grid\?"),
         ({"grid": {"training.learning_rte": [1]}}, r"unknown key training\.learning_rte in trial .*; did you mean"),
         ({"grid": {"training.learning_rate": [-1]}}, r"training\.learning_rate in trial 'cross-entropy, -1' .*greater"),
         ({"grid": {"training.learning_rate": []}}, r"grid\.training\.learning_rate in .*at least 1"),
         ({"grid": {"seed": [1, 2]}}, r"seed is set by the study itself; take it out"),
         ({"cases": {}, "grid": {}}, r"a study varies something; give cases, a grid or distributions"),
-        ({"seeds": 0}, r"seeds must be a number of seeds or a list of them, got 0 \(.*tiny\.yaml"),
+        ({"seeds": 0}, r"seeds must be a number of seeds or a list of them, got 0 \(in .*tiny\.yaml, line \d+\)"),
         ({"metric": "accuracy"}, r"metric in .*'test_accuracy'"),
         ({"base": "nowhere.yaml"}, r"cannot read the configuration .*nowhere\.yaml"),
         ({"distributions": {"training.momentum": {"uniform": [0, 1], "choice": [1]}}}, r"exactly one of uniform"),
@@ -113,9 +113,12 @@ def test_draws_are_the_same_every_time_and_within_their_bounds(start):
             {"grid": {"ray.enabled": [True, False]}},
             r"ray\.enabled is the same for all trials; give it under `settings`",
         ),
-        ({"cases": ["cross_entropy"]}, r"cases in .*tiny\.yaml: must hold keys and values, got \['cross_entropy'\]"),
+        (
+            {"cases": ["cross_entropy"]},
+            r"cases in .*tiny\.yaml, line \d+: must hold keys and values, got \['cross_entropy'\]",
+        ),
         ({"base": "tiny.yaml"}, r"base in .*tiny\.yaml names this file itself"),
-        ({"asha": True}, r"asha in .*tiny\.yaml is a section with the keys grace_rounds, reduction"),
+        ({"asha": True}, r"asha in .*tiny\.yaml, line \d+ is a section with the keys grace_rounds, reduction"),
         ({"search": "tpe"}, r"search in .*'random' or 'optuna', got 'tpe'"),
         ({"search": "optuna"}, r"search: optuna chooses among distributions alone; take cases and grid out"),
         ({"paper": {"cross entropy": {"0.1": 1}}}, r"has a row 'cross entropy'; its rows are cross-entropy, learned"),
@@ -147,7 +150,7 @@ def test_overrides_are_settings_of_all_trials(write):
     study = load_study(write())
     changed = overridden(study, ["training.num_rounds=2"], 3)
     assert changed.settings["training.num_rounds"] == 2 and changed.seeds == (0, 1, 2)
-    with pytest.raises(UserError, match=r"'training.learning_rate=1' is of a key that the study varies"):
+    with pytest.raises(UserError, match=r"override training\.learning_rate is of a key that the study varies"):
         overridden(study, ["training.learning_rate=1"], None)
 
 

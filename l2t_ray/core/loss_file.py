@@ -1,0 +1,149 @@
+"""A learned loss as one file: safetensors, with the architecture in its header and a checksum over both.
+
+A file may come from anywhere. So its sizes are compared with each other before anything is built from them, and a file
+that was cut, changed, or written by a newer version is refused with a sentence.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+FORMAT = "l2t_ray.loss/2"
+WITHOUT_CHECKSUM = "l2t_ray.loss/1"
+"""Written until 2026-11, and read still."""
+LARGEST_HEADER = 16_384
+SMALL = 1024
+"""A size that is harmless whatever the number of weights."""
+
+Spec = TypeVar("Spec")
+
+
+def write(path: str | Path, spec: Mapping[str, Any], phi: Float[Tensor, " m"]) -> None:
+    """Writes a loss in single precision. A file that was there stays whole until the new one is.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind then.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    weights, text = phi.detach().cpu().float().contiguous(), json.dumps(dict(spec))
+    metadata = {"format": FORMAT, "spec": text, "sha256": _checksum(text, weights.numpy().astype("<f4").tobytes())}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(save({"phi": weights}, metadata))
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | Path, spec_type: type[Spec]) -> tuple[Spec, Float[Tensor, " m"]]:
+    """The architecture of a file that `write` wrote, and as many weights as the file has.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds something else, or is of a newer version.
+    """
+    path = Path(path)
+    header, data = _parts(path)
+    metadata, count = header.get("__metadata__"), len(data) // 4
+    if not isinstance(metadata, dict) or not str(metadata.get("format")).startswith("l2t_ray.loss/"):
+        raise ValueError(f"{path} is not a learned loss: expected format {FORMAT!r} in its header.")
+    _check_format(path, metadata["format"])
+    has_checksum = metadata["format"] == FORMAT
+    if metadata.keys() != ({"format", "spec", "sha256"} if has_checksum else {"format", "spec"}):
+        raise _damaged(path, f"its header has the entries {', '.join(sorted(metadata))[:100]}")
+    if has_checksum and metadata["sha256"] != _checksum(metadata["spec"], data):
+        raise _damaged(path, "its checksum does not fit its content")
+    wanted = {"dtype": "F32", "shape": [count], "data_offsets": [0, len(data)]}
+    if header.keys() != {"__metadata__", "phi"} or header["phi"] != wanted or len(data) != 4 * count:
+        raise _damaged(path, f"its header does not describe one vector of {count:,} weights in single precision")
+    spec = _spec(path, metadata["spec"], spec_type, count)
+    phi = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+    if not phi.isfinite().all():
+        raise ValueError(f"{path} holds weights that are not finite: training had diverged when it was written.")
+    return spec, phi
+
+
+def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Header and weights."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no learned loss at {path}.") from None
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise ValueError(f"{path} is {kind}; give the file of a learned loss.")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            raise _damaged(path, f"its header of {length:,} bytes does not fit a file of {size:,}")
+        text = file.read(length)
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError):
+            raise _damaged(path, "its header is no JSON") from None
+        if not isinstance(header, dict):
+            raise _damaged(path, "its header holds no keys")
+        return header, file.read()
+
+
+def _check_format(path: Path, name: Any) -> None:
+    if name in (FORMAT, WITHOUT_CHECKSUM):
+        return
+    if re.fullmatch(r"l2t_ray\.loss/[1-9]\d{0,5}", name):
+        raise ValueError(f"{path} is of the format {name}, and this version reads up to {FORMAT}; update l2t_ray.")
+    raise _damaged(path, f"its header names the format {name[:40]!r}")
+
+
+def _spec(path: Path, text: Any, spec_type: type[Spec], count: int) -> Spec:
+    """The architecture, whose sizes are small or below the number of weights: nothing large is built from it."""
+    try:
+        fields = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        raise _damaged(path, "its architecture is no JSON") from None
+    hints = get_type_hints(spec_type)
+    if not isinstance(fields, dict):
+        raise _damaged(path, "its architecture holds no keys")
+    for key, value in fields.items():
+        if key not in hints:
+            raise ValueError(f"{path} has {key[:40]!r} in its architecture, which this version does not know.")
+        is_size = isinstance(value, int) and hints[key] is not float
+        if not _is_of(value, hints[key]) or (is_size and not 0 <= value <= max(count, SMALL)):
+            raise _damaged(path, f"its architecture of {count:,} weights has {key}={str(value)[:40]}")
+    try:
+        return spec_type(**fields)
+    except (TypeError, ValueError) as error:
+        raise _damaged(path, f"its architecture is impossible: {str(error).rstrip('.')}") from None
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_is_of(value, part) for part in get_args(hint))
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _checksum(spec: Any, weights: bytes) -> str:
+    return hashlib.sha256(f"{FORMAT}\n{spec}\n".encode() + weights).hexdigest()
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} is not a learned loss, or is damaged: {what}.")

@@ -1,0 +1,220 @@
+"""Columns of values from the files that people bring: .npy, .npz, .csv, .parquet, .pt.
+
+No file can run code here: NumPy's pickles are refused, and `.pt` files may hold tensors and NumPy arrays alone.
+A CSV file's values stay text, so that nothing is guessed of one value that the others do not bear out.
+"""
+
+import csv
+import io
+import json
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+
+from l2t_ray.interfaces import UserError
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SEPARATORS = (",", ";", "\t")
+_FIRST_BYTES = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+class Table(NamedTuple):
+    """A file's columns by name, each with one entry (a value, or a row of values) an image.
+
+    Attributes:
+        lines: of a CSV file, the line that each entry is from; None: entries have numbers alone.
+        bare: names were made up, since the file has none.
+    """
+
+    path: Path
+    columns: dict[str, np.ndarray]
+    lines: Sequence[int] | None = None
+    bare: bool = False
+
+    def where(self, row: int) -> str:
+        """Where an entry stands, for messages."""
+        return f"row {row} (from 0)" if self.lines is None else f"line {self.lines[row]}"
+
+
+def read_table(path: Path, *, values: Sequence[str] = ()) -> Table:
+    """What is in the file.
+
+    Args:
+        values: texts that are values, beside numbers: a CSV file's first line that holds nothing else is no line of
+            names.
+
+    Raises:
+        UserError: if there is no such file, it is of another kind, damaged, or has anything but plain values in it.
+    """
+    if not path.is_file():
+        raise UserError(f"data.noise.file: there is no file {path}; give an existing one.")
+    try:
+        match path.suffix.lower():
+            case ".npy":
+                return Table(path, _of_array(np.load(path, allow_pickle=False)))
+            case ".npz":
+                with np.load(path, allow_pickle=False) as file:
+                    return Table(path, dict(file))
+            case ".csv" | ".tsv":
+                return _of_csv(path, set(values))
+            case ".parquet":
+                return Table(path, _of_parquet(parquet.read_table(path)))
+            case ".pt" | ".pth":
+                return Table(path, _of_torch(path))
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        MemoryError,
+        BadZipFile,
+        csv.Error,
+        pickle.UnpicklingError,
+        pa.ArrowException,
+    ) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if "allow_pickle" in reason:
+            reason = "it holds Python objects, which could run code; save an array of numbers or of text"
+        raise UserError(f"data.noise.file: {path} cannot be read ({reason}); give an undamaged file.") from error
+    raise UserError(
+        f"data.noise.file must end in .npy, .npz, .csv, .tsv, .parquet or .pt, got {path.name!r}; convert it to one of "
+        "them."
+    )
+
+
+def is_number(text: str) -> bool:
+    return _NUMBER.fullmatch(text) is not None
+
+
+def _of_array(array: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: array[name] for name in array.dtype.names} if array.dtype.names else {"": array}
+
+
+def _of_csv(path: Path, values: set[str]) -> Table:
+    content = path.read_bytes()
+    encoding = _FIRST_BYTES.get(content[:2], "utf-8-sig")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its text is not UTF-8, at byte {error.start}; save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError("there are zero bytes in its text; save it as UTF-8")
+    separator = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows, lines, blank = [], [], None
+    for fields in reader:
+        if not rows and fields and fields[0].startswith("#") and fields[0] not in values:
+            continue  # a comment above the values
+        if not fields or (len(fields) > 1 and not any(field.strip() for field in fields)):
+            blank = blank or (reader.line_num if rows else None)
+            continue
+        if blank is not None:
+            raise ValueError(f"line {blank} is empty, and others follow; is a label missing there? Mend or remove it")
+        rows.append([field.strip() for field in fields])
+        lines.append(reader.line_num)
+    if not rows:
+        raise ValueError("it is empty")
+    first = rows[0]
+    for fields, line in zip(rows, lines, strict=True):
+        if len(fields) != len(first):
+            raise ValueError(f"line {line} has {len(fields)} values, the first {len(first)}")
+    bare = _is_bare(rows, values)
+    names = [f"f{number}" for number in range(len(first))] if bare else first
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"two columns are called {twice[0]!r}")
+    start = 0 if bare else 1
+    columns = {name: np.array([row[k] for row in rows[start:]], dtype=str) for k, name in enumerate(names)}
+    return Table(path, columns, lines[start:], bare)
+
+
+def _separator(text: str) -> str:
+    """The one that cuts the first lines into most pieces, the same number each; a comma where none does."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")][:100]
+
+    def pieces(separator: str) -> int:
+        counts = {len(row) for row in csv.reader(lines, delimiter=separator)}
+        return counts.pop() if len(counts) == 1 else 0
+
+    return max(_SEPARATORS, key=pieces)
+
+
+def _is_bare(rows: Sequence[Sequence[str]], values: set[str]) -> bool:
+    """Whether the first row holds values, not names."""
+    first = rows[0]
+    if not all(is_number(field) or field in values for field in first):
+        return False
+    # Columns of numbers under names of classes: one column a class.
+    return all(map(is_number, first)) or not all(is_number(field) for row in rows[1:2] for field in row)
+
+
+def _of_parquet(table: pa.Table) -> dict[str, np.ndarray]:
+    names = _class_names(table.schema)
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if name in names and pa.types.is_integer(column.type):
+            # The file's own class names say what its numbers mean; -1, no label, has none.
+            column = pa.array([_named(number, names[name]) for number in column.to_pylist()], pa.string())
+        values = column.to_numpy(zero_copy_only=False)
+        if len(values) and values.dtype == object and all(isinstance(value, np.ndarray) for value in values):
+            values = np.stack(list(values))  # one row of values an image
+        columns[name] = values
+    return columns
+
+
+def _named(number: int | None, names: Sequence[str]) -> str | None:
+    if number is None or 0 <= number < len(names):
+        return None if number is None else names[number]
+    return str(number)
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """By column, the class names that Hugging Face's data sets keep beside numbers."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(map(str, feature["names"])) for name, feature in features.items() if "names" in feature}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _of_torch(path: Path) -> dict[str, np.ndarray]:
+    # CIFAR-10N is published as a pickled dict of NumPy arrays. Nothing but arrays is let in.
+    rebuild: Any = np.empty(0).__reduce__()[0]  # pyright: ignore[reportIndexIssue]
+    dtypes = [
+        type(np.dtype(kind)) for kind in (np.int8, np.uint8, np.int16, np.int32, np.int64, np.float32, np.float64)
+    ]
+    allowed: list[Any] = [
+        (rebuild, "numpy.core.multiarray._reconstruct"),
+        (rebuild, "numpy._core.multiarray._reconstruct"),
+        (_bytes_of_text, "_codecs.encode"),
+        np.ndarray,
+        np.dtype,
+        *dtypes,
+    ]
+    with torch.serialization.safe_globals(allowed):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        content = {"": content}
+    return {str(name): _array(value) for name, value in content.items()}
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _bytes_of_text(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes into the older pickles."""
+    del encoding  # latin1, always
+    return text.encode("latin1")

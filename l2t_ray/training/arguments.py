@@ -1,0 +1,91 @@
+"""What the arguments of `fit` must be: one table."""
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.interfaces import UserError
+from l2t_ray.training.user_module import first_line
+
+TEACHERS = ("adam", "lstm")
+
+
+class Rule(NamedTuple):
+    must_be: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(value: Any, least: int, below: float = math.inf) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < below
+
+
+def _number(value: Any, is_allowed: Callable[[float], bool]) -> bool:
+    return (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        and math.isfinite(float(value))
+        and is_allowed(float(value))
+    )
+
+
+def _is_sound(network: Any) -> bool:
+    return isinstance(network, DynamicLossNetwork) and bool(network.phi.isfinite().all())
+
+
+_COUNT = Rule("a whole number of at least 1", lambda value: _whole(value, 1))
+_RULES: dict[str, Rule] = {
+    "num_rounds": _COUNT,
+    "num_steps": _COUNT,
+    "batch_size": _COUNT,
+    "val_batch_size": _COUNT,
+    "learning_rate": Rule("a finite number above 0", lambda value: _number(value, lambda x: x > 0)),
+    "momentum": Rule("a number in [0, 1)", lambda value: _number(value, lambda x: 0 <= x < 1)),
+    "weight_decay": Rule("a finite number of at least 0", lambda value: _number(value, lambda x: x >= 0)),
+    "warm_share": Rule("a share of the rounds, in [0, 1]", lambda value: _number(value, lambda x: 0 <= x <= 1)),
+    "teacher": Rule(" or ".join(map(repr, TEACHERS)), lambda value: isinstance(value, str) and value in TEACHERS),
+    "loss_network": Rule(
+        "None or a DynamicLossNetwork with finite weights", lambda value: value is None or _is_sound(value)
+    ),
+    "seed": Rule("a whole number from 0 to 2^63 - 1", lambda value: _whole(value, 0, 2.0**63)),
+    "on_row": Rule("a function of one row", callable),
+}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Holds each argument that there is a rule for against it.
+
+    Raises:
+        UserError: naming the first argument that breaks its rule.
+    """
+    for name, value in arguments.items():
+        rule = _RULES.get(name)
+        if rule is not None and not rule.holds(value):
+            shown = repr(value)
+            raise UserError(
+                f"{name} must be {rule.must_be}, got {shown if len(shown) <= 60 else type(value).__name__}."
+            )
+
+
+def usable_device(device: Any) -> torch.device:
+    """The device, once something has been put on it.
+
+    Raises:
+        UserError: if there is no such device here.
+    """
+    try:
+        if isinstance(device, bool):
+            raise TypeError("a truth value is no device")
+        found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("tensors there have no values")
+        torch.zeros(1, device=found)
+    except Exception as error:
+        reason = first_line(error).split(". ")[0].rstrip(":")
+        raise UserError(
+            f"device must be one that this machine has, such as 'cpu', got {device!r}: {reason}."
+        ) from error
+    return found

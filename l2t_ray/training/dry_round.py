@@ -1,0 +1,146 @@
+"""A round that is only tried: what a model cannot do is found before anything is trained, and said in a sentence."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from l2t_ray.baselines.phases import Phases
+from l2t_ray.core.flat import FlatModule, clone_buffers
+from l2t_ray.core.loss_family import PairLoss
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
+from l2t_ray.training.evaluate import evaluate
+from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
+from l2t_ray.training.remedies import Remedy, applied, needed_from_the_start, remedy_for
+from l2t_ray.training.user_module import randomness_left_alone
+
+
+def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
+    """What the module as it is says of inputs, in evaluation mode.
+
+    Raises:
+        UserError: if it fails on them, or gives no logits.
+    """
+    dtype = next(parameter for parameter in module.parameters() if parameter.requires_grad).dtype
+    place = Place("evaluated", words.validation, words.val_batch_size, batch, dtype)
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        with torch.no_grad(), randomness_left_alone(), applied(needed_from_the_start(module)), explained(words, place):
+            outputs = module.eval()(batch)
+        check_outputs(outputs, words, place)
+        return outputs
+    finally:
+        for child, was_training in modes:
+            child.training = was_training
+
+
+def with_remedies(module: nn.Module, attempt: Callable[[], None]) -> list[Remedy]:
+    """What it took for `attempt` to succeed. It may be made several times.
+
+    Raises:
+        UserError: what the attempt raised, if nothing helps.
+    """
+    remedies = needed_from_the_start(module)
+    while True:
+        try:
+            with applied(remedies), randomness_left_alone():
+                attempt()
+            return remedies
+        except UserError as failure:
+            remedy = remedy_for(failure.__cause__, remedies)
+            if remedy is None:
+                raise
+            remedies.append(remedy)
+
+
+def dry_round(
+    method: Method,
+    student: FlatModule,
+    task: Task,
+    group: Group,
+    batches: RoundBatches,
+    words: Words,
+    *,
+    learns_loss: bool = True,
+) -> None:
+    """Evaluates, takes a step, and differentiates through it: all that training will do, on one minibatch of each kind.
+
+    The method and its student are not to be trained afterwards: their state and modules may have moved.
+
+    Args:
+        batches: one or two training minibatches and a validation minibatch.
+        learns_loss: False: only what training under a fixed loss needs.
+
+    Raises:
+        UserError: in the caller's words, if any of it fails or gives numbers that are not finite.
+    """
+    theta, _, buffers = state = method.init().student
+    train, val = batches.train[0], batches.val
+
+    def place(doing: str, batch: Batch) -> Place:
+        is_val = batch is val
+        data, key = (words.validation, words.val_batch_size) if is_val else (words.train, words.batch_size)
+        return Place(doing, data, key, batch.inputs, theta.dtype)
+
+    # A look for what `student` cannot swap (its modes, checkpoints, parameters from elsewhere) belongs here.
+    with explained(words, here := place("evaluated", val)), torch.no_grad():
+        check_outputs(student(theta, buffers, val.inputs, training=False), words, here)
+        evaluate(student, state, task, [val], group)
+    for batch in (train, val):
+        with explained(words, here := place("differentiated", batch)):
+            leaf = theta.clone().requires_grad_()
+            outputs = student(leaf, clone_buffers(buffers), batch.inputs, training=True)
+            check_outputs(outputs, words, here)
+            (gradient,) = torch.autograd.grad(task.error(outputs, batch, group), leaf)
+            check_finite(gradient, "gradient", words, here)
+    with explained(words, here := place("differentiated twice", train)):
+        for part in _methods(method):
+            if not isinstance(part, L2TDLN):
+                with suppress(DivergenceError):  # of the learning rate, which is the arm's own affair
+                    part.round(part.init(), batches, 0)
+            elif learns_loss:
+                _try_products(part, batches, words, here)
+                if isinstance(part.objective.loss, PairLoss):
+                    _try_export(part.objective.loss.network)
+
+
+def _methods(method: Method) -> list[Method]:
+    """The different ones of all phases."""
+    if not isinstance(method, Phases):
+        return [method]
+    return list({id(phase.method): phase.method for phase in method.phases}.values())
+
+
+def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
+    result = method.dry_unroll(batches)
+    check_finite(result.gradient, "second derivative", words, place)
+    # The finite-difference check of these derivatives belongs here: `method.objective.dry_problem(batches)` has what it needs.
+
+
+def _try_export(loss_network: DynamicLossNetwork) -> None:
+    """Writes the loss to a temporary place and reads it again.
+
+    Raises:
+        UserError: if it is not the same then.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "loss.safetensors"
+        loss_network.save(path)
+        if not torch.equal(DynamicLossNetwork.load(path).phi.detach(), loss_network.phi.detach().cpu()):
+            raise UserError("the loss network cannot be saved: what is read again is not what was written.")
+
+
+def shortened(batches: RoundBatches, num_train: int, num_val: int) -> RoundBatches:
+    """The first minibatch twice, for two steps, and the validation minibatch, of so many rows at most."""
+
+    def cut(batch: Batch, rows: int) -> Batch:
+        few = Batch(*(values[:rows] for values in batch))
+        return few._replace(weights=torch.full_like(few.weights, 1 / len(few.weights)))
+
+    train = cut(batches.train[0], num_train)
+    return RoundBatches([train, train], cut(batches.val, num_val))

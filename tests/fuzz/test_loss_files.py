@@ -1,0 +1,77 @@
+"""A file of a learned loss that was cut or changed anywhere is refused, or was not changed after all."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from harness import in_place
+
+from l2t_ray.core.loss_network import DynamicLossNetwork
+
+
+def originals() -> list[DynamicLossNetwork]:
+    return [
+        DynamicLossNetwork(hidden=3, layers=2),
+        DynamicLossNetwork(hidden=4, layers=3, pairs="softmax", activation="silu", label_table=3, memory=3.0),
+        DynamicLossNetwork(layers=0, pairs="softmax", channel=4),
+    ]
+
+
+def damaged(data: bytes, other: bytes, generator: random.Random) -> bytes:
+    """One fault: bits flipped, a piece lost, doubled, zeroed, moved, or taken from another file."""
+    a, b = sorted((generator.randrange(len(data) + 1), generator.randrange(len(data) + 1)))
+    match generator.choice(("flip", "flip", "cut", "lose", "double", "zero", "swap", "splice", "digit")):
+        case "flip":
+            changed = bytearray(data)
+            for _ in range(generator.choice((1, 1, 2, 8))):
+                changed[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            return bytes(changed)
+        case "cut":
+            return data[:a]
+        case "lose":
+            return data[:a] + data[b:]
+        case "double":
+            return data[:b] + data[a:]
+        case "zero":
+            return data[:a] + bytes(b - a) + data[b:]
+        case "swap":
+            return data[a:b] + data[:a] + data[b:]
+        case "splice":
+            return data[:a] + other[a:]
+        case _:  # another number in the header, whose length stays
+            digits = [i for i in range(8, 400) if data[i : i + 1].isdigit()]
+            place = generator.choice(digits)
+            return data[:place] + str(generator.randrange(10)).encode() + data[place + 1 :]
+
+
+def try_loss_files(tally, path: Path, number: int, seed: int) -> None:
+    generator, networks = random.Random(seed), originals()
+    whole = []
+    for network in networks:
+        network.save(path)
+        whole.append(path.read_bytes())
+    for _ in range(number):
+        which = generator.randrange(len(networks))
+        path.write_bytes(damaged(whole[which], generator.choice(whole), generator))
+
+        def is_right(loaded: DynamicLossNetwork, network=networks[which]) -> bool:
+            return loaded.spec == network.spec and torch.equal(loaded.phi, network.phi)
+
+        verdict, seen = in_place(lambda: DynamicLossNetwork.load(path), is_right, refusals=(ValueError,))
+        if verdict == "wrong":  # pieces of two files may make up the other one
+            verdict = "right" if path.read_bytes() in whole else verdict
+        tally.add(path.read_bytes()[:400], verdict, seen)
+
+
+def test_any_damage_to_a_learned_loss(tally, tmp_path):
+    counted = tally("learned losses, damaged")
+    try_loss_files(counted, tmp_path / "loss.safetensors", number=200, seed=0)
+    counted.check(at_least=200)
+
+
+@pytest.mark.slow
+def test_any_damage_to_a_learned_loss_at_length(tally, tmp_path):
+    counted = tally("learned losses, damaged")
+    try_loss_files(counted, tmp_path / "loss.safetensors", number=10_000, seed=1)
+    counted.check(at_least=10_000)

@@ -1,0 +1,9 @@
+"""What the parent of all children imports: everything that a run without Ray needs. A fork then has it."""
+
+import torch
+
+from l2t_ray.config import DataConfig
+from l2t_ray.experiment.images import load_dataset
+
+torch.set_num_threads(1)
+load_dataset(DataConfig())  # scikit-learn brings the digits

@@ -1,0 +1,135 @@
+"""What is no argument of `fit` is refused in a sentence, before anything is trained."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.interfaces import UserError
+from l2t_ray.training.fit import fit
+
+NAN, INF = float("nan"), float("inf")
+
+
+def examples(num):
+    labels = torch.arange(num) % 3
+    return torch.nn.functional.one_hot(labels, 4).float(), labels
+
+
+def model():
+    return nn.Linear(4, 3)
+
+
+def broken_loss():
+    network = DynamicLossNetwork()
+    with torch.no_grad():
+        network.phi[0] = NAN
+    return network
+
+
+def attempt(rows, **arguments):
+    sets = {"train": examples(12), "validation": examples(9)}
+    sizes = {"num_rounds": 1, "num_steps": 1, "batch_size": 6, "val_batch_size": 6, "warm_share": 1.0}
+    return fit(model(), **({"loss_network": DynamicLossNetwork(), "on_row": rows.append} | sets | sizes | arguments))
+
+
+COUNT = "must be a whole number of at least 1, got"
+WRONG = {
+    "num_rounds": ([0, -1, 2.0, True, NAN, INF, "3", None], COUNT),
+    "num_steps": ([0, -3, 2.5, True, None], COUNT),
+    "batch_size": ([0, -1, 2.5, False, [4]], COUNT),
+    "val_batch_size": ([0, -1, 2.5, False, [4]], COUNT),
+    "learning_rate": ([0, -0.1, NAN, INF, True, "0.1", torch.tensor(0.1)], "must be a finite number above 0, got"),
+    "momentum": ([1, 1.5, -0.1, NAN, True], r"must be a number in \[0, 1\), got"),
+    "weight_decay": ([-1e-4, INF, NAN, False], "must be a finite number of at least 0, got"),
+    "warm_share": ([1.5, -1.0, 15, NAN, True, None], r"must be a share of the rounds, in \[0, 1\], got"),
+    "teacher": (["LSTM", "sgd", None, ["adam"], nn.LSTM], "must be 'adam' or 'lstm', got"),
+    "seed": ([-1, 1.0, True, 2**63, "0", None], r"must be a whole number from 0 to 2\^63 - 1, got"),
+    "loss_network": (["gce", nn.CrossEntropyLoss(), broken_loss()], "must be None or a DynamicLossNetwork"),
+    "on_row": (["print"], "must be a function of one row, got 'print'"),
+    "device": (["gpu", "cuda:99", "meta", None, True, 1.5], "must be one that this machine has"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (values, _) in WRONG.items() for value in values], ids=repr
+)
+def test_a_value_that_is_none_for_an_argument_is_refused(name, value):
+    rows = []
+    with pytest.raises(UserError, match=f"^{name} {WRONG[name][1]}") as refusal:
+        attempt(rows, **{name: value})
+    assert rows == [] and "\n" not in str(refusal.value)
+
+
+INPUTS, LABELS = examples(12)
+WRONG_SETS = [
+    (None, "train must be .inputs, labels.*got a NoneType"),
+    ((INPUTS, LABELS, LABELS), "got 3 things"),
+    ((INPUTS.tolist(), LABELS), r"train\[0\] \(inputs\) must be a tensor or a NumPy array, got a list"),
+    (((INPUTS, INPUTS), LABELS), r"train\[0\] \(inputs\) must be a tensor or a NumPy array, got a tuple"),
+    ((INPUTS.numpy().astype(object), LABELS), "NumPy array of object"),
+    ((INPUTS, np.array(list("abc") * 4)), r"train\[1\] \(labels\) is a NumPy array of <U1"),
+    ((INPUTS.to_sparse(), LABELS), "dense"),
+    ((INPUTS + 0j, LABELS), "complex"),
+    ((INPUTS[:0], LABELS[:0]), "train is empty"),
+    ((INPUTS[:, :0], LABELS), "without values"),
+    ((INPUTS[:4], LABELS[:4]), "train has 4 examples, fewer than batch_size=6; lower batch_size"),
+    ((INPUTS, LABELS[:9]), "12 inputs but 9 labels"),
+    ((INPUTS.index_fill(0, torch.tensor([7]), NAN), LABELS), "not finite in 1 of 12 inputs, the first at position 7"),
+    ((INPUTS.index_fill(0, torch.tensor([7, 9]), -INF), LABELS), "not finite in 2 of 12 inputs"),
+    ((INPUTS[:, :3], LABELS), r"train are \(3,\) .* validation \(4,\)"),
+    ((INPUTS.double(), LABELS), r"train are \(4,\) of torch.float64 .* validation \(4,\) of torch.float32"),
+    ((INPUTS, LABELS.float()), r"int64 class number.*torch\.float32.*labels\.long\(\)"),
+    ((INPUTS, LABELS > 0), r"int64 class number.*torch\.bool"),
+    ((INPUTS, LABELS[:, None]), r"shape \(12, 1\).*flatten"),
+    ((INPUTS, LABELS - 1), "at least 0, got -1"),
+    ((INPUTS, LABELS + 1), "validation has the label 0, and train has classes 1, 2, 3"),
+    ((INPUTS, LABELS * 0), "validation has the label 2"),
+]
+
+
+@pytest.mark.parametrize(("train", "sentence"), WRONG_SETS, ids=[sentence[:30] for _, sentence in WRONG_SETS])
+def test_a_training_set_that_is_none_is_refused(train, sentence):
+    rows = []
+    with pytest.raises(UserError, match=sentence):
+        attempt(rows, train=train)
+    assert rows == []
+
+
+def test_a_loss_for_other_classes_than_the_model_gives_is_refused():
+    with pytest.raises(UserError, match=r"loss_network is for 4 classes, and the labels have 3, model 3 outputs"):
+        attempt(rows := [], loss_network=DynamicLossNetwork(layers=0, pairs="softmax", channel=4))
+    assert rows == []
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64], ids=str
+)
+def test_labels_of_any_integer_type_are_taken(dtype):
+    attempt(rows := [], train=(INPUTS, LABELS.to(dtype)))
+    assert len(rows) == 1
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [lambda x: x, lambda x: x[::-1], lambda x: x.astype(">f4"), lambda x: np.broadcast_to(x, x.shape)],
+    ids=["plain", "reversed", "other bytes", "read only"],
+)
+def test_numpy_arrays_are_taken_as_tensors_are(turned):
+    inputs = turned(INPUTS.numpy())
+    plain = torch.from_numpy(np.ascontiguousarray(inputs.astype(np.float32)))
+    by_array, by_tensor = [], []
+    torch.manual_seed(0)
+    attempt(by_array, train=[inputs, LABELS.numpy().astype(np.int32)])
+    torch.manual_seed(0)
+    attempt(by_tensor, train=(plain, LABELS))
+    assert by_array[0]["train_loss"] == by_tensor[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"num_rounds": np.int64(1), "learning_rate": np.float32(0.1)}, {"learning_rate": 1}]
+)
+def test_numpy_numbers_and_whole_rates_are_numbers(numbers):
+    attempt(rows := [], **numbers)
+    assert len(rows) == 1
