@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from l2t_ray.core.hypergrad import ENGINES, hypergradient, naive_hypergradient
 from l2t_ray.core.loss_family import LossFamily
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee
-from l2t_ray.interfaces import Data, Method, RoundBatches, Task
+from l2t_ray.interfaces import Data, Method, Task
 
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL))
@@ -24,15 +25,14 @@ FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, 
 
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory):
-    """The page's last file, run once from a directory that has all of them, and what it printed."""
+    """What the page's last file defines, run once from a directory that has all of them, and what it printed."""
     directory = tmp_path_factory.mktemp("page")
     for name, text in FILES.items():
         (directory / f"{name}.py").write_text(text)
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), redirect_stdout(StringIO()) as printed:
         patch.syspath_prepend(directory)
         module = import_module("assembly")
-    module.printed = printed.getvalue()
-    yield module
+    yield SimpleNamespace(**vars(module), printed=printed.getvalue())
     for name in FILES:
         sys.modules.pop(name)
 
@@ -73,6 +73,10 @@ def test_padding_is_no_row_and_weights_add_up_to_one(assembly):
     assert torch.equal(rows.logits, same.logits)
 
 
+def in_double(batch):
+    return batch._replace(weights=batch.weights.double())
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_hypergradient_of_its_family_is_that_of_autograd(assembly, engine):
     with torch.random.fork_rng():
@@ -80,10 +84,10 @@ def test_the_hypergradient_of_its_family_is_that_of_autograd(assembly, engine):
         student = FlatModule(assembly.Tagger(50, 4).double())
     trainee = Trainee(student, assembly.task, StudentSgd(lambda step: 0.5, 3, momentum=0.9), SingleProcess())
     train, val = assembly.data.round(0)
-    batches = RoundBatches(*([b._replace(weights=b.weights.double()) for b in part] for part in (train, [val])))
+    train, val = [in_double(batch) for batch in train[:3]], in_double(val)
     objective = LearnedObjective(trainee, assembly.loss)
     problem, phi = objective.problem(objective.init()), assembly.loss.phi.double()
-    arguments = (problem, trainee.initial(), phi, batches.train[:3], batches.val[0])
+    arguments = (problem, trainee.initial(), phi, train, val)
     exact = naive_hypergradient(*arguments, rates=[0.5] * 3).gradient
     found = hypergradient(*arguments, rates=[0.5] * 3, engine=engine).gradient
     assert exact.abs() > 1e-5
