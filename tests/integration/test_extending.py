@@ -1,0 +1,94 @@
+"""The page on bringing one's own keeps its word: its files run as printed, and their hypergradient is exact."""
+
+import re
+import sys
+from contextlib import redirect_stdout
+from importlib import import_module
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.hypergrad import ENGINES, hypergradient, naive_hypergradient
+from l2t_ray.core.loss_family import LossFamily
+from l2t_ray.core.objective import LearnedObjective
+from l2t_ray.core.student import StudentSgd, Trainee
+from l2t_ray.interfaces import Data, Method, Task
+
+PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def assembly(tmp_path_factory):
+    """What the page's last file defines, run once from a directory that has all of them, and what it printed."""
+    directory = tmp_path_factory.mktemp("page")
+    for name, text in FILES.items():
+        (directory / f"{name}.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), redirect_stdout(StringIO()) as printed:
+        patch.syspath_prepend(directory)
+        module = import_module("assembly")
+    yield SimpleNamespace(**vars(module), printed=printed.getvalue())
+    for name in FILES:
+        sys.modules.pop(name)
+
+
+def test_each_file_is_short():
+    assert sorted(FILES) == ["assembly", "sentences", "small_loss", "smoothing", "tagger", "tagging"]
+    assert {name: n for name, text in FILES.items() if not 10 <= (n := len(text.splitlines())) <= 40} == {}
+
+
+def test_every_fenced_example_is_one_of_the_files():
+    assert PAGE.count("```python") == len(FILES)
+
+
+def test_the_assembly_trains_both_arms(assembly):
+    rows = {
+        name: [row for row in assembly.checkpoint.rows if row["arm"] == name] for name in ("smoothing", "small_loss")
+    }
+    for own in rows.values():
+        assert len(own) == 3 and own[-1]["test_accuracy"] > max(own[0]["test_accuracy"], 0.5)  # chance is a quarter
+    amounts = [row["smoothing"] for row in rows["smoothing"]]
+    assert amounts[0] == pytest.approx(0.1) and amounts[0] != amounts[1] != amounts[2]
+    assert len(assembly.printed.splitlines()) == 6
+
+
+def test_its_classes_keep_the_protocols(assembly):
+    assert isinstance(assembly.task, Task) and isinstance(assembly.data, Data)
+    assert isinstance(assembly.loss, LossFamily)
+    assert all(isinstance(arm.method, Method) for arm in assembly.arms)
+
+
+def test_padding_is_no_row_and_weights_add_up_to_one(assembly):
+    batch = assembly.data.round(0).train[0]
+    outputs = torch.randn(*batch.targets.shape, 4)
+    elsewhere = torch.where((batch.targets == assembly.PADDING)[..., None], outputs + 1, outputs)
+    rows, same = (assembly.task.terms(x, batch).rows for x in (outputs, elsewhere))
+    assert rows.weights.sum().item() == pytest.approx(1)
+    assert len(rows.labels) == assembly.task.num_rows(batch.targets).sum() < batch.targets.numel()
+    assert torch.equal(rows.logits, same.logits)
+
+
+def in_double(batch):
+    return batch._replace(weights=batch.weights.double())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_hypergradient_of_its_family_is_that_of_autograd(assembly, engine):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        student = FlatModule(assembly.Tagger(50, 4).double())
+    trainee = Trainee(student, assembly.task, StudentSgd(lambda step: 0.5, 3, momentum=0.9), SingleProcess())
+    train, val = assembly.data.round(0)
+    train, val = [in_double(batch) for batch in train[:3]], in_double(val)
+    objective = LearnedObjective(trainee, assembly.loss)
+    problem, phi = objective.problem(objective.init()), assembly.loss.phi.double()
+    arguments = (problem, trainee.initial(), phi, train, val)
+    exact = naive_hypergradient(*arguments, rates=[0.5] * 3).gradient
+    found = hypergradient(*arguments, rates=[0.5] * 3, engine=engine).gradient
+    assert exact.abs() > 1e-5
+    assert found.item() == pytest.approx(exact.item(), rel=1e-10)
