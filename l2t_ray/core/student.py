@@ -60,10 +60,8 @@ class Trainee:
     def outputs(
         self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, training: bool, **options: Any
     ) -> Any:
-        """What the model makes of a minibatch. Inputs by name are keyword arguments of the model."""
-        if isinstance(batch.inputs, Mapping):
-            return self.student(theta, buffers, **batch.inputs, training=training, **options)
-        return self.student(theta, buffers, batch.inputs, training=training, **options)
+        """See `outputs_of`."""
+        return outputs_of(self.student, theta, buffers, batch, training=training, **options)
 
     def terms(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Terms:
         return self.task.terms(self.outputs(theta, buffers, batch, training=True), batch)
@@ -154,6 +152,15 @@ class Trainee:
 
 def _computed_elsewhere(*_: object) -> tuple[Tensor, Tensor]:
     raise AssertionError("this step's gradient is given, its loss is not to be evaluated")
+
+
+def outputs_of(
+    model: FlatModule, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, training: bool, **options: Any
+) -> Any:
+    """What a model makes of a minibatch. Inputs by name are keyword arguments of the model."""
+    if isinstance(batch.inputs, Mapping):
+        return model(theta, buffers, **batch.inputs, training=training, **options)
+    return model(theta, buffers, batch.inputs, training=training, **options)
 
 
 def rows_of(terms: Terms, task: Task) -> Rows:

@@ -119,7 +119,7 @@ def _methods(method: Method) -> list[Method]:
 def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
     result = method.dry_unroll(batches)
     check_finite(result.gradient, "second derivative", words, place)
-    # The finite-difference check of these derivatives belongs here: `method.objective.dry_problem(batches)` has what it needs.
+    # The finite-difference check of these derivatives belongs here: `method.objective.dry_problem` has what it needs.
 
 
 def _try_export(loss_network: DynamicLossNetwork) -> None:

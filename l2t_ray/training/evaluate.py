@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.student import outputs_of
 from l2t_ray.interfaces import Batch, Group, Metrics, StudentState, Task
 
 
@@ -13,7 +14,7 @@ def evaluate(student: FlatModule, state: StudentState, task: Task, batches: Iter
     """The task's metrics over all batches of all workers, with the running statistics of batch norm."""
     totals = None
     for batch in batches:
-        outputs = student(state.theta, state.buffers, batch.inputs, training=False)
+        outputs = outputs_of(student, state.theta, state.buffers, batch, training=False)
         score = task.score(outputs, batch).double()
         totals = score if totals is None else totals + score
     if totals is None:

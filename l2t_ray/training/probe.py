@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from l2t_ray.core.flat import FlatModule
+from l2t_ray.core.student import outputs_of
 from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, Weighing
 
 
@@ -50,7 +51,7 @@ class Probe:
 
     def _predictions(self, state: MethodState, batch: Batch) -> torch.Tensor:
         student = state.student
-        return self._student(student.theta, student.buffers, batch.inputs, training=False).argmax(dim=1)
+        return outputs_of(self._student, student.theta, student.buffers, batch, training=False).argmax(dim=1)
 
     def _each(self, look) -> np.ndarray:
         return torch.cat([look(batch).double().cpu() for batch in self._batches]).numpy()
