@@ -194,7 +194,7 @@ class Run:
     def _advice(self, error: DivergenceError, arm: Arm, state: MethodState, index: int) -> str:
         """What helps against this divergence, to be read after what happened. All workers ask."""
         batches = (arm.data or self.data).round(index)
-        if self._any_worker(not all(batch.inputs.isfinite().all() for batch in (*batches.train, batches.val)), state):
+        if self._any_worker(not all(_is_finite(batch.inputs) for batch in (*batches.train, batches.val)), state):
             return "inputs of that round are not finite themselves: mend them or leave them out"
         if error.advice is not None:
             return error.advice
@@ -235,6 +235,11 @@ class Run:
                 failure = error
         if self._any_worker(failure is not None, cut.state):
             raise failure or UserError("worker 0 could not write the checkpoint.")
+
+
+def _is_finite(inputs: Any) -> bool:
+    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, state: MethodState, round: int) -> None:
