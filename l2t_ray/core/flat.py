@@ -75,6 +75,9 @@ class FlatModule:
         self._sizes = [p.numel() for p in trained.values()]
         self._frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
 
+    def __reduce__(self) -> Any:
+        return FlatModule, (self.module,)  # a copy has places of its own
+
     @property
     def num_parameters(self) -> int:
         return sum(self._sizes)
@@ -105,8 +108,8 @@ class FlatModule:
     ) -> Any:
         """The module's output at `theta`.
 
-        Buffers move in `buffers`, whether the module changes them in place (batch-norm statistics) or assigns new
-        ones, for which `buffers` must be a dictionary. Afterwards the module is in the mode that it was in before.
+        Buffers move in `buffers`, a dictionary, whether the module changes them in place (batch-norm statistics) or
+        assigns new ones. Afterwards the module is in the mode that it was in before.
 
         Raises:
             UserError: if the module edits its parameters, or gives a buffer another shape or type.
@@ -132,9 +135,11 @@ class FlatModule:
             for name, tensor in assigned.items():
                 buffers[name] = tensor.detach().clone()  # pyright: ignore[reportIndexIssue]
         if is_recorded:
-            frozen = {name: tensor for name, tensor in buffers.items() if name in self._frozen}
-            moving = {name: tensor.clone() for name, tensor in buffers.items() if name not in self._frozen}
-            self._record(_Call({**weights, **frozen}, moving, training), output, pieces)
+            call = _Call({**weights, **buffers}, training)
+            for name in buffers:
+                if name not in self._frozen:  # what later calls change in place must not be what this graph holds
+                    buffers[name] = buffers[name].clone()  # pyright: ignore[reportIndexIssue]
+            self._record(call, output, pieces)
         return output
 
     def check(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
@@ -201,7 +206,7 @@ class FlatModule:
         """
         for tensor in tensors_in(output):
             # A weight that is handed out would hold its own graph for ever, and nothing is to be looked up before it.
-            if tensor.grad_fn is not None and not any(tensor is own for own in call.constants.values()):
+            if tensor.grad_fn is not None and not any(tensor is own for own in call.tensors.values()):
                 _hook_first(tensor, partial(self._go_back, call))
         seen = weakref.ref(call)  # the output's graph holds the call: the call's must not, or neither would ever go
 
@@ -219,7 +224,7 @@ class FlatModule:
             Variable._execution_engine.queue_callback(self._put_back)  # pyright: ignore
         else:
             self._way_back()  # from a later call to an earlier one
-        self._way_back = self._put({**call.constants, **call.buffers}, call.training)
+        self._way_back = self._put(call.tensors, call.training)
 
     def _put_back(self) -> None:
         if self._way_back is not None:
@@ -233,14 +238,13 @@ class _Call:
     pass of their own.
 
     Attributes:
-        constants: weights, as the call's own pieces of theta, so that derivatives go on through them; frozen ones.
-        buffers: copies, as the call left them: what a second forward pass does to them goes no further, and running
-            statistics move once.
+        tensors: weights, as the call's own pieces of theta, so that derivatives go on through them; buffers, as the
+            call left them. The caller goes on with copies: what a second forward pass does to them goes no further,
+            and running statistics move once.
         training: the call's mode.
     """
 
-    constants: dict[str, Tensor]
-    buffers: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     training: bool
 
 

@@ -27,6 +27,8 @@ def refuse_unfit(module: nn.Module) -> None:
             )
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise UserError("the model has scripted parts, whose weights cannot be exchanged; give the unscripted model.")
+    if any(hasattr(part, "_orig_mod") for part in module.modules()):
+        raise UserError("the model is compiled for its own weights; give the module that torch.compile was given.")
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name, p in trained.items():
         if p.is_complex():
@@ -84,20 +86,35 @@ def refuse_unsound(
     student: "FlatModule", theta: Tensor, buffers: Mapping[str, Tensor], args: Any, kwargs: Mapping[str, Any]
 ) -> None:
     """`FlatModule.check` without its care for random numbers."""
-    theta_ = theta.clone().requires_grad_()
+    weights, in_place = theta.clone().requires_grad_(), {}
     own_buffers = dict(student.module.named_buffers())
     versions = {name: buffer._version for name, buffer in own_buffers.items()}
-    output = student(theta_, _copies(buffers), *args, training=True, **kwargs)
-    results = [t for t in tensors_in(output) if t.requires_grad]
-    _refuse_foreign(student.module, results, [theta_, *tensors_in((args, kwargs))])
+
+    def results(weights: Tensor) -> list[Tensor]:
+        output = student(weights, _copies(buffers), *args, training=True, **kwargs)
+        return [t for t in tensors_in(output) if t.requires_grad]
+
+    hook = student.module.register_forward_hook(lambda module, *_: in_place.update(module.named_parameters()))
+    found = results(weights)
+    hook.remove()
+    exchanged = [n for n, view in student.views(weights).items() if in_place[n].data_ptr() != view.data_ptr()]
+    if exchanged:
+        refuse_edited(exchanged)
+    leaves, known = list(_leaves(found)), [weights, *tensors_in((args, kwargs))]
+    foreign = [leaf for leaf in leaves if not any(leaf is tensor for tensor in known)]
+    if foreign:  # what the model makes in each call, to differentiate in it, is its own affair
+        again = {id(leaf) for leaf in _leaves(results(weights))}
+        _refuse_foreign(student.module, [leaf for leaf in foreign if id(leaf) in again])
+    if not any(leaf is weights for leaf in leaves):
+        raise UserError("the model's output depends on none of its trained parameters; nothing could be learned.")
     for name, buffer in own_buffers.items():
         if buffer._version != versions[name]:
             raise UserError(
                 f"the model's forward() changes its buffer {name} through a reference in a closure or another object, "
                 "where it cannot be replaced; use it as an attribute of its module."
             )
-    _refuse_own_backward(theta_, results)
-    _refuse_clipping(student, theta, theta_, buffers, args, kwargs)
+    _refuse_own_backward(weights, found)
+    _refuse_clipping(student, theta, weights, buffers, args, kwargs)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -119,12 +136,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             sought += vars(value).values()
 
 
-def _refuse_foreign(module: nn.Module, results: list[Tensor], known: list[Tensor]) -> None:
+def _refuse_foreign(module: nn.Module, leaves: list[Tensor]) -> None:
     names = {id(p): name for name, p in module.named_parameters()}
-    leaves = list(_leaves(results))
     for leaf in leaves:
-        if any(leaf is tensor for tensor in known):
-            continue
         if id(leaf) in names:
             raise UserError(
                 f"the model computes with its parameter {names[id(leaf)]} through a reference in a closure or another "
@@ -135,8 +149,6 @@ def _refuse_foreign(module: nn.Module, results: list[Tensor], known: list[Tensor
             "so it would not be trained; register it: an nn.Parameter or nn.Module as an attribute, or in an "
             "nn.ParameterList or nn.ModuleList, or freeze it by requires_grad_(False)."
         )
-    if not any(leaf is known[0] for leaf in leaves):
-        raise UserError("the model's output depends on none of its trained parameters; nothing could be learned.")
 
 
 def _leaves(results: list[Tensor]) -> Iterator[Tensor]:

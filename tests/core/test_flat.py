@@ -407,3 +407,12 @@ def test_a_frozen_batch_norm_stays_frozen_and_the_owner_finds_the_modes_as_they_
         flat(theta, buffers, inputs(), training=training)
         assert [part.training for part in net.modules()] == [True, True, False, True, True]
     assert all(torch.equal(buffers[name], tensor) for name, tensor in flat.initial_buffers().items())
+
+
+def test_a_copy_has_places_and_modes_of_its_own():
+    flat = FlatModule(module())
+    copied = copy.deepcopy(flat)
+    theta, buffers = 2 * flat.initial(), flat.initial_buffers()
+    expected = flat(theta, clone_buffers(buffers), inputs(), training=False)
+    torch.testing.assert_close(copied(theta, clone_buffers(buffers), inputs(), training=False), expected)
+    assert copied.module is not flat.module

@@ -1,6 +1,7 @@
 """Models that would be trained wrongly without a word are refused in a sentence, before anything is trained."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ def shared_memory():
         (mixed_types, r"one dtype, got float32 \(0.bias\), float64 \(1.bias\); convert"),
         (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2, device="meta")), r"one device, got cpu .* meta"),
         (complex_weight, "extra is complex; .*view_as_complex"),
+        (lambda: nn.Sequential(torch.compile(nn.Linear(3, 3), backend="eager")), "the model is compiled"),
         (shared_memory, "0.weight and 1.weight share memory"),
     ],
 )
@@ -81,6 +83,12 @@ def closure_over_weight():
     return model
 
 
+def bound_weight():
+    model = Model(lambda m, x: m.bound(x))
+    vars(model)["bound"] = partial(F.linear, weight=model.linear.weight)  # and no other weight is used
+    return model
+
+
 def closure_over_buffer():
     model = Model(None)
     buffer = model.buffer
@@ -100,6 +108,11 @@ def clipped(m, x):
 
 def decayed(m, x):
     m.linear.weight.data.mul_(0.9)
+    return m.linear(x)
+
+
+def exchanged(m, x):
+    m.linear.weight.data = m.linear.weight.data * 0.9
     return m.linear(x)
 
 
@@ -149,6 +162,7 @@ class Positions(nn.Module):
     ("make", "sentence"),
     [
         (closure_over_weight, "parameter linear.weight through a reference in a closure"),
+        (bound_weight, "parameter linear.weight through a reference in a closure"),
         (closure_over_buffer, "changes its buffer buffer through a reference"),
         (lambda: Model(lambda m, x: m.linear(m.hidden[0](x)), hidden=[nn.Linear(3, 3)]), r"nn.ParameterList or nn.Mod"),
         (lambda: Model(lambda m, x: m.linear(x) * m.scale, scale=torch.ones(2, requires_grad=True)), r"float32 \[2\]"),
@@ -156,6 +170,7 @@ class Positions(nn.Module):
         (lambda: Model(assigned_weight), "assigns or deletes its parameter linear.weight"),
         (lambda: Model(clipped), "edits its parameter linear.weight in place"),
         (lambda: Model(decayed), "edits its parameter linear.weight in place"),
+        (lambda: Model(exchanged), "edits its parameter linear.weight in place"),
         (lambda: Model(normalised), "edits one of its parameters in place"),
         (Positions, "edits one of its parameters in place .*max_norm"),
         (
@@ -185,6 +200,15 @@ def test_a_check_changes_nothing():
     flat.check(theta, buffers, INPUTS.detach())
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(theta, expected) and buffers["buffer"].tolist() == [0, 0] == model.buffer.tolist()
+
+
+def test_a_check_lets_models_pass_that_differentiate_in_tensors_of_their_own():
+    def energy(m, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(m.linear(x).square().sum(), x, create_graph=True)[0] + x
+
+    flat = FlatModule(Model(energy))
+    flat.check(flat.initial(), flat.initial_buffers(), INPUTS.detach())
 
 
 def test_a_check_lets_models_pass_that_break_down_far_off():

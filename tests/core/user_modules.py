@@ -109,6 +109,19 @@ class AssignedNorm(nn.Module):
         return y
 
 
+class MovingScale(nn.Module):
+    """Divides by a statistic that it moves in place first."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("square", torch.ones(6))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.square.mul_(0.9).add_(x.square().mean(0), alpha=0.1)
+        return x / self.square
+
+
 class OwnLinear(torch.autograd.Function):
     """Looks its weight up on the way back, and can be differentiated again."""
 
@@ -293,6 +306,7 @@ KINDS = [
         is_random=True,
     ),
     Kind("assigned_buffers", lambda: head(6, AssignedNorm(6)), FEATURES),
+    Kind("moving_scale", lambda: head(6, MovingScale()), FEATURES),
     Kind("frozen_part", lambda: changed(head(6), lambda m: m[0].requires_grad_(False)), FEATURES),
     Kind("frozen_weight", lambda: changed(head(6), lambda m: m[0].weight.requires_grad_(False)), FEATURES),
     Kind("frozen_batch_norm", lambda: changed(conv_net(nn.BatchNorm2d), lambda m: frozen(m[1])), IMAGE),
