@@ -39,7 +39,7 @@ def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
             child.training = was_training
 
 
-def with_remedies(module: nn.Module, attempt: Callable[[], None]) -> list[Remedy]:
+def with_remedies(module: nn.Module, attempt: Callable[[], object]) -> list[Remedy]:
     """What it took for `attempt` to succeed. It may be made several times.
 
     Raises:

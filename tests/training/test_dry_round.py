@@ -1,8 +1,10 @@
 """What models cannot do is said before anything is trained; what a setting can mend is mended."""
 
+import random
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,9 @@ from torch import nn
 
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
+from l2t_ray.training.dry_round import with_remedies
 from l2t_ray.training.fit import fit
+from l2t_ray.training.user_module import randomness_left_alone
 
 WIDTH = 8
 UNFITTED = DynamicLossNetwork(pairs="softmax", activation="silu")
@@ -122,7 +126,7 @@ RARE_TOKEN = {
     )
     for name, n, last in (("train", 12, 4), ("validation", 9, 3))
 }
-BLACK = {"train": black(12)}
+BLACK = {"train": black(90)}
 IN_DOUBLE = {"train": examples(12, torch.float64), "validation": examples(9, torch.float64)}
 IN_BYTES = {
     name: (torch.ones(n, WIDTH, dtype=torch.uint8), torch.arange(n) % 3)
@@ -236,13 +240,13 @@ class KeepsAux(nn.Linear):
 
 
 class Counting(nn.Linear):
-    """Its forward passes are counted on it, and it draws from the global generators."""
+    """Its forward passes are counted on it."""
 
     calls = 0
 
     def forward(self, x):
         self.calls += 1
-        return super().forward(x + 0 * torch.rand(1))
+        return super().forward(x)
 
 
 def compiled():
@@ -291,17 +295,25 @@ def test_attention_is_as_it_was_outside_of_fit():
     assert torch.backends.cuda.flash_sdp_enabled() == before
 
 
-def test_nothing_moves_in_a_dry_round():
-    """The trained module has been called by training alone, and the generators stand where they stood."""
+def test_a_dry_round_leaves_the_users_and_the_trained_module_alone():
     calls = []
     for rounds in (1, 2):
-        rows, model, state = [], seeded(lambda: Counting(WIDTH, 3)), torch.get_rng_state()
-        with torch.random.fork_rng():
-            fitted = train_a_little(model, rows, num_rounds=rounds)
-            calls.append(fitted.model.calls)
-        assert model.calls == 0 and torch.equal(state, torch.get_rng_state())
+        model = seeded(lambda: Counting(WIDTH, 3))
+        calls.append(train_a_little(model, [], num_rounds=rounds).model.calls)
+        assert model.calls == 0
     assert calls[1] - calls[0] == 2 + 1  # a round is two steps and a validation pass: all else is once
     assert calls[0] == 3 + 1 + 1  # a first look for the number of outputs, and the evaluation at the end
+
+
+def test_an_attempt_may_draw_from_the_global_generators_and_leaves_them_where_they_stood():
+    def draws():
+        return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+    with randomness_left_alone():
+        expected = draws()
+    with_remedies(linear(), draws)
+    with randomness_left_alone():
+        assert draws() == expected
 
 
 def test_without_a_learned_loss_no_second_derivative_is_asked_for():
