@@ -44,7 +44,7 @@ def rows_by_id(table: Table, column: str, images: ImageSet, own: slice) -> Int[n
     Raises:
         UserError: if a row is for no image or for several, or an image has no row or two.
     """
-    keys = [unicodedata.normalize("NFC", str(key).strip()) for key in _decoded(table.columns[column])]
+    keys = [unicodedata.normalize("NFC", key.strip()) for key in _texts(table.columns[column])]
     kind = column.strip().lower()
     by_file = None if kind in NUMBERS or images.names is None else _by_file(keys, images.names[own])
     by_number = None if kind in FILES and by_file is not None else _by_number(keys, images.positions[own])
@@ -120,8 +120,8 @@ def _by_number(keys: Sequence[str], positions: Int[np.ndarray, " n"]) -> list[li
     return [[place_of[int(key)]] if int(key) in place_of else [] for key in keys]
 
 
-def _decoded(values: np.ndarray) -> list[str]:
-    return [value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value for value in values.tolist()]
+def _texts(values: np.ndarray) -> list[str]:
+    return [v.decode("utf-8", errors="replace") if isinstance(v, bytes) else str(v) for v in values.tolist()]
 
 
 def _example(images: ImageSet) -> str:
