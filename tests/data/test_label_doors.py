@@ -87,6 +87,12 @@ RIGHT = {
     "stems.csv": text("id,label", *(f"{FILES[row][-6:-4]},{NOISY[row]}" for row in SHUFFLED)),
     "ends of paths.csv": text("image,label", *(f"{FILES[row][6:]},{NOISY[row]}" for row in SHUFFLED)),
     "absolute paths.csv": text("path,label", *(f"/mnt/x/{FILES[row]},{NOISY[row]}" for row in SHUFFLED)),
+    "files under another name, with a note.csv": text(
+        "label,what I drew", *(f"{NOISY[row]},{FILES[row]}" for row in SHUFFLED)
+    ),
+    "an index of floats, with a note.parquet": table(
+        index=[float(r) for r in SHUFFLED], label=NOISY[SHUFFLED], x=NOISY
+    ),
     "backslashes.csv": text("path,label", *(f"{FILES[row]},{NOISY[row]}".replace("/", "\\") for row in SHUFFLED)),
     "blank column of notes.csv": text("file,label,note", *(f"{FILES[row]},{NOISY[row]}," for row in SHUFFLED)),
     "one-hot under class names.csv": text(
@@ -150,6 +156,8 @@ REFUSED = {
         text("label;file", *(f"{x},0;{f}" for x, f in zip(LINES, FILES, strict=True))),
         "'1,0', which is no class",
     ),
+    "a file of None.parquet": (table(file=[*FILES[:7], None], label=NOISY), "names 'None' in row 7"),
+    "an index of halves.parquet": (table(index=[k + 0.5 for k in range(8)], label=NOISY), "file names such as '0.5'"),
     "no such image.csv": (named(0, 1, 2, 3, 4, 5, 6).replace(b"06.png", b"66.png"), "'train/cat/66.png' in line 8"),
     "an image missing.csv": (named(0, 1, 2, 3, 4, 5, 6), "has no label for 1 .* 'train/dog/07.png'"),
     "an image twice.csv": (named(0, 1, 2, 3, 4, 5, 6, 7, 7), "in line 10, .* line 9 is for that image, too"),
@@ -273,18 +281,30 @@ def test_labels_of_validation_images_are_not_in_the_file(tmp_path):
         read_labels(tmp_path / "labels.npy", images(), num_own=5)
 
 
-@pytest.mark.parametrize("order", ["permuted", "classes turned"])
-def test_labels_that_agree_by_chance_alone_are_refused(tmp_path, order):
-    random = np.random.default_rng(0)
+def three_hundred():
     labels = np.repeat(np.arange(3), 100)
-    many = ImageSet(np.zeros((300, 1, 2, 2), np.uint8), labels, np.arange(300), ANIMALS)
-    noisy = np.where(random.random(300) < 0.6, random.integers(3, size=300), labels)
-    path = tmp_path / "labels.npy"
-    np.save(path, noisy)
-    assert (read_labels(path, many) == noisy).all()
-    np.save(path, random.permutation(noisy) if order == "permuted" else (noisy + 1) % 3)
+    return ImageSet(np.zeros((300, 1, 2, 2), np.uint8), labels, np.arange(300), ANIMALS)
+
+
+def test_labels_that_agree_by_chance_alone_are_refused(tmp_path):
+    many, random = three_hundred(), np.random.default_rng(0)
+    noisy = np.where(random.random(300) < 0.6, random.integers(3, size=300), many.labels)
+    np.save(tmp_path / "labels.npy", noisy)
+    assert (read_labels(tmp_path / "labels.npy", many) == noisy).all()
+    np.save(tmp_path / "labels.npy", random.permutation(noisy))
     with pytest.raises(UserError, match="stand in another order or number the classes otherwise"):
-        read_labels(path, many)
+        read_labels(tmp_path / "labels.npy", many)
+
+
+def test_what_was_made_of_a_file_is_said_once(tmp_path, caplog):
+    caplog.set_level("INFO", logger="l2t_ray")
+    many = three_hundred()
+    turned = (many.labels + 1) % 3
+    np.save(tmp_path / "labels.npy", np.eye(3)[turned])
+    for _ in range(2):
+        assert (read_labels(tmp_path / "labels.npy", many) == turned).all()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and "one-hot rows" in said[0] and "on 100% of the images" in said[1]
 
 
 MATRIX = np.array([[0.8, 0.2, 0], [0, 1, 0], [0.1, 0.2, 0.7]])
