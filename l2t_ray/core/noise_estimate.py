@@ -15,9 +15,11 @@ right half of the time blurs T beyond use. Here the two are kept apart:
 
 The readout must not know the noisy label but through the true class, so the student is to be one that has not
 memorised labels: an early one, or a later one that was trained under such a channel. The standard errors know nothing
-of a student that has, nor of clean images that look unlike the noisy ones of their class.
+of a student that has, nor of clean images that look unlike the noisy ones of their class, and with only some dozens of
+clean images a class they are too small by a third.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,18 +32,21 @@ from l2t_ray.core.readout import cross_validated, fit_readout, folds, posterior,
 EM_STEPS = 300
 EM_TOLERANCE = 1e-4
 TINY = 1e-30
+SLOW_ENTRIES = 1_000_000
 MAX_ENTRIES = 50_000_000
 """Images times classes: 0.4 GB. Of more noisy images an even selection is looked at."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class NoiseEstimate(NamedTuple):
     """The noise of labels, and how well it is known.
 
     Attributes:
-        channel: T, row the class, column the label that it is given; rows add up to 1. A class that is not expected
-            among the noisy images has the identity's row.
+        channel: T, row the class, column the label that it is given; rows add up to 1. A class that is expected
+            of less than half a noisy image has the identity's row.
         shares: of the true classes among the noisy images; they add up to 1.
-        channel_error: standard errors of T's entries; infinite in the row of a class that is not expected.
+        channel_error: standard errors of T's entries; infinite in the row of such a class.
         shares_error: standard errors of the shares.
     """
 
@@ -76,6 +81,8 @@ def estimate_noise(
     Features are what the student says of each image: its embedding, or where it has none to show its
     log-probabilities.
     """
+    if len(clean_labels) * num_classes > SLOW_ENTRIES:
+        _LOG.info("estimating the label noise among %d classes: this takes up to a minute", num_classes)
     stride = max(1, -(-len(noisy_labels) * num_classes // MAX_ENTRIES))
     noisy_labels = noisy_labels[::stride]
     clean, noisy = principal(clean_features, noisy_features[::stride])
@@ -99,9 +106,11 @@ def estimate_noise(
     found = torch.stack([joint.sum(dim=1) for joint in fitted(None, _begin(prior))])
     # Errors of shares are taken to be a multinomial's but for a common factor, the better known.
     inflation = _jackknife(found[1:]).sum() / _binomial(found[0]).sum().clamp(min=TINY)
-    shares = prior + _garrote(found[0] - prior, inflation * _binomial(prior)) * (found - prior)
+    drawn = prior + _garrote(found[0] - prior, inflation * _binomial(prior)) * (found[0] - prior)
+    # Whether chance explains a difference is not known for certain: the parts' shares vary as they were found.
+    shares = torch.cat([drawn[None], (drawn + found[1:] - found[1:].mean(dim=0)).clamp(min=0)])
     shares = shares / shares.sum(dim=1, keepdim=True)
-    channel, *others = (_rows(joint) for joint in fitted(shares, _begin(shares[0])))
+    channel, *others = (_rows(joint, 0.5 / len(noisy_labels)) for joint in fitted(shares, _begin(shares[0])))
     return NoiseEstimate(
         channel,
         shares[0],
@@ -125,7 +134,7 @@ def noise_channel(
 def most_likely_channel(posterior: Float[Tensor, "m c"], labels: Int[Tensor, " m"]) -> Float[Tensor, "c c"]:
     """The T under which the labels are likeliest, given P(c | x) of each image: the classes' shares are known."""
     ones = posterior.new_ones(posterior.shape[1])
-    return _rows(_climb(_by_label(posterior, labels), _begin(ones), ones))
+    return _rows(_climb(_by_label(posterior, labels), _begin(ones), ones), TINY)
 
 
 def _begin(shares: Float[Tensor, " c"]) -> Float[Tensor, "c c"]:
@@ -135,7 +144,7 @@ def _begin(shares: Float[Tensor, " c"]) -> Float[Tensor, "c c"]:
 
 
 def _climb(
-    pieces: Sequence[Float[Tensor, "k c"]], joint: Float[Tensor, "c c"], shares: Float[Tensor, " c"] | None
+    pieces: Sequence[Tensor], joint: Float[Tensor, "c c"], shares: Float[Tensor, " c"] | None
 ) -> Float[Tensor, "c c"]:
     """EM for J from a first one, given P(x | c) of the images of each label; `shares`: its row sums, where known."""
     count = sum(map(len, pieces))
@@ -153,15 +162,16 @@ def _climb(
     return joint
 
 
-def _by_label(values: Float[Tensor, "m c"], labels: Int[Tensor, " m"]) -> list[Float[Tensor, "k c"]]:
+def _by_label(values: Float[Tensor, "m c"], labels: Int[Tensor, " m"]) -> list[Tensor]:
+    """For each label the rows `[k, c]` of the images that have it."""
     counts = torch.bincount(labels, minlength=values.shape[1])
     return list(values[labels.argsort(stable=True)].split(counts.tolist()))
 
 
-def _rows(joint: Float[Tensor, "c c"]) -> Float[Tensor, "c c"]:
-    """Each row's shares; the identity's row where there is nothing."""
+def _rows(joint: Float[Tensor, "c c"], smallest: float) -> Float[Tensor, "c c"]:
+    """Each row's shares; the identity's row where there is less than that."""
     total = joint.sum(dim=1, keepdim=True)
-    return torch.where(total > TINY, joint / total.clamp(min=TINY), torch.eye(len(joint)).to(joint))
+    return torch.where(total > smallest, joint / total.clamp(min=TINY), torch.eye(len(joint)).to(joint))
 
 
 def _jackknife(values: Float[Tensor, "k *rest"]) -> Float[Tensor, " *rest"]:
@@ -181,12 +191,12 @@ def _garrote(difference: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> 
 def _channel_error(
     channel: Float[Tensor, "c c"], others: Float[Tensor, "k c c"], counts: Float[Tensor, " c"]
 ) -> Float[Tensor, "c c"]:
-    """As many images with known classes would have it, times a factor of each row that the jackknife shows.
+    """A multinomial's of as many images, times a factor that the jackknife shows for the row, which is known better.
 
-    Half an image more for each entry, so that no entry at 0 is known for certain.
+    Half an image is added to each entry, so that none at 0 or 1 is known for certain.
     """
-    counts = counts[:, None]
-    num_classes = len(channel)
-    known = _binomial((channel * counts + 0.5) / (counts + 0.5 * num_classes)) / counts.clamp(min=TINY)
-    inflation = _jackknife(others).sum(dim=1) / known.sum(dim=1)
-    return torch.where(counts > TINY, (known * inflation.clamp(min=1)[:, None]).sqrt(), torch.inf)
+    counts = counts[:, None].clamp(min=TINY)
+    known = (_binomial(channel) / counts).sum(dim=1, keepdim=True) + 0.5 / counts.square()
+    inflation = (_jackknife(others).sum(dim=1, keepdim=True) / known).clamp(min=1)
+    variance = inflation * _binomial((channel * counts + 0.5) / (counts + 1)) / counts
+    return torch.where(counts > 0.5, variance.sqrt(), torch.inf)

@@ -9,7 +9,7 @@ from l2t_ray.core.lbfgs import LBFGS
 
 PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
 NUM_FOLDS = 5
-CHOICE_TOLERANCE = 1e-6
+CHOICE_TOLERANCE = 1e-5
 """Of the readouts among which is chosen; their errors differ by thousandths."""
 SCALE_FLOOR = 1e-6
 VARIANCE_FLOOR = 1e-9

@@ -3,6 +3,7 @@
 import difflib
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -50,6 +51,12 @@ def as_classes(values: np.ndarray, class_names: Sequence[str], table: Table) -> 
     _refuse(table, f"has labels of the type {values.dtype}; save class numbers or class names")
 
 
+@cache
+def say_once(text: str) -> None:
+    """Notes it for the user; a file is read several times in a run."""
+    _LOG.info(text)
+
+
 def is_one_hot(values: np.ndarray) -> bool:
     """Whether each row has a single 1, and else zeros."""
     return bool(values.dtype.kind in "iufb" and ((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all())
@@ -62,7 +69,7 @@ def _of_one_hot(values: np.ndarray, table: Table) -> Int[np.ndarray, " m"]:
             f"has {values.shape[1]} numbers an image that are not one-hot (a single 1, and else 0), such as "
             f"probabilities; give one label an image, for instance by argmax(axis=1)",
         )
-    _LOG.info("%s has one-hot rows: the place of the 1 is the class", table.path)
+    say_once(f"{table.path} has one-hot rows: the place of the 1 is the class")
     return values.argmax(axis=1).astype(np.int64)
 
 

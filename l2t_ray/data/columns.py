@@ -138,12 +138,12 @@ def _of_csv(path: Path, values: set[str]) -> Table:
 
 
 def _separator(text: str) -> str:
-    """The one that cuts the first lines into most pieces, the same number each; a comma where none does."""
+    """The one that cuts the first line into most pieces; of equals, the one that cuts every line into as many."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")][:100]
 
-    def pieces(separator: str) -> int:
-        counts = {len(row) for row in csv.reader(lines, delimiter=separator)}
-        return counts.pop() if len(counts) == 1 else 0
+    def pieces(separator: str) -> tuple[int, bool]:
+        counts = [len(fields) for fields in csv.reader(lines, delimiter=separator)]
+        return max(counts[:1], default=0), len(set(counts)) == 1
 
     return max(_SEPARATORS, key=pieces)
 

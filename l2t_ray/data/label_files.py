@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.class_labels import as_classes, is_one_hot
+from l2t_ray.data.class_labels import as_classes, is_one_hot, say_once
 from l2t_ray.data.columns import Table, is_number, read_table
 from l2t_ray.data.sample_ids import id_column, is_id, rows_by_id
 from l2t_ray.interfaces import UserError
@@ -49,7 +49,7 @@ def read_labels(
     table = read_table(path, values=images.class_names)
     own = slice(len(images) if num_own is None else num_own)
     given = as_classes(_pick_labels(table, column, images.class_names), images.class_names, table)
-    named_by = id_column(table, column)
+    named_by = id_column(table, column, images, own)
     rows = (
         _rows_in_order(table, len(given), images, own) if named_by is None else rows_by_id(table, named_by, images, own)
     )
@@ -164,19 +164,19 @@ def _rows_in_order(table: Table, count: int, images: ImageSet, own: slice) -> In
 
 
 def _check_order(observed: Int[np.ndarray, " n"], known: Int[np.ndarray, " n"], path: Path) -> None:
-    """Labels that agree with the data set's own no more often than chance has it are those of other images."""
+    """Labels that agree with the data set's own just as often as chance has it are those of other images."""
     count = len(known)
-    if count < FEWEST_COMPARED:
-        return
-    size = int(max(observed.max(), known.max())) + 1
-    chance = float(np.bincount(observed, minlength=size) @ np.bincount(known, minlength=size)) / count**2
+    size = int(max(observed.max(initial=0), known.max(initial=0))) + 1
+    chance = float(np.bincount(observed, minlength=size) @ np.bincount(known, minlength=size)) / max(count, 1) ** 2
     agreeing = float((observed == known).mean())
-    if agreeing <= chance + 3 * np.sqrt(chance * (1 - chance) / count):
+    if count >= FEWEST_COMPARED and abs(agreeing - chance) <= 3 * np.sqrt(chance * (1 - chance) / count):
         raise UserError(
             f"data.noise.file: the labels in {path} agree with the data set's own on {agreeing:.0%} of the images, and "
             f"chance gives {chance:.0%}, so they stand in another order or number the classes otherwise; sort them "
             "like the data set, or add a column file or index that says which image each is for."
         )
+    if agreeing < 0.5:
+        say_once(f"the labels in {path} are other than the data set's own on {1 - agreeing:.0%} of the images")
 
 
 def _matrix_of(table: Table, class_names: Sequence[str]) -> np.ndarray:

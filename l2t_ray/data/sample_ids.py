@@ -3,7 +3,7 @@
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from jaxtyping import Int
@@ -12,26 +12,33 @@ from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.columns import Table
 from l2t_ray.interfaces import UserError
 
-FILES = ("file", "path", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_file", "img")
+FILES = (
+    *("file", "path", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_file", "img"),
+    *("files", "paths", "filenames", "images", "fname", "stem", "relative_path", "relpath"),
+)
 EITHER = ("id", "image_id", "sample_id", "sample", "key")
 NUMBERS = ("index", "idx", "row", "position", "unnamed: 0", "__index_level_0__", "")
 """Names of such columns, in lower case: of files, of either, of numbers (the last ones as pandas has them)."""
 
 
 def is_id(table: Table, name: str) -> bool:
-    """Whether the column says which image a row is for."""
+    """Whether the column says which image a row is for, by its name."""
     values = table.columns[name]
-    is_plain = values.ndim == 1 and (
-        values.dtype.kind in "iuUS" or (values.dtype == object and all(isinstance(v, str) for v in values.tolist()))
-    )
+    is_plain = values.ndim == 1 and (values.dtype.kind in "iufUS" or any(isinstance(v, str) for v in values.tolist()))
     return len(table.columns) > 1 and name.strip().lower() in (*FILES, *EITHER, *NUMBERS) and is_plain
 
 
-def id_column(table: Table, label_column: str | None) -> str | None:
-    """The column to go by: of files, if there is one; else the first of the others. None: there is none."""
-    names = [name for name in table.columns if name != label_column and is_id(table, name)]
-    kinds = {name: FILES + EITHER + NUMBERS for name in names}
-    return min(names, key=lambda name: kinds[name].index(name.strip().lower()), default=None)
+def id_column(table: Table, label_column: str | None, images: ImageSet, own: slice) -> str | None:
+    """The column to go by: of files, if there is one, else the first of the others, else one in which every entry is a
+    file of the data set. None: there is none."""
+    others = [name for name in table.columns if name != label_column]
+    order = (*FILES, *EITHER, *NUMBERS)
+    named = [name for name in others if is_id(table, name)]
+    if named or images.names is None:
+        return min(named, key=lambda name: order.index(name.strip().lower()), default=None)
+    names = images.names[own]
+    texts = [name for name in others if len(table.columns) > 1 and table.columns[name].dtype.kind in "UO"]
+    return next((name for name in texts if all(len(p) == 1 for p in _by_file(_keys(table, name), names))), None)
 
 
 def rows_by_id(table: Table, column: str, images: ImageSet, own: slice) -> Int[np.ndarray, " n"]:
@@ -44,7 +51,7 @@ def rows_by_id(table: Table, column: str, images: ImageSet, own: slice) -> Int[n
     Raises:
         UserError: if a row is for no image or for several, or an image has no row or two.
     """
-    keys = [unicodedata.normalize("NFC", str(key).strip()) for key in _decoded(table.columns[column])]
+    keys = _keys(table, column)
     kind = column.strip().lower()
     by_file = None if kind in NUMBERS or images.names is None else _by_file(keys, images.names[own])
     by_number = None if kind in FILES and by_file is not None else _by_number(keys, images.positions[own])
@@ -120,8 +127,14 @@ def _by_number(keys: Sequence[str], positions: Int[np.ndarray, " n"]) -> list[li
     return [[place_of[int(key)]] if int(key) in place_of else [] for key in keys]
 
 
-def _decoded(values: np.ndarray) -> list[str]:
-    return [value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value for value in values.tolist()]
+def _keys(table: Table, column: str) -> list[str]:
+    return [unicodedata.normalize("NFC", _text(value).strip()) for value in table.columns[column].tolist()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _example(images: ImageSet) -> str:
