@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,15 @@ def tracked(arguments: argparse.Namespace, summary: Mapping[str, Any]) -> str:
 
 
 def _count(text: str) -> int:
-    if not 1 <= (number := int(text)) <= 1_000_000_000:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 to 1,000,000,000, got {text}")
-    return number
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 999,999,999, got {text!r}")
+    return int(text)
 
 
 def _seed(text: str) -> int:
-    if not 0 <= (number := int(text)) < 2**63:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 2^63 - 1, got {text}")
-    return number
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

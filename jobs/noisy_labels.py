@@ -5,6 +5,7 @@ python jobs/noisy_labels.py --config configs/cifar10_noise_small.yaml --only cro
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,10 +43,10 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(number) for number in _names(text)]
-    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"must be different numbers from 0 on, as in 0,1,2, got {text!r}")
-    return numbers
+    names = _names(text)
+    if not names or len(set(names)) < len(names) or not all(re.fullmatch(r"\d{1,18}", name) for name in names):
+        raise argparse.ArgumentTypeError(f"must be different whole numbers from 0 on, as in 0,1,2, got {text!r}")
+    return [int(name) for name in names]
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "load",
+    "read_tree",
     "validate",
     "validated",
 ]
@@ -204,6 +205,15 @@ def validated(record: type[AnyRecord], *layers: Settings) -> AnyRecord:
     except ValidationError as error:
         to_blame = next((layer.place for layer in layers[:-1] if not _is_valid(record, layer)), layers[-1].place)
         raise UserError(sentence(error, record, layers[-1], contradiction=to_blame)) from None
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The nested mappings of a YAML file, on top of what it extends.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    return Settings.from_file(path).tree
 
 
 def _is_valid(record: type[BaseModel], settings: Settings) -> bool:

@@ -71,6 +71,8 @@ def _ending(error: Exception) -> tuple[str, int] | None:
             return f"error: this needs more memory than there is; {advice}.", MISTAKE
         case RuntimeError() if "home directory" in str(error):  # pathlib's
             return "error: a path begins with ~, and there is no such home directory; write it out.", MISTAKE
+        case RuntimeError() if str(error).startswith("Symlink loop"):  # pathlib's, before Python 3.13
+            return f"error: {error}; mend that or name another place.", MISTAKE
     return None
 
 

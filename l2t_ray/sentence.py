@@ -34,7 +34,7 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
         case "model_type" | "model_attributes_type":
             section = fields_at(record, [str(part) for part in first["loc"]])
             if section:
-                value = shown(first["input"], quotes=False) if isinstance(first["input"], str) else "..."
+                value = shown(first["input"], quotes=False) if isinstance(first["input"], str) else "VALUE"
                 example = f"{key}.{section[0]}={value}"
                 return f"{key} {origin} is a section with the keys {', '.join(section)}; set for instance {example}."
     message = _IN_YAML.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]

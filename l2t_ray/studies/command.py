@@ -17,12 +17,12 @@ from l2t_ray.reports.study import notes, table
 from l2t_ray.reports.tables import markdown
 from l2t_ray.run import working_directory
 from l2t_ray.settings import parsed
-from l2t_ray.studies.declaration import OWN_KEYS, SizeName, Study, load_study
+from l2t_ray.studies.declaration import MOST_TRIALS, OWN_KEYS, SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.results import collect, write_results
 from l2t_ray.studies.search import Search, check_search
 from l2t_ray.studies.sweep import Sweep, run_in_turn
-from l2t_ray.studies.trials import axes
+from l2t_ray.studies.trials import axes, check_trials
 
 
 def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | None = None) -> None:
@@ -46,8 +46,11 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
     arguments = parser.parse_intermixed_args(argv)
     with exit_codes():
         for option in ("seeds", "at_once"):
-            if (number := getattr(arguments, option)) is not None and number < 1:
-                raise UserError(f"--{option.replace('_', '-')} must be at least 1, got {number}.")
+            flag, number = f"--{option.replace('_', '-')}", getattr(arguments, option)
+            if number is not None and number < 1:
+                raise UserError(f"{flag} must be at least 1, got {number}.")
+            if number is not None and number > MOST_TRIALS:
+                raise UserError(f"{flag} must be at most {MOST_TRIALS:,}, got {number}.")
         path = config or arguments.config
         if arguments.resume is not None:
             if arguments.overrides or arguments.seeds or arguments.size:
@@ -55,7 +58,7 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
                     "--resume goes on with the study as it was begun; leave overrides, --seeds, --size out."
                 )
             sweep = Sweep.resume(arguments.resume)
-            sweep.check_data()
+            check_trials(sweep.planned)
         elif path is None:
             raise UserError("which study? give --config FILE, or --resume STUDY_DIR.")
         else:

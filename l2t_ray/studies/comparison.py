@@ -24,6 +24,7 @@ import pyarrow.parquet as parquet
 from l2t_ray import config as configuration
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
 from l2t_ray.experiment.images import build_policy, load_dataset
+from l2t_ray.experiment.run import resolve_device
 from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports.comparison import TrialResult, trial_directory
@@ -34,7 +35,7 @@ from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.outcome import read_outcome
 from l2t_ray.studies.protocols import own_schedule
 from l2t_ray.studies.sweep import run_in_turn
-from l2t_ray.studies.trials import Trial
+from l2t_ray.studies.trials import Trial, check_trials
 from l2t_ray.tracking.screen import Screen
 
 Budget = Literal["parity", "protocol"]
@@ -75,7 +76,7 @@ class Comparison:
             UserError: if the configuration is wrong, or `only` names a method that is not in it.
         """
         # On Ray a run has one teacher, so two learned losses are refused there. Here each method is a run of its own.
-        config = configuration.load(path, overrides, settings={"ray.enabled": False, "device": "auto"})
+        config = configuration.load(path, overrides, settings={"ray.enabled": False})
         ray = configuration.load(path, overrides, settings={"controls": []}).ray
         config = with_absolute_paths(config)
         name = config.name or (path.stem if budget == "parity" else f"{path.stem}-{budget}")
@@ -130,7 +131,8 @@ class Comparison:
         trials = self.trials()
         for trial in trials:
             _check_settings(trial)
-        load_dataset(self.config.data)  # if it is not there, that is said once
+        resolve_device(self.config)
+        check_trials(trials)
         pending = [trial for trial in trials if read_outcome(trial.directory) is None]
         self._write_facts()
         screen = Screen(quiet=quiet)

@@ -16,14 +16,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from l2t_ray import config as configuration
 from l2t_ray import yaml_file
-from l2t_ray.experiment.images import load_dataset
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import working_directory
-from l2t_ray.settings import Settings
 from l2t_ray.studies.declaration import Study, load_study
 from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
-from l2t_ray.studies.trials import Trial, check_paper, trial_of_sample, trials
+from l2t_ray.studies.trials import Trial, check_paper, check_trials, trial_of_sample, trials
 
 DECLARATION = "study.yaml"
 SAMPLES = "samples.json"
@@ -66,8 +65,8 @@ class Sweep:
                 "place with --runs."
             )
         check_paper(study, [trial.cell for trial in sweep.planned])
-        sweep.check_data()
-        base = Settings.from_file(study.base).tree
+        check_trials(sweep.planned)
+        base = configuration.read_tree(study.base)
         try:
             declaration.parent.mkdir(parents=True, exist_ok=True)
             (sweep.directory / BASE).write_text(yaml_file.dump(base))
@@ -96,14 +95,6 @@ class Sweep:
     def planned(self) -> list[Trial]:
         """All trials, as far as that can be said beforehand: what is searched for is drawn at random here."""
         return trials(self.study, self.directory / "trials", source=f"the study {self.study.name}")
-
-    def check_data(self) -> None:
-        """
-        Raises:
-            UserError: if data is missing: that is to be said once, and not by each trial.
-        """
-        for data in {trial.config.data.model_dump_json(): trial.config.data for trial in self.planned}.values():
-            load_dataset(data)
 
     @property
     def trials(self) -> list[Trial]:

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
+from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.teacher import AdamRule, LocalTeacher
+from l2t_ray.experiment.run import build_run, build_store
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
 from l2t_ray.studies.declaration import Distribution, Study, label_of
@@ -149,6 +153,28 @@ def check_paper(study: Study, cells: Sequence[tuple[str, ...]]) -> None:
                     f"paper.{row} of the study {study.name} has a column {column!r}; "
                     f"its columns are {', '.join(sorted(columns))}."
                 )
+
+
+def check_trials(all_trials: Sequence[Trial]) -> None:
+    """Puts each different experiment together once, and trains none.
+
+    Raises:
+        UserError: if data is missing or an experiment is impossible: that is to be said once and at the beginning.
+    """
+    different = {trial.config.model_copy(update=_LEAVES_ALL_POSSIBLE).to_yaml(): trial for trial in all_trials}
+    for trial in different.values():
+        try:
+            build_store(trial.config, trial.directory)
+            build_run(trial.config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=_idle_teacher)
+        except UserError as error:
+            raise UserError(f"trial {', '.join(trial.cell)!r}: {error}") from None
+
+
+_LEAVES_ALL_POSSIBLE = {"seed": 0, "name": None, "runs": Path()}
+
+
+def _idle_teacher(*_: Any) -> LocalTeacher:
+    return LocalTeacher(torch.zeros(1), AdamRule(1))  # a loss network's first weights are fitted for seconds
 
 
 def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,13 @@ def try_configurations(tally, tmp_path: Path, number: int, seed: int) -> None:
     generator = random.Random(seed)
     for index in range(number):
         settings, directory = overrides(generator), tmp_path / str(index)
-        directory.mkdir()
-        ending = in_child(train, [settings], directory)
-        verdict = judged(ending, lambda where=directory: is_finite(where))
-        tally.add(settings[-3:], verdict, ending.err + ending.out)
+        read = partial(configuration.load, DIGITS, settings)
+        verdict, seen = in_place(read, lambda config: True, refusals=(UserError,))
+        if verdict == "right":  # so far: what can be read is tried as well
+            directory.mkdir()
+            ending = in_child(train, [settings], directory)
+            verdict, seen = judged(ending, partial(is_finite, directory)), ending.err + ending.out
+        tally.add(settings[len(TINY) - 1 :], verdict, seen)
 
 
 def test_a_tiny_run_ends_well(tmp_path):
@@ -116,16 +120,16 @@ def test_a_tiny_run_ends_well(tmp_path):
 
 def test_any_value_for_any_key(tally, tmp_path):
     counted = tally("configuration keys x values")
-    try_configurations(counted, tmp_path, number=40, seed=0)
-    counted.check(at_least=40)
+    try_configurations(counted, tmp_path, number=60, seed=0)
+    counted.check(at_least=60)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_any_value_for_any_key_at_length(tally, tmp_path):
     counted = tally("configuration keys x values")
-    try_configurations(counted, tmp_path, number=2_000, seed=1)
-    counted.check(at_least=2_000)
+    try_configurations(counted, tmp_path, number=1_500, seed=1)
+    counted.check(at_least=1_500)
 
 
 # -- files
