@@ -14,7 +14,8 @@ _VALUE = r"""(?:"[^"]*"|'[^']*'|[^&;,\s'"<>()\[\]{}]+)"""
 _RULES = (
     # The user's part of a URI. A password may hold a slash or an @ that somebody forgot to quote.
     (re.compile(r"(\w://)[^\s/@:'\"]+:[^\s'\"]*@"), rf"\1{MASK}@"),
-    (re.compile(r"(\w://)[^\s/@'\"]+@"), rf"\1{MASK}@"),
+    # Alone it may be a token; on Azure it is the container.
+    (re.compile(r"(?i)\b((?!abfss?:|wasbs?:)\w[\w+.-]*://)[^\s/@'\"]+@"), rf"\1{MASK}@"),
     # name=value and name: value, where the name says it: token, X-Amz-Signature, AWS_SECRET_ACCESS_KEY, AccountKey.
     (re.compile(rf"(?i)\b([\w.-]*(?:{_SECRET_WORDS})[\w.-]*)(['\"]?\s*=\s*){_VALUE}"), rf"\1\2{MASK}"),
     # The same in JSON and in YAML, where a key alone may be an ordinary word: what follows must look like one.

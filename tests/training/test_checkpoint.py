@@ -55,7 +55,7 @@ def test_saving_a_round_again_replaces_it(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("file", ["student.pt", "teacher.pt", "method.pt", "arms.pt", "rows.json", "progress.json"])
+@pytest.mark.parametrize("file", ["student.pt", "teacher.pt", "method.pt", "arms.pt", "progress.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, file, damage):
     store = CheckpointStore(tmp_path)
