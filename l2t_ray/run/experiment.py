@@ -12,6 +12,7 @@ import torch
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.heap import give_back_memory
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment.looks import check_hypergradient
 from l2t_ray.experiment.run import build_run, resolve_device
@@ -80,7 +81,8 @@ class Experiment:
                 override would change the trajectory.
         """
         directory = Path(directory).resolve()
-        return cls(with_credentials(read_config(directory, overrides), directory), directory)
+        remedy = f"give it again: --resume {directory} {{key}}=URI"
+        return cls(with_credentials(read_config(directory, overrides), remedy=remedy), directory)
 
     def run(self, *, quiet: bool = False, tracker: Tracker | None = None, figures: bool = True) -> Result:
         """Trains every arm, from the newest checkpoint if there is one, and writes the run directory.
@@ -112,6 +114,8 @@ class Experiment:
                     raise StoppedError(f"stopped at once; go on with --resume {place.directory}") from None
                 except StoppedError as stopped:
                     raise StoppedError(f"{stopped}; go on with --resume {place.directory}") from None
+                finally:
+                    give_back_memory()
 
     def check_hypergradient(self) -> tuple[dict[str, float], bool]:
         """See `experiment.check_hypergradient`."""

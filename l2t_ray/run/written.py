@@ -42,18 +42,21 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> ExperimentCon
     return configuration.load(path, overrides) if overrides else config
 
 
-def with_credentials(config: ExperimentConfig, directory: Path) -> ExperimentConfig:
-    """The configuration of a resumed run, with what was left out of its file from the environment.
+def with_credentials(config: ExperimentConfig, *, remedy: str) -> ExperimentConfig:
+    """A configuration that was read back, with what was left out of its file from the environment.
+
+    Args:
+        remedy: how to give a URI again; `{key}` in it is the setting.
 
     Raises:
         UserError: if a URI without its credentials is all there is.
     """
     tracking = config.tracking
     if is_masked(config.storage):
-        raise UserError(_missing("storage", config.storage, directory))
+        raise UserError(_missing("storage", config.storage, remedy))
     if tracking.mlflow and is_masked(tracking.uri):
-        if masked(os.environ.get("MLFLOW_TRACKING_URI", "")) != tracking.uri:
-            raise UserError(_missing("tracking.uri", tracking.uri, directory))
+        if masked(os.environ.get("MLFLOW_TRACKING_URI", ""), {}) != tracking.uri:
+            raise UserError(_missing("tracking.uri", tracking.uri, f"{remedy}, or set MLFLOW_TRACKING_URI to it"))
         return config.model_copy(update={"tracking": tracking.model_copy(update={"uri": None})})
     return config
 
@@ -82,11 +85,8 @@ def check_same(directory: Path, config: ExperimentConfig) -> None:
         )
 
 
-def _missing(key: str, shown: str | None, directory: Path) -> str:
-    return (
-        f"{key} of this run was {shown}, and credentials are never written; give it again: "
-        f"--resume {directory} {key}=URI."
-    )
+def _missing(key: str, shown: str | None, remedy: str) -> str:
+    return f"{key} was {shown}, and credentials are never written; {remedy.format(key=key)}."
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> set[str]:

@@ -16,6 +16,7 @@ from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
+from l2t_ray.run.written import with_credentials
 from l2t_ray.studies.declaration import Distribution, Study, label_of
 
 
@@ -153,9 +154,14 @@ def check_paper(study: Study, cells: Sequence[tuple[str, ...]]) -> None:
 
 
 def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:
-    """The experiment of a file with settings by dotted key; paths in it are absolute."""
+    """The experiment of a file with settings by dotted key; paths in it are absolute.
+
+    Raises:
+        UserError: as `config.load`; if credentials were left out of what a study wrote down.
+    """
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return Experiment.of(configuration.load(base, overrides, source=source)).config
+    config = with_credentials(configuration.load(base, overrides, source=source), remedy="begin under another --runs")
+    return Experiment.of(config).config
 
 
 def _listed(index: int, sample: Mapping[str, Any]) -> str:
