@@ -110,11 +110,11 @@ def _train(spec: WorkerSpec, poster: Poster) -> Cut:
     store = build_store(spec.config, spec.run_dir)
     run = _agreed(lambda: _build(spec, group), group)
     start = _newest(store, spec, group)
-    num_losses = 0
+    report, num_losses = Reporter(), 0
     while True:
         try:
             return run.train(
-                start=start, store=store, on_row=poster.post, on_cut=_report, should_stop=poster.should_stop
+                start=start, store=store, on_row=poster.post, on_cut=report, should_stop=poster.should_stop
             )
         except TeacherLostError as error:
             before, start = start, _newest(store, spec, group)
@@ -196,10 +196,18 @@ def _agreed(make: Callable[[], Made], group: ProcessGroup) -> Made:
     return cast(Made, made)
 
 
-def _report(cut: Cut) -> None:
+class Reporter:
     """Tells Ray Train (and a sweep that waits for it) where the run stands: once a checkpoint, for a report blocks."""
-    latest: dict[str, Any] = {}
-    for row in cut.rows:
-        if row["arm"] == cut.arm:
-            latest |= row  # the test set is not measured in every round
-    ray.train.report(latest)
+
+    def __init__(self) -> None:
+        self._arm, self._num_rows = "", 0
+        self._latest: dict[str, Any] = {}
+
+    def __call__(self, cut: Cut) -> None:
+        if cut.arm != self._arm or len(cut.rows) < self._num_rows:
+            self._arm, self._num_rows, self._latest = cut.arm, 0, {}
+        for row in cut.rows[self._num_rows :]:  # the others were seen before: a long run has many
+            if row["arm"] == cut.arm:
+                self._latest |= row  # the test set is not measured in every round
+        self._num_rows = len(cut.rows)
+        ray.train.report(dict(self._latest))

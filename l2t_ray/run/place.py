@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ def taken(directory: Path, *, is_new: bool) -> Iterator[Place]:
     Raises:
         UserError: if another process holds it, or it cannot be written to.
     """
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    missing = [path for path in directory.parents if not path.exists()]
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         directory, is_made = _made_new(directory) if is_new else (directory, _made(directory))
@@ -57,7 +57,7 @@ def taken(directory: Path, *, is_new: bool) -> Iterator[Place]:
     finally:
         if is_made and not place.has_begun and not _holds_checkpoints(directory):
             shutil.rmtree(directory, ignore_errors=True)
-            _remove_empty(path for path in missing if path != directory)
+            _remove_empty(missing)
         else:
             (directory / LOCK).unlink(missing_ok=True)
         os.close(lock)
@@ -165,7 +165,7 @@ def _holds_checkpoints(directory: Path) -> bool:
         return False
 
 
-def _remove_empty(directories: Iterator[Path]) -> None:
+def _remove_empty(directories: Iterable[Path]) -> None:
     """Those that were made on the way, innermost first."""
     for directory in directories:
         try:

@@ -23,7 +23,7 @@ from l2t_ray.run.loss_card import loss_card
 from l2t_ray.run.written import FINISHED
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.training.checkpoint import Cut
-from l2t_ray.training.files import write_whole
+from l2t_ray.training.files import PUBLIC, write_whole
 
 ARTIFACTS = (
     *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
@@ -54,7 +54,7 @@ def write_results(config: ExperimentConfig, directory: Path, cut: Cut, *, figure
         unfinished.mkdir()
         result = _write(config, directory, unfinished, cut, figures=figures)
         _move(unfinished, directory)
-        write_whole(directory / FINISHED, json.dumps(result.summaries, indent=1))
+        write_whole(directory / FINISHED, json.dumps(result.summaries, indent=1), mode=PUBLIC)
         return result
     except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
