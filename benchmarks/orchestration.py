@@ -36,6 +36,7 @@ from l2t_ray.distributed.launch import ray_session
 from l2t_ray.distributed.teacher_actor import TeacherService
 from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.run import Experiment
+from l2t_ray.tracking.metrics import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "orchestration.json"
@@ -114,7 +115,7 @@ def start_up(root: Path, how: str) -> float:
     began = time.time()
     command = [sys.executable, str(REPOSITORY / "jobs" / "cifar.py"), "--quiet"]
     subprocess.run([*command, *overrides(root, how, f"name={name}", "training.num_rounds=1")], check=True)
-    (rows,) = (json.loads(path.read_text()) for path in (root / "runs" / name / "checkpoints").glob("*/rows.json"))
+    rows = read_rows(root / "runs" / name / "metrics.parquet")
     return rows[0]["ended_at"] - rows[0]["seconds"] - began
 
 
@@ -139,8 +140,7 @@ def rounds(root: Path, number: int, settings: list[str]) -> list[dict[str, Any]]
         REPOSITORY / "configs/digits.yaml", overrides(root, *settings, f"name=run{number}")
     )
     experiment.run(quiet=True)
-    (path,) = experiment.directory.glob("checkpoints/*/rows.json")
-    rows = json.loads(path.read_text())
+    rows = read_rows(experiment.directory / "metrics.parquet")
     return [{**row, "period": row["ended_at"] - before["ended_at"]} for before, row in pairwise(rows[1:])]
 
 

@@ -67,6 +67,8 @@ __all__ = [
     "validated",
 ]
 
+_PLAIN = r"\w(?:[\w .+=-]*[\w.+=-])?"
+_LONGEST_NAME = 120
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 
@@ -140,9 +142,10 @@ class ExperimentConfig(Record):
                 raise ValueError(
                     "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
                 )
-        if self.name is not None and not re.fullmatch(r"[\w-][\w .+=-]{0,119}", self.name):
+        if self.name is not None and not (re.fullmatch(_PLAIN, self.name) and len(self.name.encode()) <= _LONGEST_NAME):
             raise ValueError(
-                f"name {self.name[:40]!r} must be a plain directory name: letters, digits and ' .+=_-', at most 120"
+                f"name {self.name[:40]!r} must be a plain directory name: letters, digits and ' .+=_-', not beginning "
+                f"with one of these but _, at most {_LONGEST_NAME} bytes"
             )
         if self.ray.enabled and self.device != "auto":
             raise ValueError(

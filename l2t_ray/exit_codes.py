@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from l2t_ray.masking import masked
+
 FAILED, MISTAKE, DIVERGED, STOPPED = 1, 2, 3, 130
 
 _OF_THE_PLACE = {
@@ -38,7 +40,7 @@ def exit_codes() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_forgiving_screen())
         stack.enter_context(_interrupted_by_sigterm())
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", flush=True)
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {masked(str(message))}", flush=True)
         try:
             yield
         except KeyboardInterrupt:
@@ -83,7 +85,7 @@ def _is_about_memory(error: Exception) -> bool:
 
 def _said(text: str, code: int) -> int:
     """Says it on one line, whatever names it holds."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in masked(text))
     print(line, file=sys.stderr, flush=True)
     return code
 

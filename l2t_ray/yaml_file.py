@@ -7,7 +7,6 @@ YAML 1.2: `1e-3` is one, and neither `010` (eight in YAML 1.1) nor `1:30` (ninet
 
 import re
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,7 +106,7 @@ def is_plain_text(text: str) -> bool:
     return node is None or (isinstance(node, yaml.ScalarNode) and node.style is None and node.tag == f"{_TAG}str")
 
 
-def dump(tree: Mapping[str, Any]) -> str:
+def dump(tree: object) -> str:
     """YAML that `parse` reads back as the same values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 

@@ -201,7 +201,7 @@ def test_the_same_command_goes_on_with_an_interrupted_run(finished, configs):
 def test_another_command_does_not_go_on_with_an_interrupted_run(finished, configs):
     interrupted(finished[0], "other")
     output = cifar(*SMALL, "name=other", "seed=3", cwd=configs, code=2)
-    assert "holds a run already, with seed=0 where this one has 3" in output
+    assert "holds a run already, and seed is 0 there and 3 here" in output
 
 
 def test_a_disk_that_is_full_at_the_end_is_one_sentence(finished, configs):

@@ -11,7 +11,7 @@ from l2t_ray import config
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
-from l2t_ray.training.checkpoint import CheckpointStore
+from l2t_ray.training.checkpoint import FORMAT, CheckpointStore
 
 
 class Bomb:
@@ -27,8 +27,9 @@ def test_a_checkpoint_that_holds_code_is_refused_before_it_runs(tmp_path, name):
     """Its checksums are right: whoever can write the files can write those too."""
     directory, trace = tmp_path / "checkpoints" / "0000001-a-000001", tmp_path / "exploded"
     directory.mkdir(parents=True)
-    (directory / "progress.json").write_text(json.dumps({"format": 3, "arm": "a", "round": 1}))
-    (directory / "rows.json").write_text("[]")
+    (directory / "progress.json").write_text(json.dumps({"format": FORMAT, "arm": "a", "round": 1}))
+    (directory / "config.yaml").touch()
+    (directory / "fingerprint.json").write_text("null")
     for file in ("student.pt", "method.pt", "teacher.pt", "arms.pt"):
         (directory / file).write_bytes(pickle.dumps(Bomb(trace) if file == name else {}))
     checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}

@@ -9,6 +9,7 @@ On other C libraries than glibc these functions do nothing.
 """
 
 import ctypes
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +27,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, _NEVER)
         if not libc.mallopt(_MMAP_THRESHOLD, 2**30):
             libc.mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow no more
+
+
+def give_back_memory() -> None:
+    """What nobody uses any more goes back to the system now. For programs that do one thing after another."""
+    gc.collect()  # figures and modules refer to each other, and would wait for a collection that may never come
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 @contextmanager

@@ -44,8 +44,8 @@ LOOPBACK = {
 """For a Ray of our own: by default it listens on every interface. Ray reads the first one when it is imported."""
 
 
-def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: StopRequest | None = None) -> None:
-    """Trains the experiment on Ray, to its end. What it learned is in the last checkpoint of `run_dir`.
+def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: StopRequest | None = None) -> str:
+    """Trains the experiment on Ray, to its end. What it learned is in the checkpoint whose name this returns.
 
     Joins the cluster of RAY_ADDRESS (a submitted job has it set), or starts one on this machine.
 
@@ -67,6 +67,7 @@ def launch(config: ExperimentConfig, run_dir: Path, *, on_rows: OnRows, stop: St
         raise UserError(outcome["message"])
     if outcome["outcome"] == "stopped":
         raise StoppedError(outcome["message"])
+    return outcome["checkpoint"]
 
 
 @contextmanager

@@ -86,18 +86,20 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
         warnings.showwarning = lambda message, *_, **__: spec.board.note.remote(str(message))
     poster = Poster(spec.board, Gauges(spec.run_dir.name))
     try:
-        _train(spec, poster)
+        last = _train(spec, poster)
     except UserError as error:
         return {"outcome": "user_error", "message": str(error)}
     except StoppedError as stopped:
         return {"outcome": "stopped", "message": str(stopped)}
     finally:
         poster.close()
-    return {"outcome": "finished", "message": ""}
+    return {"outcome": "finished", "checkpoint": last.name}
 
 
-def _train(spec: WorkerSpec, poster: Poster) -> None:
-    """Trains from the newest checkpoint to the end. A lost teacher costs the rounds since then, and no worker.
+def _train(spec: WorkerSpec, poster: Poster) -> Cut:
+    """The last cut, after training from the newest checkpoint to the end.
+
+    A lost teacher costs the rounds since the last checkpoint, and no worker.
 
     Raises:
         TeacherLostError: if it was lost more than `ray.max_failures` times without a checkpoint between.
@@ -108,11 +110,12 @@ def _train(spec: WorkerSpec, poster: Poster) -> None:
     store = build_store(spec.config, spec.run_dir)
     run = _agreed(lambda: _build(spec, group), group)
     start = _newest(store, spec, group)
-    num_losses = 0
+    report, num_losses = Reporter(), 0
     while True:
         try:
-            run.train(start=start, store=store, on_row=poster.post, on_cut=_report, should_stop=poster.should_stop)
-            return
+            return run.train(
+                start=start, store=store, on_row=poster.post, on_cut=report, should_stop=poster.should_stop
+            )
         except TeacherLostError as error:
             before, start = start, _newest(store, spec, group)
             num_losses = num_losses + 1 if _place(start) == _place(before) else 1
@@ -155,8 +158,12 @@ def _newest(store: CheckpointStore, spec: WorkerSpec, group: ProcessGroup) -> Cu
         UserError: on all workers, if one of them cannot read it, or if they do not see the same one.
     """
     newest = _agreed(store.latest, group)
-    seen: list[Any] = [None] * group.size
-    dist.all_gather_object(seen, _place(newest))
+    seen = _gathered(_place(newest), group)
+    if len(set(seen)) > 1 and spec.config.storage:  # one machine has what was not copied there before the run ended
+        share = newest is not None and seen.index(max(place for place in seen if place)) == group.rank
+        _agreed(lambda: store.share(newest) if newest is not None and share else None, group)
+        newest = _agreed(store.latest, group)
+        seen = _gathered(_place(newest), group)
     if len(set(seen)) > 1:
         raise UserError(
             f"the workers do not see the same checkpoints in {spec.run_dir}; "
@@ -165,29 +172,42 @@ def _newest(store: CheckpointStore, spec: WorkerSpec, group: ProcessGroup) -> Cu
     return newest
 
 
-def _place(cut: Cut | None) -> tuple[str, int] | None:
-    return cut and (cut.arm, cut.round)
+def _place(cut: Cut | None) -> tuple[int, int, str, int] | None:
+    """Of a cut among all of its run: the later, the larger."""
+    return cut and (len(cut.rows), len(cut.diverged), cut.arm, cut.round)
+
+
+def _gathered(value: Any, group: ProcessGroup) -> list[Any]:
+    values: list[Any] = [None] * group.size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _agreed(make: Callable[[], Made], group: ProcessGroup) -> Made:
     """What `make` gives. A user's mistake that one worker meets is raised by all: nobody waits for one that stopped."""
-    made = problem = None
+    made, problem = None, None
     try:
         made = make()
     except UserError as error:
         problem = str(error)
-    problems: list[Any] = [None] * group.size
-    dist.all_gather_object(problems, problem)
-    for problem in problems:
-        if problem is not None:
-            raise UserError(problem)
+    for found in _gathered(problem, group):
+        if found is not None:
+            raise UserError(found)
     return cast(Made, made)
 
 
-def _report(cut: Cut) -> None:
+class Reporter:
     """Tells Ray Train (and a sweep that waits for it) where the run stands: once a checkpoint, for a report blocks."""
-    latest: dict[str, Any] = {}
-    for row in cut.rows:
-        if row["arm"] == cut.arm:
-            latest |= row  # the test set is not measured in every round
-    ray.train.report(latest)
+
+    def __init__(self) -> None:
+        self._arm, self._num_rows = "", 0
+        self._latest: dict[str, Any] = {}
+
+    def __call__(self, cut: Cut) -> None:
+        if cut.arm != self._arm or len(cut.rows) < self._num_rows:
+            self._arm, self._num_rows, self._latest = cut.arm, 0, {}
+        for row in cut.rows[self._num_rows :]:  # the others were seen before: a long run has many
+            if row["arm"] == cut.arm:
+                self._latest |= row  # the test set is not measured in every round
+        self._num_rows = len(cut.rows)
+        ray.train.report(dict(self._latest))

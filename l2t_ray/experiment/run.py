@@ -10,6 +10,7 @@ from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.counted import numpy_generator
+from l2t_ray.experiment.identity import fingerprint, shown_yaml
 from l2t_ray.experiment.images import build_loader, build_policy, corrupted_labels, load_dataset
 from l2t_ray.experiment.methods import build_arm
 from l2t_ray.experiment.parts import MakeTeacher, Parts
@@ -68,14 +69,18 @@ def build_probe(parts: Parts) -> Probe | None:
 
 
 def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:
-    """Where the run's checkpoints are kept.
+    """Where the run's checkpoints are kept: they are of this experiment alone.
 
     Raises:
         UserError: if `storage` is not a place.
     """
     mirror = Mirror.at(config.storage, run_dir.name, "checkpoints") if config.storage else None
     return CheckpointStore(
-        run_dir / "checkpoints", keep=config.training.keep_checkpoints, config=config.to_yaml(), mirror=mirror
+        run_dir / "checkpoints",
+        keep=config.training.keep_checkpoints,
+        config=shown_yaml(config),
+        fingerprint=fingerprint(config, load_dataset(config.data)),
+        mirror=mirror,
     )
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from l2t_ray.exit_codes import FAILED, exit_codes
 from l2t_ray.interfaces import StoppedError, UserError
+from l2t_ray.masking import masked
 from l2t_ray.reports.spread import spread
 from l2t_ray.reports.study import notes, table
 from l2t_ray.reports.tables import markdown
@@ -68,7 +69,8 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
             if study.search == "optuna":
                 check_search(study)
             sweep = Sweep.start(study, arguments.runs)
-        command = " ".join(["python", *map(shlex.quote, _without_resume(sys.argv if argv is None else ["", *argv]))])
+        words = ["python", *_without_resume(sys.argv if argv is None else ["", *argv])]
+        command = " ".join(shlex.quote(masked(word)) for word in words)
         failures = run(
             sweep, command=command, in_turn=arguments.in_turn, at_once=arguments.at_once, quiet=arguments.quiet
         )

@@ -26,6 +26,7 @@ from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, MethodConfig, R
 from l2t_ray.experiment.images import build_policy, load_dataset
 from l2t_ray.experiment.run import resolve_device
 from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
+from l2t_ray.masking import masked, masked_tree
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports.comparison import TrialResult, trial_directory
 from l2t_ray.reports.figures import save_figures, write_figures
@@ -244,8 +245,8 @@ class Comparison:
             "seeds": list(self.seeds),
             "budget": self.budget,
             "commit": _commit(),
-            "command": shlex.join(["python", *sys.argv]),
-            "config": self.config.model_dump(mode="json"),
+            "command": masked(shlex.join(["python", *sys.argv])),
+            "config": masked_tree(self.config.model_dump(mode="json")),
         }
         try:
             self.directory.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,12 @@ from typing import Any, Protocol, runtime_checkable
 from l2t_ray import config as configuration
 from l2t_ray import yaml_file
 from l2t_ray.interfaces import UserError
+from l2t_ray.masking import is_masked, masked_tree
 from l2t_ray.run import working_directory
 from l2t_ray.studies.declaration import Study, load_study
 from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
 from l2t_ray.studies.trials import Trial, check_paper, check_trials, trial_of_sample, trials
+from l2t_ray.training.files import write_whole
 
 DECLARATION = "study.yaml"
 SAMPLES = "samples.json"
@@ -69,13 +71,13 @@ class Sweep:
         base = configuration.read_tree(study.base)
         try:
             declaration.parent.mkdir(parents=True, exist_ok=True)
-            (sweep.directory / BASE).write_text(yaml_file.dump(base))
-            temporary = sweep.directory / f".{DECLARATION}"
-            temporary.write_text(study.model_copy(update={"base": Path(BASE)}).to_yaml())
-            temporary.replace(declaration)
+            write_whole(sweep.directory / BASE, yaml_file.dump(masked_tree(base)))
+            kept = study.model_copy(update={"base": Path(BASE)})
+            write_whole(declaration, yaml_file.dump(masked_tree(kept.model_dump(mode="json"))))
         except OSError as error:
             raise UserError(f"cannot write to {sweep.directory}: {error.strerror}; give another --runs.") from None
-        return cls.resume(sweep.directory)
+        has_secrets = any(is_masked(str(masked_tree(tree))) for tree in (base, study.model_dump(mode="json")))
+        return sweep if has_secrets else cls.resume(sweep.directory)
 
     @classmethod
     def resume(cls, directory: Path) -> "Sweep":

@@ -19,6 +19,7 @@ from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment.run import build_run, build_store
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
+from l2t_ray.run.written import with_credentials
 from l2t_ray.studies.declaration import Distribution, Study, label_of
 
 
@@ -178,8 +179,13 @@ def _idle_teacher(*_: Any) -> LocalTeacher:
 
 
 def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:
-    """The experiment of a file with settings by dotted key; paths in it are absolute."""
-    return Experiment.of(configuration.load(base, settings=settings, source=source)).config
+    """The experiment of a file with settings by dotted key; paths in it are absolute.
+
+    Raises:
+        UserError: as `config.load`; if credentials were left out of what a study wrote down.
+    """
+    config = configuration.load(base, settings=settings, source=source)
+    return Experiment.of(with_credentials(config, remedy="begin under another --runs")).config
 
 
 def _listed(index: int, sample: Mapping[str, Any]) -> str:

@@ -13,21 +13,21 @@ Only the driver process uses this: one writer a run, so that no two processes ra
 
 import json
 import logging
-import math
 import os
-import re
 import shlex
-import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from l2t_ray.masking import masked
+from l2t_ray.tracking.entries import Params, Row, read_journal
+from l2t_ray.tracking.record import recorded_run_id, write_record
+from l2t_ray.tracking.runs import logged_rows
+from l2t_ray.tracking.stores import absolute_uri, artifact_location, opened_alone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,18 +35,15 @@ if TYPE_CHECKING:
 else:
     MlflowClient = SystemMetricsMonitor = Any  # importing MLflow takes seconds; the tracker's thread does it
 
+__all__ = ["PENDING", "MlflowTracker", "recorded_run_id"]
+
 PENDING = "mlflow_pending.jsonl"
-RECORD = "mlflow_run.json"
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 _MAX_METRICS_PER_CALL = 1000  # limits of MLflow's log_batch
 _MAX_PARAMS_PER_CALL = 100
-_MAX_PARAM_LENGTH = 500  # stores take 500 (older servers) to 6000 characters; the shortest limit serves all
-_MAX_KEY_LENGTH = 250
-_ROW_IDENTITY = frozenset({"arm", "round"})
 _SEND_EVERY_S = 1.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
-_LONGEST_OPENING_S = 120.0
 _ENVIRONMENT = {
     # MLflow would try for minutes (7 retries of up to 120 s). Here the journal does the waiting.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -56,31 +53,6 @@ _ENVIRONMENT = {
 }
 
 _logger = logging.getLogger(__name__)
-
-
-class _Row(NamedTuple):
-    arm: str
-    round: int
-    time_ms: int
-    values: dict[str, float]
-
-    @property
-    def identity(self) -> tuple[str, int]:
-        return self.arm, self.round
-
-    @property
-    def num_metrics(self) -> int:
-        return len(self.values) + 1
-
-    def metrics(self) -> Iterator[tuple[str, float]]:
-        prefix = f"{self.arm}/" if self.arm else ""
-        for name, value in self.values.items():
-            yield _key(prefix + name), value
-        yield _key(prefix + "round"), float(self.round)
-
-
-class _Params(NamedTuple):
-    values: dict[str, str]
 
 
 class MlflowTracker:
@@ -110,7 +82,7 @@ class MlflowTracker:
         self._warn = warn
 
         self._lock = threading.Lock()  # guards the queues, the journal and the two flags below
-        self._queue: deque[_Row | _Params] = deque()
+        self._queue: deque[Row | Params] = deque()
         self._artifacts: deque[str] = deque()  # apart, so that a failing upload never holds up rows
         self._is_down = False
         self._is_journal_lost = False
@@ -156,7 +128,7 @@ class MlflowTracker:
         """
         directory = Path(directory).absolute()
         root = Path(root).absolute() if root else directory.parent
-        uri = _absolute_uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or "", root)
+        uri = absolute_uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or "", root)
         all_tags = {key: masked(str(value)) for key, value in (tags or {}).items()}
         if parent_run_id:
             all_tags["mlflow.parentRunId"] = parent_run_id
@@ -173,7 +145,7 @@ class MlflowTracker:
         )
         with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
-        tracker._queue.extend(_read_journal(directory / PENDING))
+        tracker._queue.extend(read_journal(directory / PENDING))
         tracker._thread.start()
         return tracker
 
@@ -190,9 +162,8 @@ class MlflowTracker:
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs the configuration; nested mappings become dotted keys. A value changed since an earlier log is kept
         as it was, with a warning, as MLflow's parameters cannot change."""
-        flat = {_key(k): _shorten(masked(str(v))) for k, v in _flatten(params)}
         with self._lock:
-            self._queue.append(_Params(flat))
+            self._queue.append(Params.of(params))
 
     def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs rows of the metrics table, each at its round as `<arm>/<column>`; None and NaN are left out.
@@ -200,10 +171,7 @@ class MlflowTracker:
         The first of several rows with the same arm and round counts.
         """
         now = int(time.time() * 1000)
-        new = []
-        for row in rows:
-            values = {str(k): float(v) for k, v in row.items() if k not in _ROW_IDENTITY and _is_number(v)}
-            new.append(_Row(_key(row.get("arm") or ""), int(row["round"]), now, values))
+        new = [Row.of(row, now) for row in rows]
         lines = "".join(json.dumps(row._asdict()) + "\n" for row in new)
         with self._lock:
             self._queue.extend(new)
@@ -233,7 +201,7 @@ class MlflowTracker:
         self._closing.set()
         self._thread.join(timeout)
         with self._lock:
-            num_rows = sum(isinstance(item, _Row) for item in self._queue)
+            num_rows = sum(isinstance(item, Row) for item in self._queue)
             is_incomplete = bool(self._queue or self._artifacts) or self._is_down or self._thread.is_alive()
         if is_incomplete:
             self._warn(
@@ -268,14 +236,14 @@ class MlflowTracker:
     def _connect(self) -> MlflowClient:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        with _alone(self.uri):
+        with opened_alone(self.uri):
             import mlflow  # 4 to 10 s
 
             client = mlflow.MlflowClient(tracking_uri=self.uri)
             self._run_id = run_id = self._open_run(client)  # kept at once: a failure must not lead to a second run
-        self._write_record()
+        write_record(self._directory, run_id, self.uri)
         self._known_params = dict(client.get_run(run_id).data.params)
-        self._logged = _logged_rows(client, run_id)
+        self._logged = logged_rows(client, run_id)
         self._client = client
         self._has_run.set()
         return client
@@ -295,7 +263,7 @@ class MlflowTracker:
         if experiment is None:
             try:
                 experiment_id = client.create_experiment(
-                    self._experiment, artifact_location=_artifact_location(self.uri, self._artifact_root)
+                    self._experiment, artifact_location=artifact_location(self.uri, self._artifact_root)
                 )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -324,7 +292,7 @@ class MlflowTracker:
             with self._lock:
                 for _ in batch:
                     self._queue.popleft()
-                if not any(isinstance(item, _Row) for item in self._queue):
+                if not any(isinstance(item, Row) for item in self._queue):
                     with suppress(OSError):
                         (self._directory / PENDING).unlink(missing_ok=True)
         self._send_artifacts(client, is_last=is_last)
@@ -336,12 +304,12 @@ class MlflowTracker:
         with self._lock:
             self._is_down = False
 
-    def _next_batch(self) -> list[_Row] | list[_Params]:
+    def _next_batch(self) -> list[Row] | list[Params]:
         """The head of the queue: the parameters, or as many rows as one call takes, a row never split in two."""
         with self._lock:
             rows, num_metrics = [], 0
             for item in self._queue:
-                if isinstance(item, _Params):
+                if isinstance(item, Params):
                     return rows or [item]
                 num_metrics += item.num_metrics
                 if rows and num_metrics > _MAX_METRICS_PER_CALL:
@@ -349,13 +317,13 @@ class MlflowTracker:
                 rows.append(item)
             return rows
 
-    def _send_batch(self, client: MlflowClient, batch: list[_Row] | list[_Params]) -> None:
+    def _send_batch(self, client: MlflowClient, batch: list[Row] | list[Params]) -> None:
         from mlflow.entities import Metric
 
         assert self._run_id is not None
-        fresh: dict[tuple[str, int], _Row] = {}
+        fresh: dict[tuple[str, int], Row] = {}
         for item in batch:
-            if isinstance(item, _Params):
+            if isinstance(item, Params):
                 self._send_params(client, item.values)
             elif item.identity not in self._logged:
                 fresh.setdefault(item.identity, item)
@@ -426,105 +394,3 @@ class MlflowTracker:
                 f"MLflow at {masked(self.uri)} cannot be written ({reason[0][:200]}); training goes on, "
                 f"rows wait in {self._directory / PENDING}."
             )
-
-    def _write_record(self) -> None:
-        temporary = self._directory / f".{RECORD}.tmp"
-        with suppress(OSError):  # a run directory that cannot be written shows elsewhere
-            temporary.write_text(json.dumps({"run_id": self._run_id, "tracking_uri": masked(self.uri)}) + "\n")
-            temporary.replace(self._directory / RECORD)
-
-
-def recorded_run_id(directory: Path) -> str | None:
-    """Id of the MLflow run that a run directory was last tracked as; None if it never reached a store."""
-    try:
-        return json.loads((Path(directory) / RECORD).read_text())["run_id"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def masked(text: str) -> str:
-    """The text with the credentials in its URIs, and values named like secrets, replaced by `***`."""
-    text = re.sub(r"(\w://)(?!/)\S*@", r"\1***@", text)
-    return re.sub(r"(?i)\b(password|passwd|token|secret|api_?key)=[^&\s]+", r"\1=***", text)
-
-
-def _read_journal(path: Path) -> list[_Row]:
-    rows = []
-    with suppress(FileNotFoundError):
-        for line in path.read_text().splitlines():
-            with suppress(ValueError, TypeError):  # the last line may be torn by a kill
-                rows.append(_Row(**json.loads(line)))
-    return rows
-
-
-def _logged_rows(client: MlflowClient, run_id: str) -> set[tuple[str, int]]:
-    logged = set()
-    for key in client.get_run(run_id).data.metrics:
-        arm, _, name = key.rpartition("/")
-        if name == "round":
-            logged.update((arm, metric.step) for metric in client.get_metric_history(run_id, key))
-    return logged
-
-
-def _absolute_uri(uri: str, root: Path) -> str:
-    """The URI with relative SQLite paths resolved, since workers and later commands run in other directories."""
-    if not uri:
-        return f"sqlite:///{root / 'mlflow.db'}"
-    path = _sqlite_path(uri)
-    return f"sqlite:///{path.absolute()}" if path is not None else uri
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """While an SQLite file is opened: one process at a time, for two that make its tables at once leave it broken.
-
-    Fails at once when the file cannot be opened; MLflow would try for two minutes.
-    """
-    path = _sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock"), timeout=_LONGEST_OPENING_S):
-        connection = sqlite3.connect(path, timeout=5)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
-        finally:
-            connection.close()
-        yield
-
-
-def _artifact_location(uri: str, root: Path) -> str | None:
-    """An absolute folder for stores in a database (MLflow's own default is relative to where it runs);
-    None for a server, which decides for itself."""
-    path = _sqlite_path(uri)
-    if path is not None:
-        return (path.parent / "artifacts").as_uri()
-    is_database = uri.startswith(("postgresql", "mysql", "mssql"))
-    return (root / "artifacts").as_uri() if is_database else None
-
-
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _key(name: str) -> str:
-    """The name with what MLflow refuses in keys replaced by `_`."""
-    return re.sub(r"[^\w.\- :/]", "_", name)[:_MAX_KEY_LENGTH]
-
-
-def _shorten(value: str) -> str:
-    return value if len(value) <= _MAX_PARAM_LENGTH else value[: _MAX_PARAM_LENGTH - 3] + "..."
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not math.isnan(value)

@@ -1,7 +1,10 @@
 """Reads runs back from MLflow: the trials of a study, or all runs with given tags."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 class RunRecord(NamedTuple):
@@ -57,6 +60,16 @@ def metric_history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]
 
     history = MlflowClient(tracking_uri=uri).get_metric_history(run_id, metric)
     return sorted((point.step, point.value) for point in history)
+
+
+def logged_rows(client: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
+    """The rows that a run has, by (arm, round): `<arm>/round` is logged last of each."""
+    logged = set()
+    for key in client.get_run(run_id).data.metrics:
+        arm, _, name = key.rpartition("/")
+        if name == "round":
+            logged.update((arm, metric.step) for metric in client.get_metric_history(run_id, key))
+    return logged
 
 
 def _quoted(value: str) -> str:

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from l2t_ray.masking import masked
+
 _ETA_ROUNDS = 50  # rounds that the remaining time is estimated from
 
 
@@ -97,9 +99,9 @@ class Screen:
             self._line(f"{row['arm']}  round {arm.num_done}/{arm.num_rounds}  {numbers}")
 
     def message(self, text: str) -> None:
-        """Shows a line of text, above the bars."""
+        """Shows a line of text, above the bars, without credentials."""
         if not self._quiet:
-            self._line(text)
+            self._line(masked(text))
 
     def table(self, table: Table) -> None:
         """Shows a table."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from l2t_ray.tracking.mlflow import PENDING, MlflowTracker, masked, recorded_run_id
+from l2t_ray.tracking.mlflow import PENDING, MlflowTracker, recorded_run_id
 
 # MLflow's table definitions on SQLAlchemy 2.1.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -188,23 +188,6 @@ def test_server_from_the_environment(monkeypatch, directory, closed_port):
     tracker = start(directory, warn=lambda text: None)
     assert tracker.ui_command() == f"python -m webbrowser http://127.0.0.1:{closed_port}"
     tracker.finish("KILLED")
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("http://user:pass@host:5000/x", "http://***@host:5000/x"),
-        (
-            "cannot reach postgresql+psycopg2://u:p/w@r@db/mlflow now",
-            "cannot reach postgresql+psycopg2://***@db/mlflow now",
-        ),
-        ("sqlite:////data/@me/mlflow.db", "sqlite:////data/@me/mlflow.db"),
-        ("http://host/?token=abc&x=1", "http://host/?token=***&x=1"),
-        ("http://host:5000", "http://host:5000"),
-    ],
-)
-def test_credentials_are_masked(text, shown):
-    assert masked(text) == shown
 
 
 def test_runs_are_found_by_parent_and_tags(tmp_path):

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import pytest
 import torch
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem, _MockFileSystem
+from pyarrow.fs import FileSelector, LocalFileSystem, SubTreeFileSystem, _MockFileSystem
 
 from l2t_ray.interfaces import MethodState, StudentState, UserError
 from l2t_ray.run import Experiment
@@ -35,7 +35,7 @@ def test_another_machine_begins_from_the_newest_copy(tmp_path, mirror):
         here.save(make_cut(round))
     cut = there.latest()
     assert cut is not None and cut.round == 3 and torch.equal(cut.state.student.theta, torch.full((3,), 3.0))
-    assert len(list((tmp_path / "b/checkpoints").iterdir())) == 2  # as many as are kept
+    assert len(list((tmp_path / "b/checkpoints").iterdir())) == 1  # the one that is needed
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["checkpoints"]
     there.save(make_cut(4))
     newest = here.latest()
@@ -58,11 +58,85 @@ def test_a_copy_that_was_damaged_on_the_way_is_passed_over(tmp_path, mirror):
     store = CheckpointStore(tmp_path / "a/checkpoints", mirror=mirror)
     store.save(make_cut(1))
     path = store.save(make_cut(2))
-    with mirror._files.open_output_stream(f"{mirror._path}/{path.name}/rows.json") as stream:
+    with mirror._files.open_output_stream(f"{mirror._path}/{path.name}/progress.json") as stream:
         stream.write(b"[]")
     with pytest.warns(UserWarning, match="is damaged"):
         cut = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
     assert cut is not None and cut.round == 1
+
+
+def test_each_copy_adds_its_own_rows_to_storage(tmp_path, mirror):
+    store = CheckpointStore(tmp_path / "a/checkpoints", keep=1, mirror=mirror)
+    for round in (2, 3, 5):
+        path = store.save(make_cut(round))
+    found = mirror._files.get_file_info(FileSelector(mirror._rows))
+    assert len(found) == 3
+    assert sum(info.size for info in found) == (path / "rows.jsonl").stat().st_size
+    cut = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
+    assert cut is not None and cut.rows == make_cut(5).rows
+
+
+def test_rows_that_another_history_left_in_storage_are_not_mixed_in(tmp_path, mirror):
+    """A machine falls back by a checkpoint, and its rounds then have other times."""
+    store = CheckpointStore(tmp_path / "a/checkpoints", mirror=mirror)
+    for round in (1, 2):
+        store.save(make_cut(round))
+    for file in [*(tmp_path / "a/checkpoints/0000002-a-000002").glob("*.pt")]:
+        file.write_bytes(b"")
+    mirror.forget("0000002-a-000002")
+    store = CheckpointStore(tmp_path / "a/checkpoints", mirror=mirror)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert store.latest().round == 1
+    cut = make_cut(3)
+    cut.rows[1]["seconds"] = 2.5
+    store.save(cut)
+    other = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
+    assert other is not None and other.rows == cut.rows
+
+
+def test_a_damaged_checkpoint_is_fetched_again(tmp_path, mirror):
+    path = CheckpointStore(tmp_path / "a", mirror=mirror).save(make_cut(2))
+    for name in ("student.pt", "rows.jsonl", "rows.copy.jsonl"):
+        (path / name).write_bytes(b"")
+    cut = CheckpointStore(tmp_path / "a", mirror=mirror).latest()
+    assert cut is not None and cut.round == 2 and cut.rows == make_cut(2).rows
+
+
+def test_storage_that_is_added_gets_what_is_here(tmp_path, mirror):
+    for round in (1, 2):
+        CheckpointStore(tmp_path / "a").save(make_cut(round))
+    store = CheckpointStore(tmp_path / "a", mirror=mirror)
+    newest = store.latest()
+    assert newest is not None
+    store.share(newest)
+    assert mirror.names() == ["0000002-a-000002"]
+    cut = CheckpointStore(tmp_path / "b", mirror=mirror).latest()
+    assert cut is not None and cut.rows == newest.rows
+    store.save(make_cut(3))
+    assert mirror.names() == ["0000002-a-000002", "0000003-a-000003"]
+
+
+def test_a_run_that_began_at_once_under_the_same_name_is_not_written_over(tmp_path, mirror):
+    """Storage was empty when both looked."""
+    here, there = (
+        CheckpointStore(tmp_path / str(seed), mirror=mirror, fingerprint={"settings": {"seed": seed}})
+        for seed in (0, 1)
+    )
+    assert here.latest() is None and there.latest() is None
+    here.save(make_cut(1))
+    with pytest.raises(UserError, match="another experiment of this name: seed is 0 there and 1 here"):
+        there.save(make_cut(1))
+    cut = CheckpointStore(tmp_path / "c", mirror=mirror, fingerprint={"settings": {"seed": 0}}).latest()
+    assert cut is not None and cut.round == 1
+
+
+def test_directories_with_other_names_in_storage_are_left_alone(tmp_path, mirror):
+    store = CheckpointStore(tmp_path / "a", keep=1, mirror=mirror)
+    store.save(make_cut(1))
+    mirror._files.create_dir(f"{mirror._path}/best")
+    store.save(make_cut(2))
+    names = {info.base_name for info in mirror._files.get_file_info(FileSelector(mirror._path))}
+    assert names == {"best", "0000002-a-000002"}
 
 
 def test_a_place_that_is_none_is_a_users_mistake(tmp_path):
@@ -72,7 +146,7 @@ def test_a_place_that_is_none_is_a_users_mistake(tmp_path):
 
 def test_storage_that_is_gone_is_a_users_mistake(tmp_path):
     class Gone(Mirror):
-        def _names(self):
+        def names(self):
             raise OSError("no route to host")
 
     store = CheckpointStore(tmp_path / "a", mirror=Gone(LocalFileSystem(), str(tmp_path)))

@@ -1,0 +1,30 @@
+"""An experiment from its configuration to its run directory: what the jobs call.
+
+runs/<name>/config.yaml         the resolved configuration, without credentials
+            fingerprint.json    what is computed, and by which code
+            run.lock            while it runs: the process that does
+            metrics.parquet     one row a round and method
+            noise.json          where labels are wrong: matrix, realised rate, seed
+            confusion.npz       test images by class and answer, an array for each method
+            figures/*.png
+            profile/            traces, if asked for
+            loss.safetensors    the learned loss, with loss.md beside it
+            checkpoints/
+            summary.json        the closing table, written last: a run that has one is finished
+"""
+
+from l2t_ray.exit_codes import exit_codes
+from l2t_ray.run.experiment import Experiment
+from l2t_ray.run.paths import with_absolute_paths, working_directory
+from l2t_ray.run.results import ARTIFACTS, Result, protocol, summarise
+
+__all__ = [
+    "ARTIFACTS",
+    "Experiment",
+    "Result",
+    "exit_codes",
+    "protocol",
+    "summarise",
+    "with_absolute_paths",
+    "working_directory",
+]

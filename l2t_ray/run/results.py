@@ -1,0 +1,205 @@
+"""What a finished run leaves behind: tables, figures, and the learned loss."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from l2t_ray.config import ExperimentConfig, L2TDLNConfig
+from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.data.catalog import Dataset
+from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, load_dataset
+from l2t_ray.experiment.looks import Closing, closing_look
+from l2t_ray.experiment.run import resolve_device
+from l2t_ray.experiment.teachers import bare_loss_network
+from l2t_ray.interfaces import UserError
+from l2t_ray.run.loss_card import loss_card
+from l2t_ray.run.written import FINISHED
+from l2t_ray.tracking.metrics import write_rows
+from l2t_ray.training.checkpoint import Cut
+from l2t_ray.training.files import PUBLIC, write_whole
+
+ARTIFACTS = (
+    *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
+    *("metrics.parquet", "noise.json", FINISHED),
+)
+"""What tracking gets of a run directory: everything but checkpoints."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves behind."""
+
+    directory: Path
+    summaries: list[dict[str, Any]]
+    loss_network: DynamicLossNetwork | None
+
+
+def write_results(config: ExperimentConfig, directory: Path, cut: Cut, *, figures: bool) -> Result:
+    """Everything but checkpoints and configuration, from the last cut. Each file is there whole or not at all, and
+    the summary, which says that the run is finished, comes last.
+
+    Raises:
+        UserError: if it cannot be written; the checkpoints hold everything.
+    """
+    unfinished = directory / ".results"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed here
+        unfinished.mkdir()
+        result = _write(config, directory, unfinished, cut, figures=figures)
+        _move(unfinished, directory)
+        write_whole(directory / FINISHED, json.dumps(result.summaries, indent=1), mode=PUBLIC)
+        return result
+    except (OSError, SafetensorError) as error:  # safetensors has an exception of its own for a full disk
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(
+            f"cannot write the results to {directory}: {reason}; the checkpoints hold everything: free space, "
+            f"then --resume {directory}."
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(config: ExperimentConfig, directory: Path, folder: Path, cut: Cut, *, figures: bool) -> Result:
+    write_rows(folder / "metrics.parquet", cut.rows)
+    looks = closing_look(config, cut.finished, resolve_device(config)) if figures else {}
+    summaries = [_summary(name, cut, looks) for name in config.arms()]
+    loss_network, surfaces = None, []
+    if isinstance(config.method, L2TDLNConfig):
+        num_classes = load_dataset(config.data).num_classes
+        for round_index, phi in sorted(cut.snapshots[config.method.arm].items()):
+            loss_network = bare_loss_network(config.method.loss_network, num_classes)
+            with torch.no_grad():
+                loss_network.phi.copy_(phi)
+            surfaces.append((f"round {round_index}", _on_arrays(loss_network.requires_grad_(False))))
+        assert loss_network is not None
+        loss_network.save(folder / "loss.safetensors")
+        (folder / "loss.md").write_text(loss_card(config, loss_network, summaries))
+    if figures:
+        _write_figures(config, folder, cut, looks, surfaces)
+    return Result(directory, summaries, loss_network)
+
+
+def _write_figures(
+    config: ExperimentConfig,
+    folder: Path,
+    cut: Cut,
+    looks: Mapping[str, Closing],
+    surfaces: Sequence[tuple[str, Callable[[np.ndarray], np.ndarray]]],
+) -> None:
+    from l2t_ray.reports.figures import write_figures  # matplotlib takes a second to import, at the start
+
+    confusions = {arm: look.confusion for arm, look in looks.items()}
+    np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
+    noise = _write_noise(config, folder)
+    write_figures(
+        folder,
+        cut.rows,
+        surfaces,
+        confusions=confusions,
+        noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
+        class_names=load_dataset(config.data).train.class_names,
+    )
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Puts every file into place, in place of one of the same name."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            place = target / path.relative_to(folder)
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
+
+
+def _summary(arm: str, cut: Cut, looks: Mapping[str, Closing]) -> dict[str, Any]:
+    look = looks.get(arm)
+    summary = summarise(arm, cut.rows, diverged=arm in cut.diverged)
+    return summary | {"reproduced": None if look is None else look.reproduced}
+
+
+def summarise(arm: str, rows: Sequence[Mapping[str, Any]], *, diverged: bool = False) -> dict[str, Any]:
+    """The closing numbers of an arm. Final means the last round; the best one seen is only for comparison.
+
+    An arm that diverged has no final ones: its last round was never over.
+    """
+    own = [row for row in rows if row["arm"] == arm]
+    accuracies = [row["test_accuracy"] for row in own if row.get("test_accuracy") is not None]
+    last = {} if diverged else own[-1]
+    return {
+        "arm": arm,
+        "rounds": len(own),
+        "steps": own[-1]["step"] if own else 0,
+        "test_accuracy": last.get("test_accuracy"),
+        "best_test_accuracy": max(accuracies, default=None),
+        "selected_test_accuracy": _selected(own),
+        "test_error": last.get("test_error"),
+        "val_error": last.get("val_error"),
+        "seconds": sum(row["seconds"] for row in own),
+        "diverged": diverged,
+    }
+
+
+def _selected(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Test accuracy where the accuracy on the validation part was best, the first of equals: a choice without the
+    test set."""
+    judged = [row for row in rows if row.get("validation_accuracy") is not None]
+    return max(judged, key=lambda row: row["validation_accuracy"])["test_accuracy"] if judged else None
+
+
+def closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The closing numbers as a row for tracking: `final/<arm>/<name>`."""
+    numbers = {name: float(value) for name, value in summary.items() if isinstance(value, float | int | bool)}
+    return {"arm": f"final/{summary['arm']}", "round": summary["rounds"], **numbers}
+
+
+def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
+    """The noise that the training images really have, for tracking."""
+    noise = corrupted_labels(config, load_dataset(config.data))
+    if noise is None:
+        return {}
+    return {
+        "noise.realised_rate": round(noise.rate, 5),
+        "noise.num_images": len(noise.rows),
+        "noise.seed": config.seed,
+        "noise.realised_matrix": np.array2string(noise.realised, precision=2, suppress_small=True, threshold=400),
+    }
+
+
+def _write_noise(config: ExperimentConfig, folder: Path) -> CorruptedLabels | None:
+    dataset = load_dataset(config.data)
+    noise = corrupted_labels(config, dataset)
+    if noise is not None:
+        facts = {
+            "kind": config.data.noise.kind,
+            "rate": config.data.noise.rate,
+            "seed": config.seed,
+            "num_images": len(noise.rows),
+            "realised_rate": noise.rate,
+            "class_names": list(dataset.train.class_names),
+            "matrix": noise.matrix.tolist(),
+            "realised_matrix": noise.realised.tolist(),
+            "validation": protocol(config, dataset),
+        }
+        (folder / "noise.json").write_text(json.dumps(facts, indent=1))
+    return noise
+
+
+def protocol(config: ExperimentConfig, dataset: Dataset) -> str:
+    """What is judged by, in words: how many images, whose labels, and whether clean labels leak into training."""
+    data = config.data
+    if dataset.validation is not None:
+        return f"the {len(dataset.validation):,} images that were set apart"
+    what = f"{data.split} {data.num_validation:,} with {data.validation_labels} labels"
+    leaks = data.split == "redivide" and data.validation_labels == "clean" and data.noise.kind != "none"
+    return f"{what} (leaks clean labels: every image is judged by sooner or later)" if leaks else what
+
+
+def _on_arrays(loss_network: DynamicLossNetwork) -> Callable[[np.ndarray], np.ndarray]:
+    """The loss network for plotting: numpy pairs in, numpy losses out."""
+    return lambda pairs: loss_network(torch.from_numpy(pairs).float()).numpy()

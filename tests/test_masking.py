@@ -1,0 +1,58 @@
+"""Credentials are found by where they stand, by their names, by their forms and by the environment."""
+
+import pytest
+
+from l2t_ray.masking import is_masked, masked, masked_tree
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:pass@host:5000/x", "http://***@host:5000/x"),
+        ("no postgresql+psycopg2://u:p/w@r@db/mlflow now", "no postgresql+psycopg2://***@db/mlflow now"),
+        ("hdfs://token@host/x", "hdfs://***@host/x"),
+        ("s3://KEY:SECRET@bucket?endpoint_override=minio:9000", "s3://***@bucket?endpoint_override=minio:9000"),
+        ("http://host/?token=abc&x=1", "http://host/?token=***&x=1"),
+        ("https://a.blob.core.windows.net/c?sv=2022&sig=ab%2Fc%3D&se=1", "https://a.blob.core.windows.net/c?sv=2022&sig=***&se=1"),
+        ("AccountName=a;AccountKey=abc==;x", "AccountName=a;AccountKey=***;x"),
+        ("X-Amz-Signature=0af&X-Amz-Date=1", "X-Amz-Signature=***&X-Amz-Date=1"),
+        ("AWS_SECRET_ACCESS_KEY='a b'", "AWS_SECRET_ACCESS_KEY=***"),
+        ('{"secret_key": "abc", "region": "x"}', '{"secret_key": ***, "region": "x"}'),
+        ("token: hf_abcdefghijklmnopqrstuvwxyz", "token: ***"),
+        ("key AKIAABCDEFGHIJKLMNOP is unknown", "key *** is unknown"),
+        ("Authorization: Bearer abcdefgh.ijkl", "Authorization: Bearer ***"),
+    ],
+)  # fmt: skip
+def test_credentials_are_masked(text, shown):
+    assert masked(text, {}) == shown
+    assert masked(shown, {}) == shown
+    assert is_masked(shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////data/@me/mlflow.db",
+        "http://host:5000",
+        "s3://bucket/exp@v2/x",
+        "abfss://container@account.dfs.core.windows.net/x",
+        "method.teacher.step_size=0.1 seed=3; set another name=",
+        "unknown key training.tokens in x.yaml; did you mean",
+        "the tokens: none",
+        "/home/me/a@b:c/d",
+    ],
+)
+def test_everything_else_is_left_alone(text):
+    assert masked(text, {}) == text and not is_masked(text)
+
+
+def test_values_of_the_environment_are_masked_where_their_names_say_so():
+    environment = {"HF_TOKEN": "abcdefgh", "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "HOME": "/home/somebody"}
+    assert masked("got abcdefgh from /var/run/token in /home/somebody", environment) == (
+        "got *** from /var/run/token in /home/somebody"
+    )
+
+
+def test_every_text_of_a_tree_is_masked():
+    tree = {"uri": "http://u:p@h", "list": ["?sig=x", 1, None], "nested": {"seed": 3}}
+    assert masked_tree(tree) == {"uri": "http://***@h", "list": ["?sig=***", 1, None], "nested": {"seed": 3}}
