@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from l2t_ray.run import Experiment
 
 EXACT = 1e-9
+DIFFERENCES = 0.02
 """Largest relative error in float64 that is rounding."""
 
 
@@ -47,6 +48,8 @@ def check_hypergradient(experiment: "Experiment", *, quiet: bool) -> None:
     report = "hypergradient, relative error: " + ", ".join(f"{key} {value:.1e}" for key, value in errors.items())
     if is_exact and not errors["float64"] < EXACT:
         raise SystemExit(f"{report}; an exact engine must stay below {EXACT:g} in float64.")
+    if not errors["finite differences"] < DIFFERENCES:
+        raise SystemExit(f"{report}; autograd itself must stay below {DIFFERENCES:g} of finite differences.")
     if not quiet:
         print(report if is_exact else f"{report} (an approximation)")
 

@@ -12,6 +12,7 @@ from l2t_ray.baselines.static_dln import StaticDLN
 from l2t_ray.config import L2TDLNConfig
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.data.splits import Split
+from l2t_ray.experiment import run as run_module
 from l2t_ray.experiment.images import build_policy, data_root, fold_epochs, load_dataset, observed_labels
 from l2t_ray.experiment.looks import check_hypergradient
 from l2t_ray.experiment.methods import estimated_channel
@@ -136,6 +137,31 @@ def test_a_fold_holds_a_validation_minibatch():
     assert len(fits.arms[0].data.round(0).val.targets) == 25
 
 
+def test_the_check_of_the_hypergradient_sees_what_autograd_takes_for_zero(monkeypatch):
+    """A student whose own function detaches in its backward pass: engine and naive autograd agree on the wrong."""
+    config = experiment(method={"name": "l2t_dln"}, training={"num_rounds": 2, "num_steps": 3}, controls=[])
+    built = run_module.build_student
+
+    class Detached(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.tanh()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (1 - ctx.saved_tensors[0].detach().tanh() ** 2)
+
+    def with_detached(*arguments, **options):
+        student = built(*arguments, **options)
+        student.register_forward_hook(lambda module, inputs, outputs: Detached.apply(outputs))
+        return student
+
+    monkeypatch.setattr(run_module, "build_student", with_detached)
+    with pytest.raises(UserError, match=r"second derivative is missing.*Detached.*set method.engine=finite_difference"):
+        check_hypergradient(config)
+
+
 @pytest.mark.parametrize("engine", ["store", "forward_over_reverse"])
 def test_the_check_of_the_hypergradient_sees_the_memory(engine):
     """A memory alone is all that this loss has to learn."""
@@ -144,6 +170,7 @@ def test_the_check_of_the_hypergradient_sees_the_memory(engine):
     config = experiment(method=method, training={"num_rounds": 2, "num_steps": 3}, controls=[])
     errors, is_exact = check_hypergradient(config)
     assert is_exact and errors["float64"] < 1e-9 and errors["float32"] < 1e-2
+    assert errors["finite differences"] < 1e-3
 
 
 def test_the_hypergradient_is_checked_in_whichever_phase_it_is_taken():

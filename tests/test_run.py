@@ -278,17 +278,22 @@ def test_divergence_names_the_round_and_keeps_the_checkpoint(configs):
 
 def test_an_exact_engine_that_is_not_exact_ends_the_job(capsys):
     class Inexact:
-        def __init__(self, is_exact):
-            self._is_exact = is_exact
+        def __init__(self, is_exact, float64=1e-3, differences=1e-6):
+            self._is_exact, self._float64, self._differences = is_exact, float64, differences
 
         def check_hypergradient(self):
-            return {"float64": 1e-3, "float32": 1e-3}, self._is_exact
+            return {"float64": self._float64, "float32": 1e-3, "finite differences": self._differences}, self._is_exact
 
     job = load_job()
     with pytest.raises(SystemExit, match=r"float64 1.0e-03.*must stay below 1e-09"):
         job.check_hypergradient(Inexact(True), quiet=True)
     job.check_hypergradient(Inexact(False), quiet=False)
     assert "(an approximation)" in capsys.readouterr().out
+    for is_exact in (True, False):
+        with pytest.raises(SystemExit, match=r"finite differences 3.0e-01; autograd itself must stay below 0.02"):
+            job.check_hypergradient(Inexact(is_exact, 1e-15, 0.3), quiet=True)
+    job.check_hypergradient(Inexact(True, 1e-15), quiet=False)
+    assert "finite differences 1.0e-06" in capsys.readouterr().out
 
 
 def test_what_was_converted_of_own_images_is_said_once(configs, tmp_path):

@@ -2,8 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -13,6 +14,12 @@ from torch import Tensor
 
 _ROOT = Path(__file__).parents[1]
 _NOT_THE_MODEL = (Path(torch.__file__).parent, *(_ROOT / part for part in ("core", "tasks", "baselines", "training")))
+_CALLERS = (_ROOT / "core/unroll.py", _ROOT / "core/derivative_trial.py")
+"""What calls the model is further out in a traceback than these."""
+
+_OPERATORS = (_ROOT / "core/second_order.py", _ROOT / "core/double.py")
+"""What stands between the model and PyTorch."""
+
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>.*)')
 
 
@@ -51,16 +58,26 @@ class Cuts:
         self.hooked: list[Any] = []
         """Nodes before which a hook of the model's, on a tensor, cut the gradient."""
         self._differentiable: set[tuple[Any, int]] = set()
+        self._handles: list[Any] = []
 
     def sites(self) -> list[str]:
         """What cuts, for a user."""
         hooks = [f"a hook on what {site_of(node)} gives" for node in self.hooked]
         return list(dict.fromkeys([*(str(site_of(node)) for node in self.nodes), *hooks]))
 
-    def watch(self, loss: Tensor) -> None:
-        """Looks at the next backward pass from `loss`, which is to make a graph of itself (`create_graph`)."""
-        for node in graph_nodes(loss):
-            node.register_hook(self._hook(node))
+    def watch(self, nodes: Iterable[Any]) -> None:
+        """Looks at these nodes of a loss in its next backward pass, which is to make a graph of itself."""
+        self._handles += [node.register_hook(self._hook(node)) for node in nodes]
+
+    def __enter__(self) -> "Cuts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Looks no more. A node that holds a hook that holds the node would keep its graph in memory for ever."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._differentiable.clear()
 
     def _hook(self, node: Any) -> Callable[..., None]:
         def look(leaving: Sequence[Tensor | None], entering: Sequence[Tensor | None]) -> None:
@@ -145,9 +162,10 @@ def first_not_finite(tensor: Tensor, leaves: Sequence[Tensor], along: Tensor | N
 
         return at
 
-    for node in graph_nodes(tensor):
-        node.register_hook(look(node))
+    handles = [node.register_hook(look(node)) for node in graph_nodes(tensor)]
     torch.autograd.grad(tensor, leaves, along, allow_unused=True)
+    for handle in handles:  # a node that holds a hook that holds the node would stay in memory for ever
+        handle.remove()
     return site_of(found[0]) if found else None
 
 
@@ -176,9 +194,31 @@ def _snake(name: str) -> str:
 def _line(trace: str) -> str | None:
     """The innermost line of the model's own code in a traceback's text; None: it is all PyTorch's."""
     frames = list(_FRAME.finditer(trace))
-    ours = [number for number, frame in enumerate(frames) if Path(frame["file"]).is_relative_to(_ROOT / "core")]
-    for frame in reversed(frames[ours[-1] + 1 if ours else 0 :]):
+    calls = [number for number, frame in enumerate(frames) if Path(frame["file"]) in _CALLERS]
+    within = frames[calls[-1] + 1 if calls else 0 :]
+    for frame in reversed(list(takewhile(lambda frame: Path(frame["file"]) not in _OPERATORS, within))):
         file = Path(frame["file"])
         if not any(file.is_relative_to(folder) for folder in _NOT_THE_MODEL):
             return f"{file.name}:{frame['line']}: {shorten(frame['code'].strip(), 80, placeholder=' ...')}"
     return None
+
+
+_REMEDIES = (
+    (r"compile|donated|aot", "give the model itself, not what torch.compile made of it"),
+    (r"dot_product|attention", "call it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"),
+    (r"embedding_bag", "use torch.nn.Embedding and the mean over its rows"),
+    (r"cudnn_rnn", "call it under torch.backends.cudnn.flags(enabled=False)"),
+)
+_REMEDY = "write its backward pass with PyTorch's operations, without NumPy, detach() or once_differentiable"
+
+
+def missing_derivative(sites: str, reason: str = "", otherwise: str = "") -> str:
+    """The sentence for a user about a second derivative that is not there."""
+    remedy = next((cure for pattern, cure in _REMEDIES if re.search(pattern, f"{sites} {reason}", re.I)), _REMEDY)
+    return (
+        f"a second derivative is missing, and a hypergradient needs it: that of {sites}"
+        + (f" ({reason})" if reason else "")
+        + f"; {remedy}"
+        + (f", or {otherwise}" if otherwise else "")
+        + "."
+    )

@@ -20,10 +20,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.autograd_graph import Cuts, Site, first_not_finite, own_functions, site_of, site_of_failure, traced
+from l2t_ray.core.autograd_graph import (
+    Cuts,
+    Site,
+    first_not_finite,
+    graph_nodes,
+    missing_derivative,
+    own_functions,
+    site_of,
+    site_of_failure,
+    traced,
+)
 from l2t_ray.core.derivative_trial import (
     COARSE_RADII,
     RADII,
+    SETTLED,
     TOLERANCE,
     Difference,
     Errors,
@@ -31,7 +42,6 @@ from l2t_ray.core.derivative_trial import (
     central_difference,
     direction_for,
     distances,
-    is_adjoint,
     settled_radius,
 )
 from l2t_ray.core.draws import unmoved_draws
@@ -52,9 +62,9 @@ class DerivativeCheck(NamedTuple):
         hessian: of `H v`.
         mixed: of `M v`.
         verdict: `sound`: all agree. `surrogate`: the model's gradients are not its loss's, as those of a
-            straight-through estimator are not, and the products are made of the same. `constant`: something that
-            depends on the weights is no part of the graph (`detach`, `no_grad`), and the products take it for a
-            constant. `unsettled`: differences do not settle, and say nothing.
+            straight-through estimator are not, and the products are made of the same. `constant`: the gradients are
+            right, but something in them that depends on the weights is no part of the graph (`no_grad`), and the
+            products take it for a constant. `unsettled`: differences do not settle, and say nothing.
         sentence: the same for a user; empty where there is nothing to say.
     """
 
@@ -99,14 +109,14 @@ def check_derivatives(
     direction = direction_for(gradients[0], seed)
     own: list[Any] = []
     if engine != "finite_difference":
-        own = _refuse_missing(trial, direction, engine, otherwise)
+        own = _refusemissing_derivative(trial, direction, engine, otherwise)
     return _held_against_differences(trial, direction, engine, own, otherwise)
 
 
 # -- what the graph itself shows
 
 
-def _refuse_missing(trial: Trial, direction: Tensor, engine: EngineName, otherwise: str) -> list[Any]:
+def _refusemissing_derivative(trial: Trial, direction: Tensor, engine: EngineName, otherwise: str) -> list[Any]:
     """Takes the products in the model's own precision, and refuses what is seen to be missing or not finite.
 
     Returns:
@@ -121,7 +131,7 @@ def _refuse_missing(trial: Trial, direction: Tensor, engine: EngineName, otherwi
     if cuts.sites():
         with traced():  # again, for the lines
             cuts = _watched_products(trial, direction)[1]
-        raise UserError(_missing(", ".join(cuts.sites()), "", otherwise))
+        raise UserError(missing_derivative(", ".join(cuts.sites()), "", otherwise))
     if engine == "forward_over_reverse":
         try:
             products = trial.products(direction, engine)
@@ -137,16 +147,17 @@ def _refuse_missing(trial: Trial, direction: Tensor, engine: EngineName, otherwi
 
 def _watched_products(trial: Trial, direction: Tensor) -> tuple[tuple[Tensor, ...], Cuts, list[Any]]:
     """The products, what was seen to cut them, and the nodes with a backward pass of their own."""
-    cuts, own = Cuts(), []
+    own: list[Any] = []
 
     def inner_loss(*arguments: Any) -> Any:
         loss, logits = trial.problem.inner_loss(*arguments)
-        cuts.watch(loss)
+        cuts.watch(graph_nodes(loss))
         own.extend(own_functions(loss))
         return loss, logits
 
     watched = replace(trial, problem=replace(trial.problem, inner_loss=inner_loss))
-    return watched.products(direction), cuts, own
+    with Cuts() as cuts:
+        return watched.products(direction), cuts, own
 
 
 def _failed(trial: Trial, direction: Tensor, error: RuntimeError, otherwise: str) -> str:
@@ -154,7 +165,7 @@ def _failed(trial: Trial, direction: Tensor, error: RuntimeError, otherwise: str
         trial.products(direction)
     named = re.search(r"aten::(\w+)|derivative for '(\w+)'", str(error))
     site = site_of_failure(said) or (Site(named[1] or named[2]) if named else None)
-    return _missing(str(site or "one of its functions"), _first_line(error), otherwise)
+    return missing_derivative(str(site or "one of its functions"), _first_line(error), otherwise)
 
 
 def _second_not_finite(trial: Trial, direction: Tensor) -> Site | str:
@@ -232,21 +243,12 @@ def _held_against_differences(
         first, hessian, mixed = (min(column) for column in zip(*errors.values(), strict=True))
         return DerivativeCheck(first, hessian, mixed, "unsettled", _unsettled(trial, gradient, engine))
     off = errors[radius]
-    is_surrogate = off.first > TOLERANCE
-    if is_surrogate and (
-        products is None or is_adjoint(trial, direction, products, differences[radius], radius * size)
-    ):
-        return DerivativeCheck(*off, "surrogate", _surrogate(off, engine, "their own derivatives are right"))
-    if is_surrogate and own:
-        return DerivativeCheck(
-            *off, "surrogate", _surrogate(off, engine, "their own derivatives are stand-ins as well")
-        )
-    if own or (not is_surrogate and max(off) > GROSS):
-        sites = "one of the student's functions"
-        if own:
-            with traced():
-                sites = ", ".join(dict.fromkeys(str(site_of(node)) for node in _watched_products(given, direction)[2]))
-        raise UserError(_missing(sites, f"by finite differences the products are off by {max(off):.0%}", otherwise))
+    sites = _own_sites(given, direction) if own else ""
+    if off.first > TOLERANCE:
+        return DerivativeCheck(*off, "surrogate", _surrogate(off, sites))
+    if own or max(off) > GROSS:
+        reason = f"by finite differences the products are off by {max(off):.0%}"
+        raise UserError(missing_derivative(sites or "one of the student's functions", reason, otherwise))
     return DerivativeCheck(*off, "constant", _constant(off))
 
 
@@ -263,34 +265,14 @@ _EPSILON = (
     "as in x / (x.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()"
 )
 
-_REMEDIES = (
-    (r"compile|donated|aot", "give the model itself, not what torch.compile made of it"),
-    (r"dot_product|attention", "call it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"),
-    (r"embedding_bag", "use torch.nn.Embedding and the mean over its rows"),
-    (r"cudnn_rnn", "call it under torch.backends.cudnn.flags(enabled=False)"),
-)
-_REMEDY = "write its backward pass with PyTorch's operations, without NumPy, detach() or once_differentiable"
 
-
-def _missing(sites: str, reason: str, otherwise: str) -> str:
-    remedy = next((cure for pattern, cure in _REMEDIES if re.search(pattern, f"{sites} {reason}", re.I)), _REMEDY)
+def _surrogate(errors: Errors, sites: str) -> str:
     return (
-        f"a second derivative is missing, and a hypergradient needs it: that of {sites}"
-        + (f" ({reason})" if reason else "")
-        + f"; {remedy}"
-        + (f", or {otherwise}" if otherwise else "")
-        + "."
-    )
-
-
-def _surrogate(errors: Errors, engine: EngineName, further: str) -> str:
-    text = (
         f"the student's gradients are not those of its loss (off by {errors.first:.0%}), as with a straight-through "
-        f"estimator; {further}"
+        "estimator, a gradient hook or a detached part"
+        + (f", here perhaps {sites}" if sites else "")
+        + f"; second derivatives, and with them the hypergradient, follow suit (off by {max(errors[1:]):.0%})."
     )
-    if engine in ("forward_over_reverse", "finite_difference"):
-        raise UserError(f"{text}, but not as engine {engine} takes them; take store or recompute.")
-    return f"{text}, and the hypergradient follows them."
 
 
 def _constant(errors: Errors) -> str:

@@ -147,20 +147,3 @@ def settled_radius(differences: dict[float, Difference], floors: list[Tensor]) -
         if max(distances(differences[smaller], differences[radius], floors)) < SETTLED:
             return radius
     return None
-
-
-def is_adjoint(
-    trial: Trial, direction: Tensor, products: tuple[Tensor, ...], difference: Difference, step: float
-) -> bool:
-    """Whether the products are the derivatives of the model's gradients, whatever these are the gradients of.
-
-    With g the gradient in theta and J its derivative, a reverse pass gives `J^T v`, a difference `J v`. The two are
-    held against each other by one number each, `<v, J v>`, and in the same way in phi.
-    """
-    along_phi = products[1] / products[1].norm().clamp(min=torch.finfo(products[1].dtype).tiny)
-    ahead, behind = (trial.gradients(phi_step=way * step * along_phi)[0] for way in (1, -1))
-    pairs = [
-        (direction @ products[0], direction @ difference.hessian),
-        (along_phi @ products[1], direction @ (ahead - behind) / (2 * step)),
-    ]
-    return all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)) for a, b in pairs)

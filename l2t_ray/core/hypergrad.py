@@ -41,6 +41,7 @@ import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -51,13 +52,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
+from l2t_ray.core.autograd_graph import Cuts, missing_derivative, own_functions
 from l2t_ray.core.draws import Draws, drawn_from, standing_draws, unmoved_draws
 from l2t_ray.core.flat import clone_buffers, recomputed_blocks
 from l2t_ray.core.heap import returned_memory
 from l2t_ray.core.second_order import SecondOrderOperators, TwiceDifferentiable
 from l2t_ray.core.timing import part
 from l2t_ray.core.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
-from l2t_ray.interfaces import Batch, StudentState
+from l2t_ray.interfaces import Batch, StudentState, UserError
 
 EngineName = Literal["store", "recompute", "forward_over_reverse", "one_step", "finite_difference"]
 
@@ -290,6 +292,7 @@ def hypergradient(
 
     Raises:
         ValueError: if there are no batches, or `horizon` is not positive.
+        UserError: if a function in the student cuts the second derivative off (`derivative_check` sees more).
     """
     if not batches:
         raise ValueError("hypergradient needs at least one training minibatch, got none.")
@@ -297,8 +300,9 @@ def hypergradient(
         raise ValueError(f"horizon must be at least 1, got {horizon}.")
     num_steps = len(batches)
     first = max(0, num_steps - (1 if engine == "one_step" else horizon or num_steps))
-    tape: Engine = (ENGINES | APPROXIMATIONS)[engine](problem, phi, num_steps - first)
-    trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
+    with _refused_cuts(problem) if engine != "finite_difference" else nullcontext(problem) as watched:
+        tape: Engine = (ENGINES | APPROXIMATIONS)[engine](watched, phi, num_steps - first)
+        trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
     with returned_memory() if tape.is_lean else nullcontext() as give_back:
         error, costate = _validation_gradient(problem, trained, val, give_back)
         gradient = _backward(problem, tape, problem.group.sum(costate), rates[first:])
@@ -358,13 +362,34 @@ def naive_hypergradient(
 
     def step_gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with TwiceDifferentiable().offered():
-            return loss_gradients(problem, theta, phi, buffers, batch, create_graph=True)
+            return loss_gradients(watched, theta, phi, buffers, batch, create_graph=True)
 
-    trained, statistics = sgd_steps(problem, start, batches, rates, step_gradient)
+    with _refused_cuts(problem) as watched:
+        trained, statistics = sgd_steps(problem, start, batches, rates, step_gradient)
     error = problem.outer_error(trained.theta, clone_buffers(trained.buffers), val)
     (gradient,) = torch.autograd.grad(error, phi)
     end = StudentState(trained.theta.detach(), trained.velocity.detach(), trained.buffers)
     return Hypergradient(error.detach(), gradient, end, [StepStatistics(*map(_detached, s)) for s in statistics])
+
+
+@contextmanager
+def _refused_cuts(problem: InnerProblem) -> Iterator[InnerProblem]:
+    """A problem to take steps of. If the first one's graph is cut by a function with a backward pass of its own, that
+    is said at the end: what autograd would give there is zero."""
+    is_first = True
+
+    def inner_loss(*arguments: Any) -> tuple[Tensor, Tensor]:
+        nonlocal is_first
+        loss, logits = problem.inner_loss(*arguments)
+        if is_first:
+            cuts.watch(own_functions(loss))
+            is_first = False
+        return loss, logits
+
+    with Cuts() as cuts:
+        yield replace(problem, inner_loss=inner_loss)
+    if cuts.sites():
+        raise UserError(missing_derivative(", ".join(cuts.sites())))
 
 
 class Choice(NamedTuple):

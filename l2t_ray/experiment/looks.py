@@ -1,23 +1,30 @@
 """Looks at a run that change nothing in it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from l2t_ray.baselines.phases import Phases
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, L2TDLNConfig
+from l2t_ray.core.derivative_check import check_derivatives
+from l2t_ray.core.draws import counted_draws
+from l2t_ray.core.flat import clone_buffers
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.hypergrad import hypergradient, naive_hypergradient
 from l2t_ray.core.meta_step import L2TDLN
-from l2t_ray.core.unroll import InnerProblem
+from l2t_ray.core.unroll import plain_steps
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.experiment.images import corrupted_labels
 from l2t_ray.experiment.run import build_run
 from l2t_ray.experiment.students import build_sgd
 from l2t_ray.interfaces import Batch, Method, StudentState, UserError
+
+OTHERWISE = "set method.engine=finite_difference (an approximation)"
+"""What a configuration can do about a missing second derivative."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +71,16 @@ def learner_of(method: Method) -> L2TDLN:
 
 
 def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:
-    """Relative errors of the engine in use on the first real round, against naive autograd in float64.
+    """Relative errors on the first real round: of the engine in use against naive autograd in float64, and of that
+    against finite differences, which alone can tell a derivative that autograd takes for zero.
 
     Returns:
-        `float64`: the engine in double precision; `float32`: as it is used. And whether the engine is an exact one,
-        which is not to differ in double precision by more than rounding.
+        `float64`: the engine in double precision; `float32`: as it is used; `finite differences`: of naive autograd,
+        along the hypergradient. And whether the engine is an exact one, which is not to differ in double precision by
+        more than rounding.
 
     Raises:
-        UserError: if the method has no hypergradient.
+        UserError: if the method has no hypergradient, or a derivative that it needs is missing or not finite.
     """
     method = config.method
     if not isinstance(method, L2TDLNConfig):
@@ -86,28 +95,57 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     student, batches = learner.init().student, run.data.round(0)
     rates = build_sgd(config.training).rates(0, len(batches.train))
 
+    # Sample weights are constants for both sides.
+    problem = replace(learner.objective.first_problem(batches), reweigh=None)
+    check_derivatives(problem, student, phi, batches.train[0], engine=engine, seed=config.seed, otherwise=OTHERWISE)
+
     def in_double(batch: Batch) -> Batch:
         return batch._replace(inputs=batch.inputs.double(), weights=batch.weights.double())
 
-    def at(problem: InnerProblem, is_double: bool, is_naive: bool) -> torch.Tensor:
-        start, weights, train, val = student, phi, list(batches.train), batches.val
-        if is_double:
-            buffers = {name: b.double() if b.is_floating_point() else b for name, b in student.buffers.items()}
-            start = StudentState(student.theta.double(), student.velocity.double(), buffers)
-            weights, train, val = phi.double(), [in_double(batch) for batch in train], in_double(val)
-        if is_naive:
-            return naive_hypergradient(problem, start, weights, train, val, rates=rates).gradient
-        return hypergradient(
-            problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
-        ).gradient.double()
+    buffers = {name: b.double() if b.is_floating_point() else b for name, b in student.buffers.items()}
+    in_float32 = student, phi, list(batches.train), batches.val
+    in_float64 = (
+        StudentState(student.theta.double(), student.velocity.double(), buffers),
+        phi.double(),
+        [in_double(batch) for batch in batches.train],
+        in_double(batches.val),
+    )
 
-    problem = replace(
-        learner.objective.first_problem(batches), reweigh=None
-    )  # sample weights are constants for both sides
-    reference = at(problem, is_double=True, is_naive=True)
+    def of_engine(start: StudentState, weights: Tensor, train: list[Batch], val: Batch) -> Tensor:
+        with counted_draws(config.seed, device):
+            result = hypergradient(
+                problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
+            )
+        return result.gradient.double()
+
+    def error_at(weights: Tensor) -> float:
+        start, _, train, val = in_float64
+        with counted_draws(config.seed, device), torch.no_grad():
+            with torch.enable_grad():
+                trained, _ = plain_steps(problem, start, weights, train, rates)
+            return problem.outer_error(trained.theta, clone_buffers(trained.buffers), val).item()
+
+    with counted_draws(config.seed, device):
+        start, weights, train, val = in_float64
+        reference = naive_hypergradient(problem, start, weights, train, val, rates=rates).gradient
     is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
     errors = {
-        name: ((at(problem, is_double=name == "float64", is_naive=False) - reference).norm() / reference.norm()).item()
-        for name in ("float64", "float32")
+        name: ((of_engine(*given) - reference).norm() / reference.norm()).item()
+        for name, given in (("float64", in_float64), ("float32", in_float32))
     }
+    errors["finite differences"] = _slope_error(error_at, in_float64[1], reference)
     return errors, is_exact
+
+
+def _slope_error(error_at: Callable[[Tensor], float], phi: Tensor, gradient: Tensor) -> float:
+    """How far the gradient's norm is from the slope along it, relative: the best of central differences of several
+    radii, for training under ReLU has jumps."""
+    along, size = gradient / gradient.norm(), phi.norm().clamp(min=1.0)
+    errors = []
+    for radius in (1e-9, 1e-10, 1e-11):
+        step = radius * size
+        slope = (error_at(phi + step * along) - error_at(phi - step * along)) / (2 * step)
+        errors.append(abs(slope / gradient.norm() - 1).item())
+        if errors[-1] < 1e-3:
+            break
+    return min(errors)
