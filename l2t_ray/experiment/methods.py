@@ -121,7 +121,7 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor
         return torch.cat([embed(batch) for batch in loader.training_images(rows)])
 
     def on_device(labels: np.ndarray) -> Tensor:
-        return torch.from_numpy(labels).to(parts.device)
+        return torch.tensor(labels, device=parts.device)
 
     channel = noise_channel(
         embeddings(split.validation),
@@ -196,7 +196,7 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
             return MentorNet(
                 trainee,
                 data,
-                torch.from_numpy(observed_labels(config, parts.dataset)[0]),
+                torch.tensor(observed_labels(config, parts.dataset)[0]),
                 num_rounds=num_rounds,
                 curriculum=method.curriculum,
                 percentile=method.percentile,
