@@ -1,8 +1,8 @@
 """Images in an Arrow IPC file: written once, then memory-mapped by every worker of a machine without a copy.
 
 The file has one record batch with the columns `image` (fixed-size binary, c * h * w bytes), `label` and `position`
-(int64), and metadata under `l2t_ray`: format version, shape, class names, source, and a sha256 of all that and of the
-three columns.
+(int64), and metadata under `l2t_ray`: format version, shape, class names, source, a sha256 of the three columns, and
+one of the metadata itself (files of earlier versions have none).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from jaxtyping import Int, UInt8
 
 from l2t_ray.interfaces import UserError
 
-FORMAT = 2
+FORMAT = 1
 _KEY = b"l2t_ray"
 _MAGIC = b"ARROW1"
 
@@ -96,8 +96,9 @@ def write_images(
         "shape": [n, *shape],
         "class_names": list(class_names),
         "source": dict(source),
+        "sha256": _sha256(*arrays),
     }
-    facts["sha256"] = _sha256(facts, *arrays)
+    facts["facts_sha256"] = _sha256_of_facts(facts)
     schema = pa.schema(
         [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int64()), ("position", pa.int64())],
         metadata={_KEY: json.dumps(facts).encode()},
@@ -154,7 +155,7 @@ def read_images(path: Path, *, check: bool = True) -> ImageSet:
         size = int(np.prod(shape))
         # Arrow pads its buffers, hence the cuts.
         images, labels, positions = images[: n * size].reshape(n, *shape), labels[:n], positions[:n]
-        if check and _sha256(facts, images, labels, positions) != facts["sha256"]:
+        if check and _sha256(images, labels, positions) != facts["sha256"]:
             raise ValueError("the content does not match its sha256")
         return ImageSet(images, labels, positions, tuple(facts["class_names"]), facts["source"])
 
@@ -189,12 +190,18 @@ def _facts(schema: pa.Schema) -> dict[str, Any]:
     facts = json.loads((schema.metadata or {})[_KEY])
     if facts["format"] != FORMAT:
         raise ValueError(f"format {facts['format']}, expected {FORMAT}")
+    if facts.get("facts_sha256", expected := _sha256_of_facts(facts)) != expected:
+        raise ValueError("the metadata does not match its sha256")
     return facts
 
 
-def _sha256(facts: Mapping[str, Any], *arrays: np.ndarray) -> str:
-    told = {key: value for key, value in facts.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
     for array in arrays:
         digest.update(array.data)
     return digest.hexdigest()
+
+
+def _sha256_of_facts(facts: Mapping[str, Any]) -> str:
+    told = {key: value for key, value in facts.items() if key != "facts_sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -164,7 +164,7 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Tensor
         return torch.cat([trainee.features(student, batch) for batch in loader.training_images(rows)])
 
     def on_device(labels: np.ndarray) -> Tensor:
-        return torch.from_numpy(labels).to(parts.device)
+        return torch.tensor(labels, device=parts.device)
 
     estimate = estimate_noise(
         embeddings(split.validation),
@@ -227,7 +227,7 @@ def build_baseline(method: MethodConfig, data: Data, parts: Parts) -> Method:
             return MentorNet(
                 trainee,
                 data,
-                torch.from_numpy(observed_labels(config, parts.dataset)[0]),
+                torch.tensor(observed_labels(config, parts.dataset)[0]),
                 num_rounds=num_rounds,
                 curriculum=method.curriculum,
                 percentile=method.percentile,
