@@ -109,14 +109,14 @@ def check_derivatives(
     direction = direction_for(gradients[0], seed)
     own: list[Any] = []
     if engine != "finite_difference":
-        own = _refusemissing_derivative(trial, direction, engine, otherwise)
+        own = _refuse_missing_derivative(trial, direction, engine, otherwise)
     return _held_against_differences(trial, direction, engine, own, otherwise)
 
 
 # -- what the graph itself shows
 
 
-def _refusemissing_derivative(trial: Trial, direction: Tensor, engine: EngineName, otherwise: str) -> list[Any]:
+def _refuse_missing_derivative(trial: Trial, direction: Tensor, engine: EngineName, otherwise: str) -> list[Any]:
     """Takes the products in the model's own precision, and refuses what is seen to be missing or not finite.
 
     Returns:

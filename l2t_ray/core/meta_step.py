@@ -60,6 +60,11 @@ class L2TDLN:
         self._schedule, self._horizon, self._keeps_buffers = schedule, horizon, keeps_buffers
         self._engine: EngineName | Literal["auto"] = engine
 
+    @property
+    def engine(self) -> EngineName:
+        """The engine in use; `store` as long as none has been chosen."""
+        return "store" if self._engine == "auto" else self._engine
+
     def init(self) -> MethodState:
         return self.objective.init()
 

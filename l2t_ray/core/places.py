@@ -1,7 +1,6 @@
 """Where a module's tensors are looked up, so that others can be put there for a while; and its modes, likewise."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -89,13 +88,6 @@ class Places:
         """Makes None again what was None at first."""
         for _, holder, key in self._empty:
             holder[key] = None
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps computed tensors in plain attributes, which `deepcopy` alone refuses:
-    those that `torch.nn.utils.weight_norm` and pruning leave are computed anew in each forward pass."""
-    computed = (tensor for part in module.modules() for *_, tensor in _plain_attributes(part) if not tensor.is_leaf)
-    return deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")

@@ -27,7 +27,7 @@ def refuse_unfit(module: nn.Module) -> None:
             )
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise UserError("the model has scripted parts, whose weights cannot be exchanged; give the unscripted model.")
-    if any(hasattr(part, "_orig_mod") for part in module.modules()):
+    if any(is_compiled(part) for part in module.modules()):
         raise UserError("the model is compiled for its own weights; give the module that torch.compile was given.")
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name, p in trained.items():
@@ -48,6 +48,11 @@ def refuse_unfit(module: nn.Module) -> None:
             raise UserError(
                 f"the model's parameters {other} and {name} share memory but are two; make them one nn.Parameter."
             )
+
+
+def is_compiled(part: nn.Module) -> bool:
+    """By `torch.compile(part)` or `part.compile()`: it would be traced anew for all weights that it is given."""
+    return hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
 
 
 def refuse_edited(names: Collection[str] = ()) -> NoReturn:

@@ -21,10 +21,8 @@ from l2t_ray.data.loader import RoundLoader
 from l2t_ray.experiment.images import corrupted_labels
 from l2t_ray.experiment.run import build_run
 from l2t_ray.experiment.students import build_sgd
+from l2t_ray.experiment.trial import OTHERWISE
 from l2t_ray.interfaces import Batch, Method, StudentState, UserError
-
-OTHERWISE = "set method.engine=finite_difference (an approximation)"
-"""What a configuration can do about a missing second derivative."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from l2t_ray.training.explain import Words
 from l2t_ray.training.loop import Run
 from l2t_ray.training.user_module import randomness_left_alone
 
+OTHERWISE = "set method.engine=finite_difference (an approximation)"
+"""What a configuration can do about a missing second derivative."""
 _ROWS = 8
 """Enough to see whether a student of ours can be trained; a minibatch of a large one takes a CPU minutes."""
 
@@ -28,6 +30,7 @@ def try_arms(run: Run, config: ExperimentConfig) -> None:
         "the validation images",
         f"training.batch_size={settings.batch_size}{over}",
         f"training.val_batch_size={settings.val_batch_size}{over}",
+        otherwise=OTHERWISE,
         is_own=False,
     )
     sizes = [max(1, min(_ROWS, n // num_sharing)) for n in (settings.batch_size, settings.val_batch_size)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_ray.baselines.phases import Phases
+from l2t_ray.core.derivative_check import check_derivatives
 from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import DynamicLossNetwork
@@ -16,7 +17,7 @@ from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
-from l2t_ray.training.remedies import Remedy, applied, needed_from_the_start, remedy_for
+from l2t_ray.training.remedies import Remedy, applied, remedy_for
 from l2t_ray.training.user_module import randomness_left_alone
 
 
@@ -30,7 +31,7 @@ def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
     place = Place("evaluated", words.validation, words.val_batch_size, batch, dtype)
     modes = [(child, child.training) for child in module.modules()]
     try:
-        with torch.no_grad(), randomness_left_alone(), applied(needed_from_the_start(module)), explained(words, place):
+        with torch.no_grad(), randomness_left_alone(), explained(words, place):
             outputs = module.eval()(batch)
         check_outputs(outputs, words, place)
         return outputs
@@ -39,13 +40,13 @@ def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
             child.training = was_training
 
 
-def with_remedies(module: nn.Module, attempt: Callable[[], object]) -> list[Remedy]:
+def with_remedies(attempt: Callable[[], object]) -> list[Remedy]:
     """What it took for `attempt` to succeed. It may be made several times.
 
     Raises:
         UserError: what the attempt raised, if nothing helps.
     """
-    remedies = needed_from_the_start(module)
+    remedies: list[Remedy] = []
     while True:
         try:
             with applied(remedies), randomness_left_alone():
@@ -87,10 +88,11 @@ def dry_round(
         data, key = (words.validation, words.val_batch_size) if is_val else (words.train, words.batch_size)
         return Place(doing, data, key, batch.inputs, theta.dtype)
 
-    # A look for what `student` cannot swap (its modes, checkpoints, parameters from elsewhere) belongs here.
     with explained(words, here := place("evaluated", val)), torch.no_grad():
         check_outputs(student(theta, buffers, val.inputs, training=False), words, here)
         evaluate(student, state, task, [val], group)
+    with explained(words, place("differentiated", train)):
+        student.check(theta, buffers, train.inputs)
     for batch in (train, val):
         with explained(words, here := place("differentiated", batch)):
             leaf = theta.clone().requires_grad_()
@@ -119,7 +121,8 @@ def _methods(method: Method) -> list[Method]:
 def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
     result = method.dry_unroll(batches)
     check_finite(result.gradient, "second derivative", words, place)
-    # The finite-difference check of these derivatives belongs here: `method.objective.dry_problem` has what it needs.
+    problem, student, phi = method.objective.dry_problem(batches)
+    check_derivatives(problem, student, phi, batches.train[0], engine=method.engine, otherwise=words.otherwise)
 
 
 def _try_export(loss_network: DynamicLossNetwork) -> None:

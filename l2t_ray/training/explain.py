@@ -21,6 +21,8 @@ class Words(NamedTuple):
     batch_size: str = "batch_size"
     """The setting with its value, as in `batch_size=25`."""
     val_batch_size: str = "val_batch_size"
+    otherwise: str = ""
+    """What else can be done about a missing second derivative, in the caller's settings."""
     is_own: bool = True
     """The caller brought the model: whatever it raises is theirs to mend, not a fault of ours."""
 

@@ -21,6 +21,7 @@ from l2t_ray.core.memory import Memory
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.noise_estimate import NoiseEstimate, estimate_noise
 from l2t_ray.core.objective import LearnedObjective, shifted
+from l2t_ray.core.refusals import is_compiled
 from l2t_ray.core.slope import SlopeBound
 from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
@@ -31,8 +32,8 @@ from l2t_ray.training.arguments import check_arguments, usable_device
 from l2t_ray.training.dry_round import dry_round, first_outputs, with_remedies
 from l2t_ray.training.explain import Words
 from l2t_ray.training.loop import Arm, Run, StepSizes
-from l2t_ray.training.remedies import applied
-from l2t_ray.training.user_module import check_parameters, copied, initialise_lazy
+from l2t_ray.training.remedies import EAGER, applied
+from l2t_ray.training.user_module import check_parameters, copied, initialise_lazy, uncompiled
 
 _LOG = logging.getLogger(__name__)
 _LARGE_INPUT = 20.0
@@ -114,7 +115,8 @@ def fit(
     words = Words(batch_size=f"batch_size={batch_size}", val_batch_size=f"val_batch_size={val_batch_size}")
     # Somebody may call this inside torch.no_grad() or torch.inference_mode().
     with torch.inference_mode(False), torch.enable_grad():
-        student = copied(model)
+        compiled = any(map(is_compiled, model.modules()))
+        student = uncompiled(copied(model))
         home = next(student.parameters()).device
         student.to(place)
         data = TensorData(
@@ -130,7 +132,7 @@ def fit(
         initialise_lazy(student, first, seed)
         outputs = first_outputs(student, first, words)
         data.widen(outputs.shape[1])
-        notes = _notes(outputs, num_labels)
+        notes = [*([EAGER.note] if compiled else []), *_notes(outputs, num_labels)]
         network = _loss_network(loss_network, num_labels, data.num_classes, settings.warm_rounds > 0, seed)
 
         def try_a_round() -> None:
@@ -139,7 +141,7 @@ def fit(
             dry_round(run.arms[0].method, run.student, run.task, run.group, data.dry_round(), words, learns_loss=learns)
             copied(run.student.module)
 
-        remedies = with_remedies(student, try_a_round)
+        remedies = with_remedies(try_a_round)
         for note in (*notes, *(remedy.note for remedy in remedies)):
             _LOG.warning("model %s.", note)
         run, learner, estimates = _built(settings, FlatModule(student), data, network, seed, place)

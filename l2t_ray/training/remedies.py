@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 
 class Remedy(NamedTuple):
@@ -64,15 +63,6 @@ REMEDIES = (
         "is run without oneDNN, some layers of which cannot be differentiated twice",
     ),
 )
-
-
-def needed_from_the_start(module: nn.Module) -> list[Remedy]:
-    """What is seen without trying: a compiled module would be traced anew for each of the weights that it is given."""
-    is_compiled = any(
-        hasattr(child, "_orig_mod") or getattr(child, "_compiled_call_impl", None) is not None
-        for child in module.modules()
-    )
-    return [EAGER] if is_compiled else []
 
 
 def remedy_for(error: BaseException | None, tried: Sequence[Remedy]) -> Remedy | None:

@@ -38,6 +38,16 @@ def copied(module: AnyModule, name: str = "model") -> AnyModule:
         ) from error
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module without `torch.compile`, in whichever of its parts: compiled code cannot be differentiated twice."""
+    module = getattr(module, "_orig_mod", module)
+    for part in module.modules():
+        part._compiled_call_impl = None
+        for name, child in part.named_children():
+            setattr(part, name, getattr(child, "_orig_mod", child))
+    return module
+
+
 def initialise_lazy(module: nn.Module, inputs: Tensor, seed: int) -> None:
     """Gives lazy modules their shapes and weights, from one pass in evaluation mode. Others are left alone."""
     if not any(is_lazy(tensor) for tensor in [*module.parameters(), *module.buffers()]):

@@ -1,12 +1,9 @@
 """Where tensors are looked up, and the modes of a module's parts."""
 
-from copy import deepcopy
-
-import pytest
 import torch
 from torch import nn
 
-from l2t_ray.core.places import Modes, Places, copied
+from l2t_ray.core.places import Modes, Places
 
 
 class Keeper(nn.Module):
@@ -90,17 +87,3 @@ def test_a_modules_own_train_and_eval_have_their_say():
     assert part_modes(module) == [True, True, False, True]
     modes.put(False)
     assert part_modes(module) == [False, False, False, True]
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_modules_that_keep_computed_tensors_can_be_copied():
-    module = nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 3)))
-    module(torch.ones(1, 2))
-    with pytest.raises(RuntimeError, match="deepcopy"):
-        deepcopy(module)
-    copy = copied(module)
-    inputs = torch.randn(4, 2)
-    torch.testing.assert_close(copy(inputs), module(inputs))
-    with torch.no_grad():
-        copy[0].weight_g.mul_(2)
-    assert not torch.equal(copy[0].weight_g, module[0].weight_g)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from l2t_ray.baselines.trainee import Trainee, cross_entropy
 from torch import nn
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
-from l2t_ray.baselines.trainee import Trainee, cross_entropy
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.loss_network import DynamicLossNetwork

@@ -311,7 +311,7 @@ def test_an_attempt_may_draw_from_the_global_generators_and_leaves_them_where_th
 
     with randomness_left_alone():
         expected = draws()
-    with_remedies(linear(), draws)
+    with_remedies(draws)
     with randomness_left_alone():
         assert draws() == expected
 
