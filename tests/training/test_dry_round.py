@@ -309,9 +309,10 @@ def test_an_attempt_may_draw_from_the_global_generators_and_leaves_them_where_th
     def draws():
         return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
 
+    model = linear()
     with randomness_left_alone():
         expected = draws()
-    with_remedies(linear(), draws)
+    with_remedies(model, draws)
     with randomness_left_alone():
         assert draws() == expected
 
