@@ -51,9 +51,14 @@ def as_classes(values: np.ndarray, class_names: Sequence[str], table: Table) -> 
     _refuse(table, f"has labels of the type {values.dtype}; save class numbers or class names")
 
 
-@cache
 def say_once(text: str) -> None:
-    """Notes it for the user; a file is read several times in a run."""
+    """Notes it where somebody listens, once: a file is read several times in a run."""
+    if _LOG.isEnabledFor(logging.INFO):
+        _say(text)
+
+
+@cache
+def _say(text: str) -> None:
     _LOG.info(text)
 
 

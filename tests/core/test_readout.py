@@ -45,6 +45,9 @@ def test_principal_directions_lose_nothing_of_what_depends_on_fewer():
     long, long_others = ((x @ mixing).log_softmax(dim=1) for x in (features, others))
     turned, turned_others = principal(long, long_others)
     assert turned.shape == (300, 5)
+    torch.testing.assert_close(
+        turned.square().sum(dim=1).mean(), torch.tensor(20.0, dtype=torch.float64), atol=1e-3, rtol=0
+    )
     mean, scale = long.mean(dim=0), long.std(dim=0, correction=0)
     plain, plain_others = ((x - mean) / (scale + readout.SCALE_FLOOR) for x in (long, long_others))
     expected = posterior(plain_others, fit_readout(plain, labels, 0.01, num_classes=3))
