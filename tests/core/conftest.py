@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
@@ -13,6 +14,16 @@ from l2t_ray.interfaces import Batch, StudentState
 from l2t_ray.tasks.classification import Classification
 
 NUM_CLASSES = 4
+
+
+class NormalisedByHand(nn.Module):
+    """Weight normalisation in plain operations."""
+
+    def forward(self, g, v):
+        return g * v / v.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+
+    def right_inverse(self, weight):
+        return weight.square().sum(dim=(1, 2, 3), keepdim=True).sqrt(), weight
 
 
 class DrawnElsewhere(nn.Module):
@@ -32,6 +43,8 @@ def small_net(norm: str) -> nn.Module:
         "dropout": nn.Dropout,
         "dropout in a block": lambda: nn.Sequential(nn.GroupNorm(3, 6), nn.Dropout()),  # computed again where lean
         "drawn elsewhere": DrawnElsewhere,
+        "weights": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1)),
+        "weights by hand": lambda: register_parametrization(nn.Conv2d(6, 6, 1), "weight", NormalisedByHand()),
     }
     return nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1), norms[norm](), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 25, NUM_CLASSES)

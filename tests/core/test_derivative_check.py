@@ -126,7 +126,11 @@ HEALTHY = {
     "gru": lambda: recurrent(nn.GRU, num_layers=2, dropout=0.2),
     "attention": attention,
     "attention, dropout": lambda: attention(0.1),
-    "weight norm": lambda: around(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))),
+    "weight norm": lambda: By(
+        lambda self, x: self.last(self.first(x.flatten(1)).relu()),
+        first=nn.utils.parametrizations.weight_norm(nn.Linear(NUM_INPUTS, WIDTH)),
+        last=nn.Linear(WIDTH, NUM_CLASSES),
+    ),
     "orthogonal": lambda: around(nn.utils.parametrizations.orthogonal(nn.Linear(WIDTH, WIDTH))),
     "spectral norm": lambda: around(nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH))),
     "sign and abs": lambda: around(lambda z: z.abs() * (1 + z.sign())),
@@ -306,7 +310,7 @@ MISSING = {
     "backward detached": (lambda: around(Detached.apply), r"Tanh .*products are off by [4-9]\d%"),
     "backward detached, 1 unit of 16": (lambda: around(of_some(Detached.apply, 1)), r"Tanh .*are off by \d+%"),
     "linear, once differentiable": (lambda: around(lambda z: Tripled.apply(z).tanh()), r"Tripled"),
-    "hook": (lambda: around(hooked), r"a hook on what tanh .*test_derivative_check.py:\d+"),
+    "hook": (lambda: around(hooked), r"a hook on what tanh \("),
     "registered operator": (lambda: around(registered), r"that of derivative_check_tanh.*off by \d+%"),
     "attention": (
         lambda: attention(backend=SDPBackend.FLASH_ATTENTION),

@@ -102,6 +102,20 @@ def test_agrees_with_central_differences(make_problem, pairs):
     assert abs(slope - result.gradient @ direction) / abs(slope) < 1e-7
 
 
+@pytest.mark.parametrize("engine", ["naive", *ENGINES])
+def test_weight_normalisation_has_its_second_derivative(make_problem, engine):
+    """PyTorch's own fused one has a wrong one, or in forward mode none."""
+
+    fused, by_hand = make_problem(norm="weights"), make_problem(norm="weights by hand")
+
+    def gradient(p, take, **options):
+        return take(p.problem, fused.start, p.phi, p.batches, p.val, rates=p.rates, **options).gradient
+
+    expected = gradient(by_hand, naive_hypergradient)
+    take, options = (naive_hypergradient, {}) if engine == "naive" else (hypergradient, {"engine": engine})
+    assert relative_error(gradient(fused, take, **options), expected) < 1e-10
+
+
 def quadratic_problem():
     """Student loss |theta - phi|^2 / 2, validation error |theta - t|^2 / 2 with t the batch's inputs."""
 
