@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run test lint check matrix lock clean
+.PHONY: run test lint check matrix fuzz lock clean
 
 run: $(BIN)/.ready
 	$(BIN)/python jobs/cifar.py --config configs/digits.yaml $(ARGS)
@@ -38,6 +38,10 @@ endif
 # The table in docs/reliability.md: causes every failure there is a test for.
 matrix: $(BIN)/.ready
 	L2T_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m failure $(ARGS)
+
+# The table of inputs in docs/reliability.md: thousands of wrong ones, and how each ended.
+fuzz: $(BIN)/.ready
+	L2T_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 # The lock file names versions, and no index: it serves whichever one pip is set to.
 lock:

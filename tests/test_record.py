@@ -97,7 +97,6 @@ def test_no_number_of_an_experiment_is_anything_else(value):
     [
         (Study, lambda bad: {"samples": bad}),
         (Study, lambda bad: {"seeds": [bad]}),
-        (Study, lambda bad: {"paper": {"row": {"column": bad}}}),
         (Size, lambda bad: {"seeds": [bad]}),
         (Asha, lambda bad: {"grace_rounds": bad}),
         (Asha, lambda bad: {"reduction": bad}),
@@ -107,12 +106,17 @@ def test_no_number_of_an_experiment_is_anything_else(value):
 )
 def test_no_number_of_a_study_is_anything_else(record, tree, value):
     key = next(iter(tree(0)))
-    if record is Study and key == "paper" and value == -1:
-        pytest.skip("a number of the paper may be negative")
     needed = {"title": "x", "base": "x.yaml", "cases": {"a": {}}} if record is Study else {}
     with pytest.raises(UserError, match=key) as refused:
         validated(record, Settings({**needed, **tree(value)}, "in x.yaml"))
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("value", [True, "many", float("nan"), float("inf"), [1]], ids=repr)
+def test_a_number_of_the_paper_is_a_number(value):
+    tree = {"title": "x", "base": "x.yaml", "cases": {"a": {}}, "paper": {"row": {"column": value}}}
+    with pytest.raises(UserError, match=r"paper\.row\.column in x\.yaml: must be a"):
+        validated(Study, Settings(tree, "in x.yaml"))
 
 
 @pytest.mark.parametrize(("value", "number"), [("1e-3", 1e-3), (".5", 0.5), (1, 1.0), ("2", 2.0)])
