@@ -129,7 +129,7 @@ class Run:
         if cut is None or not resumes:
             state, begin, teacher_state = arm.method.init(), 0, None
         else:
-            state, begin, teacher_state = _like(arm.method.init(), cut.state), cut.round, cut.teacher
+            state, begin, teacher_state = _like(arm.method.init(), cut), cut.round, cut.teacher
         if arm.teacher is not None:
             arm.teacher.begin(teacher_state)
         rows = [] if cut is None else list(cut.rows)
@@ -249,15 +249,28 @@ def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, state: MethodSt
             snapshots.setdefault(arm.name, {})[round] = phi.cpu().clone()
 
 
-def _like(fresh: MethodState, saved: MethodState) -> MethodState:
-    """The saved state on the device of a fresh one."""
+def _like(fresh: MethodState, cut: Cut) -> MethodState:
+    """The state of a cut on the device of a fresh one.
+
+    Raises:
+        UserError: if it is of another student, which the same settings can only give in another version.
+    """
     device = fresh.student.theta.device
-    student = saved.student
+    student, extra = cut.state
+    if (old := _shape(student)) != (new := _shape(fresh.student)):
+        raise UserError(
+            f"the checkpoint after round {cut.round} of {cut.arm} holds a student of {old} and this version makes one "
+            f"of {new}; go on with the version that wrote it (`code` in its fingerprint.json), or start a new run."
+        )
     return MethodState(
         StudentState(
             student.theta.to(device),
             student.velocity.to(device),
             {name: buffer.to(device) for name, buffer in student.buffers.items()},
         ),
-        {name: tensor.to(device) for name, tensor in saved.extra.items()},
+        {name: tensor.to(device) for name, tensor in extra.items()},
     )
+
+
+def _shape(student: StudentState) -> str:
+    return f"{student.theta.numel():,} weights and {len(student.buffers)} buffers"

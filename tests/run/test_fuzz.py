@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ def in_a_process(action: Callable[[], object], *, kill_after: float | None = Non
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
+                warnings.simplefilter("default")  # as in a program: here they would be errors
                 sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
                 try:
                     with exit_codes():
@@ -172,7 +174,7 @@ def counted(title: str, number: int, case: Callable[[int], tuple[str, str]]) -> 
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("number", [12, pytest.param(400, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("number", [12, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_a_damaged_run_ends_right_or_says_why_not(number, whole, tmp_path, end_of):
     def case(seed):
         (tmp_path / str(seed)).mkdir()
@@ -182,7 +184,7 @@ def test_a_damaged_run_ends_right_or_says_why_not(number, whole, tmp_path, end_o
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("number", [4, pytest.param(150, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("number", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_a_run_that_is_killed_anywhere_comes_to_the_same_end(number, whole, tmp_path, end_of, tiny):
     def case(seed):
         return killed_case(seed, whole, tmp_path / str(seed), end_of, tiny)

@@ -155,3 +155,15 @@ def test_all_workers_stop_after_the_round_in_which_one_was_asked_to(tmp_path, ru
         return cut and cut.round
 
     assert run_on_two_workers(work) == [3, 3]
+
+
+def test_a_checkpoint_of_another_student_is_one_sentence(plain, tmp_path):
+    """Only a change of the code can bring it about: with other settings it is another experiment."""
+    config, _ = plain
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop_after=3)
+    other = load(DIGITS, [*OVERRIDES, "student={name: resnet8, norm: group}"])
+    with pytest.raises(
+        UserError, match=r"holds a student of [\d,]+ weights and 0 buffers and this version makes one of"
+    ):
+        train(other, tmp_path)
