@@ -308,10 +308,9 @@ def test_an_attempt_may_draw_from_the_global_generators_and_leaves_them_where_th
     def draws():  # not from Python's: the type checker of these tests draws from it too
         return torch.rand(1).item(), np.random.rand()  # noqa: NPY002
 
-    model = linear()
     with randomness_left_alone():
         expected = draws()
-    with_remedies(model, draws)
+    with_remedies(draws)
     with randomness_left_alone():
         assert draws() == expected
 
