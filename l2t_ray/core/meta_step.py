@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.core.divergence import explained
-from l2t_ray.core.hypergrad import EngineName, Hypergradient, agreed_engine, hypergradient
+from l2t_ray.core.engine_choice import agreed_engine
+from l2t_ray.core.hypergrad import EngineName, Hypergradient, hypergradient
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.round_metrics import round_metrics
 from l2t_ray.core.timing import part

@@ -1,6 +1,7 @@
 """A round that is only tried: what a model cannot do is found before anything is trained, and said in a sentence."""
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -122,7 +123,9 @@ def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Pl
     result = method.dry_unroll(batches)
     check_finite(result.gradient, "second derivative", words, place)
     problem, student, phi = method.objective.dry_problem(batches)
-    check_derivatives(problem, student, phi, batches.train[0], engine=method.engine, otherwise=words.otherwise)
+    check = check_derivatives(problem, student, phi, batches.train[0], engine=method.engine, otherwise=words.otherwise)
+    if check.sentence:
+        warnings.warn(check.sentence, stacklevel=2)
 
 
 def _try_export(loss_network: DynamicLossNetwork) -> None:

@@ -588,7 +588,7 @@ def test_hypergradient_horizon_reaches_the_engine():
 
 @pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "store"), (1 << 10, "recompute")])
 def test_engine_auto_goes_by_memory_and_says_so(monkeypatch, caplog, free, chosen):
-    monkeypatch.setattr("l2t_ray.core.hypergrad.free_bytes", lambda device: free)
+    monkeypatch.setattr("l2t_ray.core.engine_choice.free_bytes", lambda device: free)
     method, _, _ = adam_method(engine="auto")
     same, _, _ = adam_method(engine=chosen)
     with caplog.at_level("INFO", logger="l2t_ray"):
