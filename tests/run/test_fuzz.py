@@ -149,7 +149,8 @@ def killed_case(seed: int, whole: Path, folder: Path, end_of, tiny) -> tuple[str
 
     ended = Ended(0, "")
     for moment in (*moments, None):
-        if (folder / "x/summary.json").exists():
+        if (folder / "x/summary.json").exists():  # killed on its way out
+            ended = Ended(0, "")
             break
         resumes = draw.random() < 0.5
         ended = in_a_process(lambda resumes=resumes: run(resumes), kill_after=moment)

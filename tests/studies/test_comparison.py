@@ -12,7 +12,7 @@ import pytest
 from l2t_ray.config import MWNetConfig, SLFConfig, TrainingConfig
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports import figures
-from l2t_ray.run import Experiment
+from l2t_ray.run import Experiment, conduct
 from l2t_ray.studies.comparison import SHORT, Comparison
 from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.protocols import own_schedule
@@ -81,11 +81,11 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(work, monkeypatch):
     job("--seeds", "0", "--only", "mw_net", "name=whole")
     whole, cut = (work / "runs" / name / "mw_net" / "seed0" for name in ("whole", "cut"))
 
-    def stopped(self, cut, *, figures):
+    def stopped(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Experiment, "_write", stopped)
+        patch.setattr(conduct, "write_results", stopped)
         assert "the same command goes on" in job("--seeds", "0", "--only", "mw_net", "name=cut", code=130)
     assert not (cut / "outcome.json").exists() and any((cut / "checkpoints").iterdir())
     job("--seeds", "0", "--only", "mw_net", "name=cut")
