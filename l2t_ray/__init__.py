@@ -12,20 +12,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from l2t_ray import theory
+    from l2t_ray.core.hypergrad import hypergradient
     from l2t_ray.core.loss_network import DynamicLossNetwork
+    from l2t_ray.core.lstm_teacher import LSTMTeacher, preprocess_gradient
+    from l2t_ray.core.pairs import one_vs_one
+    from l2t_ray.core.reweight import importance_weights, similarity
+    from l2t_ray.core.term_loss import TermLoss
+    from l2t_ray.data.noise import flip_to_one, flip_to_two, uniform
     from l2t_ray.run import Experiment
     from l2t_ray.training.fit import fit
 
-__all__ = ["DynamicLossNetwork", "Experiment", "fit"]
+__all__ = [
+    "DynamicLossNetwork",
+    "Experiment",
+    "LSTMTeacher",
+    "TermLoss",
+    "fit",
+    "flip_to_one",
+    "flip_to_two",
+    "hypergradient",
+    "importance_weights",
+    "one_vs_one",
+    "preprocess_gradient",
+    "similarity",
+    "theory",
+    "uniform",
+]
 
 _HOMES = {
-    "DynamicLossNetwork": "l2t_ray.core.loss_network",
-    "Experiment": "l2t_ray.run",
-    "fit": "l2t_ray.training.fit",
+    "DynamicLossNetwork": "core.loss_network",
+    "Experiment": "run",
+    "LSTMTeacher": "core.lstm_teacher",
+    "TermLoss": "core.term_loss",
+    "fit": "training.fit",
+    "flip_to_one": "data.noise",
+    "flip_to_two": "data.noise",
+    "hypergradient": "core.hypergrad",
+    "importance_weights": "core.reweight",
+    "one_vs_one": "core.pairs",
+    "preprocess_gradient": "core.lstm_teacher",
+    "similarity": "core.reweight",
+    "uniform": "data.noise",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "theory":
+        return import_module("l2t_ray.theory")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"l2t_ray.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'l2t_ray' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
