@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from l2t_ray.baselines.phases import Phases
 from l2t_ray.core.derivative_check import check_derivatives
+from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import DynamicLossNetwork
@@ -18,7 +19,7 @@ from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatch
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
 from l2t_ray.training.remedies import Remedy, applied, remedy_for
-from l2t_ray.training.user_module import randomness_left_alone
+from l2t_ray.training.user_module import in_evaluation_mode
 
 
 def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
@@ -29,19 +30,14 @@ def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
     """
     dtype = next(parameter for parameter in module.parameters() if parameter.requires_grad).dtype
     place = Place("evaluated", words.validation, words.val_batch_size, batch, dtype)
-    modes = [(child, child.training) for child in module.modules()]
-    try:
-        with torch.no_grad(), randomness_left_alone(), explained(words, place):
-            outputs = module.eval()(batch)
-        check_outputs(outputs, words, place)
-        return outputs
-    finally:
-        for child, was_training in modes:
-            child.training = was_training
+    with torch.no_grad(), unmoved_draws(batch.device), explained(words, place), in_evaluation_mode(module):
+        outputs = module(batch)
+    check_outputs(outputs, words, place)
+    return outputs
 
 
-def with_remedies(attempt: Callable[[], object]) -> list[Remedy]:
-    """What it took for `attempt` to succeed. It may be made several times.
+def with_remedies(attempt: Callable[[], object], device: torch.device) -> list[Remedy]:
+    """What it took for `attempt` to succeed. It may be made several times, and leaves random numbers as they are.
 
     Raises:
         UserError: what the attempt raised, if nothing helps.
@@ -49,7 +45,7 @@ def with_remedies(attempt: Callable[[], object]) -> list[Remedy]:
     remedies: list[Remedy] = []
     while True:
         try:
-            with applied(remedies), randomness_left_alone():
+            with applied(remedies), unmoved_draws(device):
                 attempt()
             return remedies
         except UserError as failure:

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.dry_round import with_remedies
 from l2t_ray.training.fit import fit
-from l2t_ray.training.user_module import randomness_left_alone
 
 WIDTH = 8
+CPU = torch.device("cpu")
 UNFITTED = DynamicLossNetwork(pairs="softmax", activation="silu")
 """A fitted one takes most of a second."""
 
@@ -308,10 +309,10 @@ def test_an_attempt_may_draw_from_the_global_generators_and_leaves_them_where_th
     def draws():  # not from Python's: the type checker of these tests draws from it too
         return torch.rand(1).item(), np.random.rand()  # noqa: NPY002
 
-    with randomness_left_alone():
+    with unmoved_draws(CPU):
         expected = draws()
-    with_remedies(draws)
-    with randomness_left_alone():
+    with_remedies(draws, CPU)
+    with unmoved_draws(CPU):
         assert draws() == expected
 
 
