@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from l2t_ray.baselines.phases import Phases
+from l2t_ray.baselines.phases import methods_of
 from l2t_ray.core.derivative_check import check_derivatives
 from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.core.flat import FlatModule, clone_buffers
@@ -97,7 +97,7 @@ def dry_round(
             (gradient,) = torch.autograd.grad(task.error(outputs, batch, group), leaf)
             check_finite(gradient, "gradient", words, here)
     with explained(words, here := place("differentiated twice", train)):
-        for part in _methods(method):
+        for part in methods_of(method):
             if not isinstance(part, L2TDLN):
                 with suppress(DivergenceError):  # of the learning rate, which is the arm's own affair
                     part.round(part.init(), batches, 0)
@@ -105,13 +105,6 @@ def dry_round(
                 _try_products(part, batches, words, here)
                 if isinstance(part.objective.loss, PairLoss):
                     _try_export(part.objective.loss.network)
-
-
-def _methods(method: Method) -> list[Method]:
-    """The different ones of all phases."""
-    if not isinstance(method, Phases):
-        return [method]
-    return list({id(phase.method): phase.method for phase in method.phases}.values())
 
 
 def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
