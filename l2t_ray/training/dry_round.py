@@ -1,5 +1,6 @@
 """A round that is only tried: what a model cannot do is found before anything is trained, and said in a sentence."""
 
+import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,8 @@ from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
 from l2t_ray.training.remedies import Remedy, applied, remedy_for
 from l2t_ray.training.user_module import in_evaluation_mode
+
+_LOG = logging.getLogger(__name__)
 
 
 def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
@@ -111,7 +114,9 @@ def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Pl
     result = method.dry_unroll(batches)
     check_finite(result.gradient, "second derivative", words, place)
     problem, student, phi = method.objective.dry_problem(batches)
-    check_derivatives(problem, student, phi, batches.train[0], engine=method.engine, otherwise=words.otherwise)
+    found = check_derivatives(problem, student, phi, batches.train[0], engine=method.engine, otherwise=words.otherwise)
+    if found.sentence:
+        _LOG.warning("%s", found.sentence)
 
 
 def _try_export(loss_network: DynamicLossNetwork) -> None:

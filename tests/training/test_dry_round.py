@@ -316,6 +316,30 @@ def test_an_attempt_may_draw_from_the_global_generators_and_leaves_them_where_th
         assert draws() == expected
 
 
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator: its derivative is that of what it rounds."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Quantised(nn.Linear):
+    def forward(self, x):
+        return super().forward(Rounded.apply(x * self.weight.mean()))
+
+
+def test_gradients_that_are_not_those_of_the_loss_are_trained_with_and_said(caplog):
+    with caplog.at_level("WARNING", logger="l2t_ray"):
+        train_a_little(seeded(lambda: Quantised(WIDTH, 3)), rows := [], warm_share=0.0)
+    assert len(rows) == 2
+    assert any("gradients are not those of its loss" in record.getMessage() for record in caplog.records)
+
+
 def test_without_a_learned_loss_no_second_derivative_is_asked_for():
     fitted = train_a_little(Bag(), rows := [], **IN_TOKENS, warm_share=1.0)
     assert len(rows) == 2 and "hypergradient_norm" not in fitted.rows[-1]
