@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from l2t_ray.run import Experiment
 
 EXACT = 1e-9
-DIFFERENCES = 0.02
 """Largest relative error in float64 that is rounding."""
+DIFFERENCES = 0.02
+"""Largest relative error of finite differences."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -40,6 +40,7 @@ def exit_codes() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_forgiving_screen())
         stack.enter_context(_interrupted_by_sigterm())
+        stack.callback(setattr, warnings, "showwarning", warnings.showwarning)
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {masked(str(message))}", flush=True)
         try:
             yield

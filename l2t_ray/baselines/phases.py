@@ -63,6 +63,13 @@ class Phases:
         return learners[-1].learned_loss(state) if learners else None
 
 
+def methods_of(method: Method) -> list[Method]:
+    """The different methods of all phases, in order; the method alone, where it has none."""
+    if not isinstance(method, Phases):
+        return [method]
+    return list({id(phase.method): phase.method for phase in method.phases}.values())
+
+
 class PhasedData:
     """Serves each phase's rounds from its own data (the `Data` protocol).
 

@@ -33,9 +33,9 @@ class Site(NamedTuple):
         return self.function if self.line is None else f"{self.function} ({self.line})"
 
 
-def graph_nodes(tensor: Tensor) -> Iterator[Any]:
-    """The nodes of the graph that the tensor is the end of, each once."""
-    waiting, seen = [tensor.grad_fn], set()
+def graph_nodes(*tensors: Tensor) -> Iterator[Any]:
+    """The nodes of the graph that the tensors are the ends of, each once."""
+    waiting, seen = [tensor.grad_fn for tensor in tensors], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

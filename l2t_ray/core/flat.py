@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.function import once_differentiable
 
+from l2t_ray.core.draws import drawn_from, standing_draws, unmoved_draws
 from l2t_ray.core.places import Modes, Places
 from l2t_ray.core.refusals import (
     refuse_changed,
@@ -155,8 +156,7 @@ class FlatModule:
                 none that is; if the module edits or assigns parameters; if a buffer comes into being, or changes its
                 shape or type; if a part accumulates gradients itself (reentrant checkpoints, nested `backward()`).
         """
-        devices = [theta.device] if theta.is_cuda else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with unmoved_draws(theta.device), torch.enable_grad():
             refuse_unsound(self, theta.detach(), buffers, args, kwargs)
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:
@@ -309,8 +309,8 @@ class _Recomputed(torch.autograd.Function):
         # The caller's: views of the flat vector, and buffers, which move meanwhile and are kept as they are found.
         ctx.own = [t if t.requires_grad else t.clone() for t in tensors[num_inputs:]]
         ctx.save_for_backward(*tensors[:num_inputs])
-        ctx.devices = sorted({t.get_device() for t in tensors if t.is_cuda})
-        ctx.random = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in ctx.devices]
+        ctx.device = next((t.device for t in tensors if t.is_cuda), torch.device("cpu"))
+        ctx.draws = standing_draws(ctx.device)
         return run(tensors[:num_inputs])
 
     @staticmethod
@@ -322,10 +322,7 @@ class _Recomputed(torch.autograd.Function):
         sought = [t for t in tensors if t.requires_grad]
         put_back = ctx.places.put(dict(zip(ctx.names, own, strict=True)))
         try:
-            with torch.random.fork_rng(ctx.devices), torch.enable_grad():
-                torch.set_rng_state(ctx.random[0])
-                for device, state in zip(ctx.devices, ctx.random[1], strict=True):
-                    torch.cuda.set_rng_state(state, device)
+            with drawn_from(ctx.draws, ctx.device), torch.enable_grad():
                 output = ctx.run(inputs)
             found = iter(torch.autograd.grad(output, sought, gradient, allow_unused=True))
         finally:

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from l2t_ray.files import replaced
+
 FORMAT = "l2t_ray.loss/2"
 WITHOUT_CHECKSUM = "l2t_ray.loss/1"
 """Written until 2026-11, and read still."""
@@ -41,13 +43,8 @@ def write(path: str | Path, spec: Mapping[str, Any], phi: Float[Tensor, " m"]) -
     path = Path(path)
     weights, text = phi.detach().cpu().float().contiguous(), json.dumps(dict(spec))
     metadata = {"format": FORMAT, "spec": text, "sha256": _checksum(text, weights.numpy().astype("<f4").tobytes())}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replaced(path) as temporary:
         temporary.write_bytes(save({"phi": weights}, metadata))
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read(path: str | Path, spec_type: type[Spec]) -> tuple[Spec, Float[Tensor, " m"]]:

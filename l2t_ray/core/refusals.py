@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from l2t_ray.core.autograd_graph import graph_nodes
 from l2t_ray.interfaces import UserError
 
 if TYPE_CHECKING:
@@ -159,13 +160,7 @@ def _refuse_foreign(module: nn.Module, leaves: list[Tensor]) -> None:
 def _leaves(results: list[Tensor]) -> Iterator[Tensor]:
     """The tensors that derivatives of these end in."""
     yield from (t for t in results if t.grad_fn is None)
-    sought: list[Any] = [t.grad_fn for t in results if t.grad_fn is not None]
-    seen: set[Any] = set()
-    while sought:
-        node = sought.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    for node in graph_nodes(*results):
         if node.name().endswith("CheckpointFunctionBackward"):
             raise UserError(
                 "the model uses a reentrant checkpoint, which cannot be differentiated twice; call "
@@ -173,7 +168,6 @@ def _leaves(results: list[Tensor]) -> Iterator[Tensor]:
             )
         if hasattr(node, "variable"):
             yield node.variable
-        sought += [following for following, _ in node.next_functions if following is not None]
 
 
 def _refuse_own_backward(theta: Tensor, results: list[Tensor]) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int, UInt8
 
+from l2t_ray.files import replaced
 from l2t_ray.interfaces import UserError
 
 FORMAT = 1
@@ -108,15 +108,12 @@ def write_images(
         for column, array in zip(schema, arrays, strict=True)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name is unique, so that processes which convert the same set at once do not write into each other's file.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    with (
+        replaced(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 def read_source(path: Path) -> Mapping[str, Any]:

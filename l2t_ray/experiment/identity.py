@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
+from l2t_ray import yaml_file
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.catalog import Dataset
@@ -48,7 +48,7 @@ def fingerprint(config: ExperimentConfig, dataset: Dataset) -> Fingerprint:
 
 def shown_yaml(config: ExperimentConfig) -> str:
     """The configuration as it is kept with a run: without credentials, which a resumed run is to be given again."""
-    return yaml.safe_dump(masked_tree(config.model_dump(mode="json")), sort_keys=False)
+    return yaml_file.dump(masked_tree(config.model_dump(mode="json")))
 
 
 def _is_left_out(key: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from l2t_ray.baselines.phases import Phases
+from l2t_ray.baselines.phases import methods_of
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, L2TDLNConfig
 from l2t_ray.core.derivative_check import check_derivatives
 from l2t_ray.core.draws import counted_draws
@@ -64,8 +64,7 @@ def closing_look(
 
 def learner_of(method: Method) -> L2TDLN:
     """The method whose loss is learned, in whichever phase."""
-    candidates = [phase.method for phase in method.phases] if isinstance(method, Phases) else [method]
-    return next(method for method in candidates if isinstance(method, L2TDLN))
+    return next(part for part in methods_of(method) if isinstance(part, L2TDLN))
 
 
 def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:

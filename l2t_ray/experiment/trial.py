@@ -1,10 +1,10 @@
 """A try-out of everything that a configuration is about to train."""
 
 from l2t_ray.config import ExperimentConfig
+from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.training.dry_round import dry_round, shortened
 from l2t_ray.training.explain import Words
 from l2t_ray.training.loop import Run
-from l2t_ray.training.user_module import randomness_left_alone
 
 OTHERWISE = "set method.engine=finite_difference (an approximation)"
 """What a configuration can do about a missing second derivative."""
@@ -36,5 +36,5 @@ def try_arms(run: Run, config: ExperimentConfig) -> None:
     sizes = [max(1, min(_ROWS, n // num_sharing)) for n in (settings.batch_size, settings.val_batch_size)]
     for arm in run.arms:
         batches = shortened((arm.data or run.data).round(0), *sizes)
-        with randomness_left_alone():
+        with unmoved_draws(batches.val.weights.device):
             dry_round(arm.method, run.student, run.task, run.group, batches, words)

@@ -17,6 +17,7 @@ from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.experiment.identity import shown_yaml
 from l2t_ray.experiment.images import load_dataset
 from l2t_ray.experiment.run import build_run, build_store
+from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.run.place import Place
 from l2t_ray.run.results import ARTIFACTS, Result, closing_row, noise_facts, write_results
@@ -26,7 +27,6 @@ from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table
 from l2t_ray.training.checkpoint import FINGERPRINT, CheckpointStore, Cut
-from l2t_ray.training.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,9 +13,9 @@ from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.heap import give_back_memory
-from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment.looks import check_hypergradient
 from l2t_ray.experiment.run import build_run, resolve_device
+from l2t_ray.experiment.teachers import idle_teacher
 from l2t_ray.experiment.trial import try_arms
 from l2t_ray.interfaces import StoppedError, Tracker
 from l2t_ray.run.conduct import Conduct
@@ -103,7 +103,7 @@ class Experiment:
             # Everything that can be wrong with data and configuration is found here, before anything is started.
             device = resolve_device(self.config)
             # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
-            make_teacher = _idle_teacher if self.config.ray.enabled else None
+            make_teacher = idle_teacher if self.config.ray.enabled else None
             trial = build_run(self.config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
             try_arms(trial, self.config)
             with taken(self.directory, is_new=self.begins == "new") as place:
@@ -138,7 +138,3 @@ class Experiment:
 def _stem(path: str | Path) -> str:
     """The name of a configuration file, as far as a run can be called so."""
     return re.sub(r"[^\w.+=-]+", "_", Path(path).stem).lstrip(".-")[:_LONGEST_STEM] or "run"
-
-
-def _idle_teacher(*_: Any) -> LocalTeacher:
-    return LocalTeacher(torch.zeros(1), AdamRule(1))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l2t_ray.files import PRIVATE
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.checkpoint_names import in_order
-from l2t_ray.training.files import PRIVATE
 
 LOCK = "run.lock"
 PATIENCE_S = 2.0

@@ -18,12 +18,12 @@ from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, load_da
 from l2t_ray.experiment.looks import Closing, closing_look
 from l2t_ray.experiment.run import resolve_device
 from l2t_ray.experiment.teachers import bare_loss_network
+from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.interfaces import UserError
 from l2t_ray.run.loss_card import loss_card
 from l2t_ray.run.written import FINISHED
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.training.checkpoint import Cut
-from l2t_ray.training.files import PUBLIC, write_whole
 
 ARTIFACTS = (
     *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),

@@ -15,8 +15,8 @@ import torch
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.experiment.run import build_run, build_store
+from l2t_ray.experiment.teachers import idle_teacher
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
 from l2t_ray.run.written import with_credentials
@@ -166,16 +166,12 @@ def check_trials(all_trials: Sequence[Trial]) -> None:
     for trial in different.values():
         try:
             build_store(trial.config, trial.directory)
-            build_run(trial.config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=_idle_teacher)
+            build_run(trial.config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=idle_teacher)
         except UserError as error:
             raise UserError(f"trial {', '.join(trial.cell)!r}: {error}") from None
 
 
 _LEAVES_ALL_POSSIBLE = {"seed": 0, "name": None, "runs": Path()}
-
-
-def _idle_teacher(*_: Any) -> LocalTeacher:
-    return LocalTeacher(torch.zeros(1), AdamRule(1))  # a loss network's first weights are fitted for seconds
 
 
 def experiment_of(base: Path, settings: Mapping[str, Any], *, source: str) -> ExperimentConfig:

@@ -144,4 +144,4 @@ class Segmentation:
             ratio = 2 * hits / (answers + truths).clamp(min=1e-6)
         else:
             ratio = hits / (answers + truths - hits).clamp(min=1e-6)
-        return 1 - ratio[present].mean()
+        return torch.where(present, 1 - ratio, 0).sum() / present.sum().clamp(min=1)

@@ -4,7 +4,6 @@ An arm is one method being trained (`l2t_dln`, `cross_entropy`, ...). `COLUMNS` 
 leaves null what it does not have (cross-entropy has no hypergradient), and may add float columns of its own.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from l2t_ray.files import replaced
 
 
 class Column(NamedTuple):
@@ -104,12 +105,8 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     table = pa.Table.from_arrays(columns, schema=schema)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as temporary:
         pq.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_rows(path: Path | str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from l2t_ray.files import replaced
 from l2t_ray.masking import masked
 
 RECORD = "mlflow_run.json"
@@ -19,7 +20,5 @@ def recorded_run_id(directory: Path) -> str | None:
 
 def write_record(directory: Path, run_id: str | None, uri: str) -> None:
     """Keeps the id, and the store without credentials; not being able to is no reason to stop."""
-    temporary = directory / f".{RECORD}.tmp"
-    with suppress(OSError):  # a run directory that cannot be written shows elsewhere
+    with suppress(OSError), replaced(directory / RECORD) as temporary:  # what cannot be written shows elsewhere
         temporary.write_text(json.dumps({"run_id": run_id, "tracking_uri": masked(uri)}) + "\n")
-        temporary.replace(directory / RECORD)

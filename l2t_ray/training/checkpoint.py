@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from l2t_ray.files import PRIVATE_DIRECTORY, flush
 from l2t_ray.interfaces import MethodState, StudentState, UserError
 from l2t_ray.masking import masked
 from l2t_ray.training import rows_file
 from l2t_ray.training.checkpoint_names import checkpoint_name, in_order, newer
-from l2t_ray.training.files import PRIVATE_DIRECTORY, flush
 from l2t_ray.training.fingerprint import Fingerprint, difference
 from l2t_ray.training.mirror import MANIFEST, Mirror
 from l2t_ray.training.rows_file import EMPTY, Mark, RowsFile

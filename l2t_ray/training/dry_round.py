@@ -1,7 +1,7 @@
 """A round that is only tried: what a model cannot do is found before anything is trained, and said in a sentence."""
 
+import logging
 import tempfile
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from l2t_ray.baselines.phases import Phases
+from l2t_ray.baselines.phases import methods_of
 from l2t_ray.core.derivative_check import check_derivatives
+from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import DynamicLossNetwork
@@ -19,7 +20,9 @@ from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatch
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
 from l2t_ray.training.remedies import Remedy, applied, remedy_for
-from l2t_ray.training.user_module import randomness_left_alone
+from l2t_ray.training.user_module import in_evaluation_mode
+
+_LOG = logging.getLogger(__name__)
 
 
 def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
@@ -30,19 +33,14 @@ def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
     """
     dtype = next(parameter for parameter in module.parameters() if parameter.requires_grad).dtype
     place = Place("evaluated", words.validation, words.val_batch_size, batch, dtype)
-    modes = [(child, child.training) for child in module.modules()]
-    try:
-        with torch.no_grad(), randomness_left_alone(), explained(words, place):
-            outputs = module.eval()(batch)
-        check_outputs(outputs, words, place)
-        return outputs
-    finally:
-        for child, was_training in modes:
-            child.training = was_training
+    with torch.no_grad(), unmoved_draws(batch.device), explained(words, place), in_evaluation_mode(module):
+        outputs = module(batch)
+    check_outputs(outputs, words, place)
+    return outputs
 
 
-def with_remedies(attempt: Callable[[], object]) -> list[Remedy]:
-    """What it took for `attempt` to succeed. It may be made several times.
+def with_remedies(attempt: Callable[[], object], device: torch.device) -> list[Remedy]:
+    """What it took for `attempt` to succeed. It may be made several times, and leaves random numbers as they are.
 
     Raises:
         UserError: what the attempt raised, if nothing helps.
@@ -50,7 +48,7 @@ def with_remedies(attempt: Callable[[], object]) -> list[Remedy]:
     remedies: list[Remedy] = []
     while True:
         try:
-            with applied(remedies), randomness_left_alone():
+            with applied(remedies), unmoved_draws(device):
                 attempt()
             return remedies
         except UserError as failure:
@@ -102,7 +100,7 @@ def dry_round(
             (gradient,) = torch.autograd.grad(task.error(outputs, batch, group), leaf)
             check_finite(gradient, "gradient", words, here)
     with explained(words, here := place("differentiated twice", train)):
-        for part in _methods(method):
+        for part in methods_of(method):
             if not isinstance(part, L2TDLN):
                 with suppress(DivergenceError):  # of the learning rate, which is the arm's own affair
                     part.round(part.init(), batches, 0)
@@ -112,20 +110,13 @@ def dry_round(
                     _try_export(part.objective.loss.network)
 
 
-def _methods(method: Method) -> list[Method]:
-    """The different ones of all phases."""
-    if not isinstance(method, Phases):
-        return [method]
-    return list({id(phase.method): phase.method for phase in method.phases}.values())
-
-
 def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
     result = method.dry_unroll(batches)
     check_finite(result.gradient, "second derivative", words, place)
     problem, student, phi = method.objective.dry_problem(batches)
-    check = check_derivatives(problem, student, phi, batches.train[0], engine=method.engine, otherwise=words.otherwise)
-    if check.sentence:
-        warnings.warn(check.sentence, stacklevel=2)
+    found = check_derivatives(problem, student, phi, batches.train[0], engine=method.engine, otherwise=words.otherwise)
+    if found.sentence:
+        _LOG.warning("%s", found.sentence)
 
 
 def _try_export(loss_network: DynamicLossNetwork) -> None:

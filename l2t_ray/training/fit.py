@@ -141,7 +141,7 @@ def fit(
             dry_round(run.arms[0].method, run.student, run.task, run.group, data.dry_round(), words, learns_loss=learns)
             copied(run.student.module)
 
-        remedies = with_remedies(try_a_round)
+        remedies = with_remedies(try_a_round, place)
         for note in (*notes, *(remedy.note for remedy in remedies)):
             _LOG.warning("model %s.", note)
         run, learner, estimates = _built(settings, FlatModule(student), data, network, seed, place)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
+from l2t_ray.files import PRIVATE_DIRECTORY
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import masked
 from l2t_ray.training.checkpoint_names import in_order
-from l2t_ray.training.files import PRIVATE_DIRECTORY
 from l2t_ray.training.rows_file import EMPTY, NAMES, Mark, RowsFile
 
 MANIFEST = "manifest.json"

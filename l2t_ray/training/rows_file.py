@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from l2t_ray.training.files import PRIVATE
+from l2t_ray.files import PRIVATE, replaced
 
 NAMES: tuple[str, ...] = ("rows.jsonl", "rows.copy.jsonl")
 
@@ -103,9 +103,8 @@ class RowsFile:
 def put(checkpoint: Path, content: bytes) -> None:
     """Gives a checkpoint its rows from elsewhere."""
     for name in NAMES:
-        temporary = checkpoint / f".{name}.{os.getpid()}"
-        _write(temporary, 0, content)
-        temporary.replace(checkpoint / name)
+        with replaced(checkpoint / name) as temporary:
+            _write(temporary, 0, content)
 
 
 def _link(old: Path, new: Path) -> None:

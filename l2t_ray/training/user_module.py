@@ -1,16 +1,15 @@
 """A module that somebody else wrote: copies of it, and what no training can be made of."""
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from l2t_ray.core.draws import counted_draws
 from l2t_ray.interfaces import UserError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -52,12 +51,8 @@ def initialise_lazy(module: nn.Module, inputs: Tensor, seed: int) -> None:
     """Gives lazy modules their shapes and weights, from one pass in evaluation mode. Others are left alone."""
     if not any(is_lazy(tensor) for tensor in [*module.parameters(), *module.buffers()]):
         return
-    modes = [(child, child.training) for child in module.modules()]
-    with torch.no_grad(), randomness_left_alone():
-        torch.manual_seed(seed)
-        module.eval()(inputs)
-    for child, was_training in modes:
-        child.training = was_training
+    with torch.no_grad(), counted_draws(seed, inputs.device), in_evaluation_mode(module):
+        module(inputs)
 
 
 def check_parameters(module: Any, name: str = "model") -> None:
@@ -92,15 +87,15 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def randomness_left_alone() -> Iterator[None]:
-    """Inside, the global generators of torch, NumPy and Python may be drawn from; afterwards they are as before."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from it
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Inside, all parts of the module are; afterwards each is in its own mode again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-            yield
+        yield
     finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+        for part, was_training in modes:
+            part.training = was_training
 
 
 def _with_graph(module: nn.Module) -> Iterator[Tensor]:

@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -165,9 +166,9 @@ class Gated(nn.Module):
 
 
 class Gates(nn.Module):
-    def __init__(self):
+    def __init__(self, block):
         super().__init__()
-        self.blocks = nn.ModuleList([Gated(), Gated()])
+        self.blocks = nn.ModuleList([block(), block()])
 
     def forward(self, x):
         for block in self.blocks:
@@ -175,14 +176,24 @@ class Gates(nn.Module):
         return self.blocks[1](x, x.sigmoid())
 
 
-def test_recomputed_blocks_draw_as_before_and_take_what_modules_take():
-    net = Gates().double()
+class Dropped(Gated):
+    """Leaves some of itself out, by a draw of NumPy's. (The type checker of these tests draws from Python's.)"""
+
+    def forward(self, *args, **kwargs):
+        kept = np.random.rand()  # noqa: NPY002
+        return kept * super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("block", [Gated, Dropped])
+def test_recomputed_blocks_draw_as_before_and_take_what_modules_take(block):
+    net = Gates(block).double()
     flat = FlatModule(net)
 
     def gradient():
         theta = flat.initial().requires_grad_()
         with torch.random.fork_rng():
             torch.manual_seed(3)
+            np.random.seed(3)  # noqa: NPY002
             output = flat(theta, {}, inputs(), training=True).square().sum()
             return torch.autograd.grad(output, theta)[0]
 

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,12 +194,12 @@ def test_what_would_train_wrongly_is_refused(make, sentence):
 
 
 def test_a_check_changes_nothing():
-    model = Model(lambda m, x: F.dropout(m.linear(x)) + m.buffer.add_(1))
+    model = Model(lambda m, x: np.random.rand() * F.dropout(m.linear(x)) + m.buffer.add_(1))  # noqa: NPY002
     flat = FlatModule(model)
     theta, buffers = flat.initial(), flat.initial_buffers()
-    expected, state = theta.clone(), torch.get_rng_state()
+    expected, state, of_numpy = theta.clone(), torch.get_rng_state(), np.random.get_state()[2]  # noqa: NPY002
     flat.check(theta, buffers, INPUTS.detach())
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) and np.random.get_state()[2] == of_numpy  # noqa: NPY002
     assert torch.equal(theta, expected) and buffers["buffer"].tolist() == [0, 0] == model.buffer.tolist()
 
 

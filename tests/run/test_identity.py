@@ -6,8 +6,11 @@ import shutil
 import pytest
 import yaml
 
+from l2t_ray import config as configuration
+from l2t_ray.experiment.identity import shown_yaml
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
+from l2t_ray.run.written import read_config
 from l2t_ray.training.checkpoint import CheckpointStore
 
 
@@ -185,3 +188,10 @@ def test_commands_without_a_name_never_share_a_directory(tmp_path, monkeypatch):
         written = yaml.safe_load((result.directory / "config.yaml").read_text())
         assert (written["seed"], written["name"]) == (seed, result.directory.name)
         assert Experiment.resume(result.directory).config.seed == seed
+
+
+@pytest.mark.parametrize("name", ["1e3", "0o17", "1_000", "010", "2026-11-28", "null", "yes"])
+def test_text_that_looks_like_something_else_is_read_back_as_it_was_written(tmp_path, name):
+    config = configuration.validate({"name": name, "tracking": {"experiment": name}}, source="a test")
+    (tmp_path / "config.yaml").write_text(shown_yaml(config))
+    assert read_config(tmp_path) == config

@@ -83,6 +83,14 @@ def test_errors_are_zero_for_a_perfect_student_and_the_same_on_two_workers(error
     torch.testing.assert_close(torch.cat((slope_first, slope_second)), slope)
 
 
+@pytest.mark.parametrize("error", ["cross_entropy", "soft_miou", "soft_dice"])
+def test_where_no_pixel_counts_there_is_no_error(error):
+    nothing = batch_of(torch.full_like(MASK, 255))
+    z = logits().requires_grad_()
+    found = Segmentation(NAMES, error=error).error(z, nothing, SingleProcess())
+    assert found.item() == 0 and not torch.autograd.grad(found, z)[0].any()
+
+
 def test_scores_come_from_one_confusion_matrix():
     task, z = Segmentation(NAMES), logits()
     totals = task.score(z[:1], batch_of(MASK[:1])) + task.score(z[1:], batch_of(MASK[1:]))

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.dry_round import with_remedies
 from l2t_ray.training.fit import fit
-from l2t_ray.training.user_module import randomness_left_alone
 
 WIDTH = 8
+CPU = torch.device("cpu")
 UNFITTED = DynamicLossNetwork(pairs="softmax", activation="silu")
 """A fitted one takes most of a second."""
 
@@ -308,11 +309,35 @@ def test_an_attempt_may_draw_from_the_global_generators_and_leaves_them_where_th
     def draws():  # not from Python's: the type checker of these tests draws from it too
         return torch.rand(1).item(), np.random.rand()  # noqa: NPY002
 
-    with randomness_left_alone():
+    with unmoved_draws(CPU):
         expected = draws()
-    with_remedies(draws)
-    with randomness_left_alone():
+    with_remedies(draws, CPU)
+    with unmoved_draws(CPU):
         assert draws() == expected
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator: its derivative is that of what it rounds."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Quantised(nn.Linear):
+    def forward(self, x):
+        return super().forward(Rounded.apply(x * self.weight.mean()))
+
+
+def test_gradients_that_are_not_those_of_the_loss_are_trained_with_and_said(caplog):
+    with caplog.at_level("WARNING", logger="l2t_ray"):
+        train_a_little(seeded(lambda: Quantised(WIDTH, 3)), rows := [], warm_share=0.0)
+    assert len(rows) == 2
+    assert any("gradients are not those of its loss" in record.getMessage() for record in caplog.records)
 
 
 def test_without_a_learned_loss_no_second_derivative_is_asked_for():
