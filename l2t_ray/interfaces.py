@@ -4,7 +4,7 @@ Everything here is plain torch: no configuration, no Ray, no files. Shapes use `
 `p` student parameters, `m` loss-network parameters.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -120,7 +120,44 @@ class LossParams(NamedTuple):
 
 
 Metrics = dict[str, float]
-"""Numbers of one round by column name (tracking/metrics.py lists the columns)."""
+"""Numbers by name: those of one round by column (tracking/metrics.py lists the columns), or what a task's `summarise`
+gives."""
+
+
+class Metric(NamedTuple):
+    """A number that says how good a student is: what it is called, how it is shown, and which way is better.
+
+    `title` stands in tables and figures, `short` where there is little room. A value times `factor` is in `unit`, and
+    is shown with so many `digits`.
+    """
+
+    name: str
+    title: str
+    short: str | None = None  # the title
+    unit: str = "%"
+    factor: float | int = 100
+    digits: int = 2
+    higher_is_better: bool = True
+    chance: Callable[[int], float] | None = None  # what guessing comes to, of the number of classes
+
+    @property
+    def on_test(self) -> str:
+        """The column of the metrics table, and the name among the closing numbers."""
+        return f"test_{self.name}"
+
+    @property
+    def on_validation(self) -> str:
+        return f"validation_{self.name}"
+
+    @property
+    def best(self) -> str:
+        """Among the closing numbers: the best one of all evaluations on the test set."""
+        return f"best_{self.on_test}"
+
+    @property
+    def selected(self) -> str:
+        """Among the closing numbers: the one on the test set where that on the validation part was best."""
+        return f"selected_{self.on_test}"
 
 
 @runtime_checkable
@@ -142,12 +179,15 @@ class Task(Protocol):
 
     Attributes:
         name: for messages.
+        metrics: of what `summarise` gives, what stands in tables. The first is the headline: what a student is chosen
+            and reported by.
         kinds: the kinds of each term that `terms` gives, by the term's name, in order; for learned combinations.
         row_is_example: each example is one row, in order. What goes by example (a memory, MentorNet's curriculum,
             reweighting by class centres) needs that.
     """
 
     name: str
+    metrics: tuple[Metric, ...]
     kinds: Mapping[str, Sequence[str]]
     row_is_example: bool
 
@@ -164,7 +204,9 @@ class Task(Protocol):
         """Sums to add over batches and workers; `summarise` turns the totals into metrics."""
         ...
 
-    def summarise(self, totals: Float[Tensor, " s"]) -> Metrics: ...
+    def summarise(self, totals: Float[Tensor, " s"]) -> Metrics:
+        """Numbers by name, `metrics` among them. Columns are `test_<name>` and `validation_<name>`."""
+        ...
 
 
 @runtime_checkable

@@ -6,22 +6,27 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from l2t_ray.core.timing import PARTS
+from l2t_ray.headline import ACCURACY
+from l2t_ray.interfaces import Metric
 
 COLUMNS = {
     "round": "index of the latest round",
     "train_loss": "loss the student descends",
     "val_error": "validation error after the round, nats",
-    "test_accuracy": "latest test accuracy, fraction",
     "images_per_second": "training images a second",
 }
 
 
 class Gauges:
-    """`ray_l2t_ray_<column>{run, arm}`, and `ray_l2t_ray_round_seconds{run, arm, part}` for where the time goes."""
+    """`ray_l2t_ray_<column>{run, arm}`, and `ray_l2t_ray_round_seconds{run, arm, part}` for where the time goes.
 
-    def __init__(self, run: str):
+    The columns are `COLUMNS` and the headline on the test set, as the metrics table has it.
+    """
+
+    def __init__(self, run: str, headline: Metric = ACCURACY):
+        columns = COLUMNS | {headline.on_test: f"latest test {headline.title}, as in the metrics table"}
         self._gauges = {
-            name: _gauge(f"l2t_ray_{name}", description, run, "arm") for name, description in COLUMNS.items()
+            name: _gauge(f"l2t_ray_{name}", description, run, "arm") for name, description in columns.items()
         }
         self._seconds = _gauge("l2t_ray_round_seconds", "seconds of the latest round by part", run, "arm", "part")
 

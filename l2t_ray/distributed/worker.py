@@ -20,6 +20,7 @@ from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.distributed.gauges import Gauges
 from l2t_ray.distributed.remote_teacher import RemoteTeacher, TeacherLostError
 from l2t_ray.experiment.run import build_run, build_store
+from l2t_ray.experiment.tasks import headline_for
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.loop import Run
@@ -84,7 +85,7 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     spec = arguments["spec"]
     if ray.train.get_context().get_world_rank() == 0:
         warnings.showwarning = lambda message, *_, **__: spec.board.note.remote(str(message))
-    poster = Poster(spec.board, Gauges(spec.run_dir.name))
+    poster = Poster(spec.board, Gauges(spec.run_dir.name, headline_for(spec.config)))
     try:
         last = _train(spec, poster)
     except UserError as error:

@@ -15,9 +15,9 @@ from l2t_ray.experiment.images import build_loader, build_policy, corrupted_labe
 from l2t_ray.experiment.methods import build_arm
 from l2t_ray.experiment.parts import MakeTeacher, Parts
 from l2t_ray.experiment.students import build_sgd, build_student
+from l2t_ray.experiment.tasks import build_task
 from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.interfaces import Group, UserError
-from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.checkpoint import CheckpointStore
 from l2t_ray.training.loop import Run
 from l2t_ray.training.mirror import Mirror
@@ -38,7 +38,7 @@ def build_run(
     dataset = load_dataset(config.data)
     student = FlatModule(build_student(config.student, dataset, group=group, seed=config.seed))
     training = config.training
-    trainee = Trainee(student, Classification(), build_sgd(training), group, device)
+    trainee = Trainee(student, build_task(config), build_sgd(training), group, device)
     make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
     parts = Parts(config, dataset, trainee, group, device, make_teacher)
     parts = replace(parts, probe=build_probe(parts))

@@ -16,6 +16,8 @@ import pyarrow.parquet as parquet
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from l2t_ray.headline import ACCURACY, with_unit
+from l2t_ray.interfaces import Metric
 from l2t_ray.reports import figures
 from l2t_ray.reports.published import Published
 from l2t_ray.reports.spread import MISSING, Spread, shown, spread
@@ -50,14 +52,15 @@ class Column(NamedTuple):
     digits: int = 2
 
 
-COLUMNS = (
-    Column("test_accuracy", "final [%]", 100),
-    Column("best_test_accuracy", "best seen [%]", 100),
-    Column("selected_test_accuracy", "chosen on validation [%]", 100),
-    Column("reproduced", "wrong labels given back [%]", 100, 1),
-    Column("seconds", "time [s]", 1, 0),
-    Column("peak_memory_mb", "memory [MB]", 1, 0),
-)
+def columns_of(headline: Metric) -> tuple[Column, ...]:
+    """The columns of a table about this headline."""
+    own = ((headline.on_test, "final"), (headline.best, "best seen"), (headline.selected, "chosen on validation"))
+    return (
+        *(Column(name, with_unit(heading, headline), headline.factor, headline.digits) for name, heading in own),
+        Column("reproduced", "wrong labels given back [%]", 100, 1),
+        Column("seconds", "time [s]", 1, 0),
+        Column("peak_memory_mb", "memory [MB]", 1, 0),
+    )
 
 
 class Entry(NamedTuple):
@@ -91,21 +94,23 @@ def from_directories(directory: Path) -> list[TrialResult]:
     return results
 
 
-def entries(results: Sequence[TrialResult], arms: Sequence[str]) -> list[Entry]:
+def entries(results: Sequence[TrialResult], arms: Sequence[str], headline: Metric = ACCURACY) -> list[Entry]:
     """A line for each of `arms` that has results, in that order. Trials that diverged have no part in the spreads."""
     lines = []
     for arm in arms:
         own = [result for result in results if result.arm == arm]
         if own:
             whole = [result.numbers for result in own if not result.has_diverged]
-            spreads = {column.name: spread(numbers.get(column.name) for numbers in whole) for column in COLUMNS}
+            spreads = {
+                column.name: spread(numbers.get(column.name) for numbers in whole) for column in columns_of(headline)
+            }
             lines.append(Entry(arm, spreads, len(own), len(own) - len(whole)))
     return lines
 
 
-def as_markdown(lines: Sequence[Entry], published: Mapping[str, Published]) -> str:
+def as_markdown(lines: Sequence[Entry], published: Mapping[str, Published], headline: Metric = ACCURACY) -> str:
     """The table. What the paper reports stands in columns of its own, with where it comes from."""
-    columns = [column for column in COLUMNS if any(line.spreads[column.name] for line in lines)]
+    columns = [column for column in columns_of(headline) if any(line.spreads[column.name] for line in lines)]
     headings = ["method", *(column.heading for column in columns)]
     has_diverged, has_paper = any(line.num_diverged for line in lines), bool(published)
     headings += ["diverged"] * has_diverged + ["paper [%]", "source"] * has_paper
@@ -121,12 +126,14 @@ def as_markdown(lines: Sequence[Entry], published: Mapping[str, Published]) -> s
     return markdown(headings, rows)
 
 
-def write_table(path: Path, lines: Sequence[Entry], published: Mapping[str, Published]) -> None:
+def write_table(
+    path: Path, lines: Sequence[Entry], published: Mapping[str, Published], headline: Metric = ACCURACY
+) -> None:
     """The table as Parquet: mean, standard deviation and count of each column; the paper's figures in their own."""
     rows = []
     for line in lines:
         row: dict[str, Any] = {"arm": line.arm, "trials": line.num_trials, "diverged": line.num_diverged}
-        for column in COLUMNS:
+        for column in columns_of(headline):
             value = line.spreads[column.name]
             row[f"{column.name}_mean"] = None if value is None else value.mean
             row[f"{column.name}_std"] = None if value is None else value.std
@@ -142,24 +149,28 @@ def write_table(path: Path, lines: Sequence[Entry], published: Mapping[str, Publ
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
-def comparison_figure(lines: Sequence[Entry], published: Mapping[str, Published]) -> Figure:
-    """Final accuracy with its deviation, the best one seen on the way, and the paper's in grey."""
+def comparison_figure(
+    lines: Sequence[Entry], published: Mapping[str, Published], headline: Metric = ACCURACY
+) -> Figure:
+    """The final headline with its deviation, the best one seen on the way, and the paper's in grey."""
+    factor = headline.factor
     with rc_context(figures.STYLE):
         figure = figures.blank_figure(6.4, 0.34 * len(lines) + 1.2)
         ax = figure.subplots()
         for place, line in enumerate(lines):
-            final, best = line.spreads["test_accuracy"], line.spreads["best_test_accuracy"]
+            final, best = line.spreads[headline.on_test], line.spreads[headline.best]
             theirs, colour = published.get(line.arm), figures.COLOURS[0]
             if best is not None:
-                ax.plot(100 * best.mean, place, "o", mfc="white", mec=colour, zorder=2)
+                ax.plot(factor * best.mean, place, "o", mfc="white", mec=colour, zorder=2)
             if final is not None:
-                deviation = 100 * (final.std or 0)
-                ax.errorbar(100 * final.mean, place, xerr=deviation, fmt="o", color=colour, capsize=3, zorder=3)
+                deviation = factor * (final.std or 0)
+                ax.errorbar(factor * final.mean, place, xerr=deviation, fmt="o", color=colour, capsize=3, zorder=3)
             if theirs is not None:
                 ax.plot(theirs.accuracy, place, "D", color="#999999", markersize=4, zorder=1)
         ax.set_yticks(range(len(lines)), [line.arm for line in lines])
         ax.invert_yaxis()
-        ax.set(title="Test accuracy", xlabel="%   (dot: final, mean and deviation; ring: best seen; grey: the paper's)")
+        legend = f"{headline.unit}   (dot: final, mean and deviation; ring: best seen; grey: the paper's)"
+        ax.set(title=f"Test {headline.title}", xlabel=legend)
     return figure
 
 

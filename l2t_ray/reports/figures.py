@@ -18,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from l2t_ray.headline import ACCURACY, with_unit
+from l2t_ray.interfaces import Metric
 from l2t_ray.tracking.metrics import PARTS, arms, column
 
 Surface = Callable[[np.ndarray], np.ndarray]
@@ -48,15 +50,16 @@ _GRID = 60  # points along each axis of a loss surface
 _SMALLEST_P = 0.01
 
 
-def accuracy_and_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test accuracy and validation error over the rounds, a line for each arm."""
-    return _panels(
-        rows,
-        [
-            ("Test accuracy", "test_accuracy", "accuracy [%]", 100.0, "linear"),
-            ("Validation error", "val_error", "error e [nats]", 1.0, "linear"),
-        ],
-    )
+def accuracy_and_error(rows: Sequence[Mapping[str, Any]], headline: Metric = ACCURACY) -> Figure:
+    """The headline on the test set and the validation error over the rounds, a line for each arm."""
+    error = ("Validation error", "val_error", "error e [nats]", 1.0, "linear")
+    return _panels(rows, [headline_panel(headline), error])
+
+
+def headline_panel(headline: Metric) -> tuple[str, str, str, float, str]:
+    """The headline on the test set: title, column, label, factor and scale."""
+    label = with_unit(headline.title, headline)
+    return f"Test {headline.title}", headline.on_test, label, float(headline.factor), "linear"
 
 
 def gradient_sums(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -216,6 +219,7 @@ def write_figures(
     confusions: Mapping[str, Int[np.ndarray, "c c"]] | None = None,
     noise: Sequence[tuple[str, Float[np.ndarray, "c c"]]] = (),
     class_names: Sequence[str] = (),
+    headline: Metric = ACCURACY,
 ) -> list[Path]:
     """Saves the figures that there are numbers for, as PNG under `run_dir/figures`.
 
@@ -224,13 +228,14 @@ def write_figures(
         confusions: as for `confusion`.
         noise: transition matrices by title, as for `label_noise`.
         class_names: of both kinds of matrices.
+        headline: the column that stands beside the validation error.
 
     Returns:
         The files written.
     """
     figures = {}
-    if _has(rows, "test_accuracy", "val_error"):
-        figures["accuracy_and_error"] = accuracy_and_error(rows)
+    if _has(rows, headline.on_test, "val_error"):
+        figures[f"{headline.name}_and_error"] = accuracy_and_error(rows, headline)
     if _has(rows, "logit_gradient_sum", "gradient_norm"):
         figures["gradient_sums"] = gradient_sums(rows)
     if _has(rows, "hypergradient_norm", "phi_step_norm", "phi_step_max"):

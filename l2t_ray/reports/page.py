@@ -11,16 +11,17 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from l2t_ray.headline import named
 from l2t_ray.reports.figures import STYLE
 from l2t_ray.reports.study import figures, notes, table
 from l2t_ray.reports.tables import markdown
 
 ALT = {
     "final": "Final results with one standard deviation over the seeds",
-    "accuracy": "Test accuracy over the rounds, mean and band of one standard deviation",
     "logit_gradients": "Sum of the gradients at the logits (Figure 1, first), mean and one standard deviation",
     "weight_gradients": "Norm of the gradient at the weights (Figure 1, second), mean and one standard deviation",
 }
+_OF_A_HEADLINE = "Test {} over the rounds, mean and band of one standard deviation"
 _MOST_COLUMNS = 5
 """In a table with more, deviations stand below their means."""
 _STYLE_SHEET = """
@@ -142,8 +143,8 @@ def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         for row in rows
     )
     pictures = "".join(
-        f'<figure><img alt="{ALT[name]}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
-        f"<figcaption>{ALT[name]}.</figcaption></figure>"
+        f'<figure><img alt="{_alt(name)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
+        f"<figcaption>{_alt(name)}.</figcaption></figure>"
         for name, svg in drawn.items()
     )
     wide = ' class="wide"' if len(headings) > _MOST_COLUMNS else ""
@@ -172,9 +173,13 @@ def _markdown(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         markdown(*table(study)).strip(),
         "\n".join(notes(study)),
         f"```sh\n{study['command']}\n```",
-        *(f"![{ALT[name]}](figures/{anchor(study)}-{name}.svg)" for name in drawn),
+        *(f"![{_alt(name)}](figures/{anchor(study)}-{name}.svg)" for name in drawn),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _alt(name: str) -> str:
+    return ALT.get(name) or _OF_A_HEADLINE.format(named(name).title)
 
 
 def _svg(figure: Figure, *, salt: str) -> bytes:

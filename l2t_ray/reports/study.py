@@ -9,7 +9,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from l2t_ray.reports.figures import COLOURS, DASHES, STYLE, blank_figure
+from l2t_ray.headline import headline_of, label_of, metric_of
+from l2t_ray.reports.figures import COLOURS, DASHES, STYLE, blank_figure, headline_panel
 from l2t_ray.reports.spread import MISSING, spread
 from l2t_ray.reports.tables import markdown
 
@@ -17,11 +18,15 @@ Results = Mapping[str, Any]
 MOST_LINES = 6
 _SIZE = (4.8, 3.0)
 """Inches: half of the page on a desktop, and still legible on a phone."""
-_UNITS = {"accuracy": ("%", 100.0, 2), "error": ("nats", 1.0, 4)}
 _PANELS = {
-    "test_accuracy": ("Test accuracy", "accuracy [%]", 100.0, "linear"),
-    "logit_gradient_sum": ("Gradient at the logits", r"$\sum |\partial L / \partial z|$", 1.0, "log"),
-    "gradient_norm": ("Gradient at the weights", r"$\|\partial L / \partial \theta\|_2$", 1.0, "log"),
+    "logit_gradient_sum": (
+        "Gradient at the logits",
+        "logit_gradient_sum",
+        r"$\sum |\partial L / \partial z|$",
+        1.0,
+        "log",
+    ),
+    "gradient_norm": ("Gradient at the weights", "gradient_norm", r"$\|\partial L / \partial \theta\|_2$", 1.0, "log"),
 }
 
 
@@ -36,12 +41,12 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def notes(results: Results) -> list[str]:
     """What a reader has to know about the table."""
-    unit, _, _ = unit_of(results)
     ended = [o for cell in results["cells"] for o in cell["outcomes"] if o is not None]
     total = sum(len(cell["outcomes"]) for cell in results["cells"])
+    label = label_of(results["metric"])
     found = [
-        f"{results['metric'].replace('_', ' ').capitalize()} [{unit}] after the last round: mean ± sample standard "
-        f"deviation over the seeds {_listed(results['seeds'])}. Setting: {results['setting']}."
+        f"{label[0].upper()}{label[1:]} after the last round: mean ± sample standard deviation over the seeds "
+        f"{_listed(results['seeds'])}. Setting: {results['setting']}."
     ]
     if "diverged" in ended:
         counted = "counted as chance" if results["chance"] is not None else "left out"
@@ -78,21 +83,13 @@ def figures(results: Results) -> dict[str, Figure]:
         found["final"] = _final_over_axis(results) if len(results["axes"]) > 1 else _final_of_rows(results)
     curves = results["curves"]
     few = {name: curve for name, curve in curves.items() if 0 < len(curve) <= MOST_LINES}
-    if "test_accuracy" in few:
-        found["accuracy"] = _over_rounds(few["test_accuracy"], "test_accuracy")
+    headline = headline_of(results)
+    if headline.on_test in few:
+        found[headline.name] = _over_rounds(few[headline.on_test], headline_panel(headline))
     for name, column in (("logit_gradients", "logit_gradient_sum"), ("weight_gradients", "gradient_norm")):
         if column in few:
-            found[name] = _over_rounds(few[column], column)
+            found[name] = _over_rounds(few[column], _PANELS[column])
     return found
-
-
-def unit_of(results: Results) -> tuple[str, float, int]:
-    """Unit, factor and digits of the study's metric."""
-    return _UNITS["accuracy" if results["metric"].endswith("accuracy") else "error"]
-
-
-def _label(results: Results) -> str:
-    return f"{results['metric'].replace('_', ' ')} [{unit_of(results)[0]}]"
 
 
 def _matrix(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -109,13 +106,14 @@ def _matrix(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _list(results: Results) -> tuple[list[str], list[list[str]]]:
-    _, factor, digits = unit_of(results)
+    metric = metric_of(results["metric"])
+    factor, digits = metric.factor, metric.digits
     cells, first = results["cells"], results["cells"][0]
     is_drawn = results["axes"] == ["sample"]
     if is_drawn:
         cells = sorted(cells, key=lambda cell: _rank(cell, results))
     has_paper = bool(results["paper"])
-    headings = [results["axes"][0], _label(results)]
+    headings = [results["axes"][0], label_of(results["metric"])]
     headings += [f"difference to {first['cell'][0]}"] * (not is_drawn) + ["paper"] * has_paper
     rows = []
     for cell in cells:
@@ -139,11 +137,12 @@ def _rank(cell: Mapping[str, Any], results: Results) -> float:
     known = _known(cell)
     if not len(known):
         return float("inf")
-    return -known.mean() if results["metric"].endswith("accuracy") else known.mean()
+    return -known.mean() if metric_of(results["metric"]).higher_is_better else known.mean()
 
 
 def _shown(cell: Mapping[str, Any], results: Results) -> str:
-    _, factor, digits = unit_of(results)
+    metric = metric_of(results["metric"])
+    factor, digits = metric.factor, metric.digits
     found = spread(cell["values"])
     diverged = cell["outcomes"].count("diverged")
     mark = f" †{diverged}" if diverged else ""
@@ -167,7 +166,7 @@ def _known(cell: Mapping[str, Any]) -> np.ndarray:
 
 def _final_over_axis(results: Results) -> Figure:
     """The metric over the values of the last axis: a line for each row, a band of one standard deviation."""
-    _, factor, _ = unit_of(results)
+    factor = metric_of(results["metric"]).factor
     columns = list(dict.fromkeys(cell["cell"][-1] for cell in results["cells"]))
     places = _places(columns)
     names = list(dict.fromkeys(tuple(cell["cell"][:-1]) for cell in results["cells"]))
@@ -186,7 +185,7 @@ def _final_over_axis(results: Results) -> Figure:
             ax.set_xscale("log")
             ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticks(places, columns)
-        ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=_label(results))
+        ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=label_of(results["metric"]))
         ax.legend(frameon=False)
     return figure
 
@@ -201,7 +200,7 @@ def _places(labels: Sequence[str]) -> list[float]:
 
 def _final_of_rows(results: Results) -> Figure:
     """A dot for each seed, and the mean with one standard deviation, a line for each row of the table."""
-    _, factor, _ = unit_of(results)
+    factor = metric_of(results["metric"]).factor
     cells = [cell for cell in results["cells"] if len(_known(cell))]
     with rc_context(STYLE):
         figure = blank_figure(_SIZE[0], 0.9 + 0.28 * len(cells))
@@ -213,14 +212,14 @@ def _final_of_rows(results: Results) -> Figure:
             ax.errorbar(values.mean(), i, xerr=std, fmt="D", color="#000000", markersize=4, capsize=3, linewidth=1)
         ax.set_yticks(range(len(cells)), [cell["cell"][0] for cell in cells])
         ax.set_ylim(len(cells) - 0.5, -0.5)
-        ax.set(title=results["title"], xlabel=_label(results))
+        ax.set(title=results["title"], xlabel=label_of(results["metric"]))
         ax.grid(False, axis="y")
     return figure
 
 
-def _over_rounds(curves: Sequence[Mapping[str, Any]], column: str) -> Figure:
+def _over_rounds(curves: Sequence[Mapping[str, Any]], panel: tuple[str, str, str, float, str]) -> Figure:
     """Mean over the seeds with a band of one standard deviation, a line for each cell."""
-    title, label, factor, scale = _PANELS[column]
+    title, _, label, factor, scale = panel
     with rc_context(STYLE):
         figure = blank_figure(*_SIZE)
         ax = figure.subplots()

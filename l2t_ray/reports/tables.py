@@ -5,36 +5,39 @@ from typing import Any
 
 from rich.table import Table
 
+from l2t_ray.headline import headline_of, with_unit
+from l2t_ray.interfaces import Metric
 from l2t_ray.reports.spread import MISSING
 
-HEADINGS = (
-    "arm",
-    "test accuracy [%]",
-    "difference",
-    "best [%]",
-    "validation error",
-    "time [s]",
-    "time ratio",
-)
+
+def comparison_headings(summaries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What stands above `comparison_cells`."""
+    headline = _headline(summaries)
+    own = (with_unit(f"test {headline.title}", headline), "difference", with_unit("best", headline))
+    return ("arm", *own, "validation error", "time [s]", "time ratio")
 
 
 def comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells under `HEADINGS`, a row for each arm; differences (in points) and ratios are to the first arm.
+    """The cells under `comparison_headings`, a row for each arm.
 
-    The accuracy that counts is the one after the last round; the best one is picked by looking at the test set, so it
+    Differences (in points) and ratios are to the first arm.
+
+    The headline that counts is the one after the last round; the best one is picked by looking at the test set, so it
     stands beside for information and nothing is derived from it.
 
     Args:
         summaries: mappings with `arm` and any of `test_accuracy`, `best_test_accuracy` (fractions), `val_error`,
-            `seconds`. What is missing shows as a dash.
+            `seconds`; of another headline than accuracy, as `headline` says. What is missing shows as a dash.
     """
     first: Mapping[str, Any] = summaries[0] if summaries else {}
+    headline = _headline(summaries)
+    form = f"{{:.{headline.digits}f}}"
     return [
         (
             str(summary["arm"]),
-            _show(summary.get("test_accuracy"), 100, "{:.2f}"),
-            _difference(summary, first) if i else "",
-            _show(summary.get("best_test_accuracy"), 100, "{:.2f}"),
+            _show(summary.get(headline.on_test), headline.factor, form),
+            _difference(summary, first, headline) if i else "",
+            _show(summary.get(headline.best), headline.factor, form),
             _show(summary.get("val_error"), 1, "{:.4f}"),
             _show(summary.get("seconds"), 1, "{:.1f}"),
             _ratio(summary.get("seconds"), first.get("seconds")),
@@ -45,7 +48,7 @@ def comparison_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
 
 def comparison(summaries: Sequence[Mapping[str, Any]]) -> str:
     """The comparison as a Markdown table."""
-    return markdown(HEADINGS, comparison_cells(summaries))
+    return markdown(comparison_headings(summaries), comparison_cells(summaries))
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -59,7 +62,7 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """The comparison for the screen."""
     table = Table(header_style="bold")
-    for i, heading in enumerate(HEADINGS):
+    for i, heading in enumerate(comparison_headings(summaries)):
         table.add_column(heading.replace("[", "\\["), justify="right" if i else "left")
     for row in comparison_cells(summaries):
         table.add_row(*row)
@@ -75,13 +78,19 @@ def _rule(widths: Sequence[int]) -> str:
     return "|" + "|".join("-" * (w + 1) + ":" if i else "-" * (w + 2) for i, w in enumerate(widths)) + "|"
 
 
-def _show(value: float | int | None, factor: int, form: str) -> str:
+def _show(value: float | int | None, factor: float | int, form: str) -> str:
     return MISSING if value is None else form.format(factor * value)
 
 
-def _difference(summary: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    here, there = summary.get("test_accuracy"), first.get("test_accuracy")
-    return MISSING if here is None or there is None else f"{100 * (here - there):+.2f}"
+def _difference(summary: Mapping[str, Any], first: Mapping[str, Any], headline: Metric) -> str:
+    here, there = summary.get(headline.on_test), first.get(headline.on_test)
+    if here is None or there is None:
+        return MISSING
+    return f"{headline.factor * (here - there):+.{headline.digits}f}"
+
+
+def _headline(summaries: Sequence[Mapping[str, Any]]) -> Metric:
+    return headline_of(summaries[0] if summaries else {})
 
 
 def _ratio(seconds: float | int | None, reference: float | int | None) -> str:

@@ -17,6 +17,7 @@ from l2t_ray.core.heap import keep_freed_memory
 from l2t_ray.experiment.identity import shown_yaml
 from l2t_ray.experiment.images import load_dataset
 from l2t_ray.experiment.run import build_run, build_store
+from l2t_ray.experiment.tasks import headline_for
 from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.run.place import Place
@@ -61,7 +62,8 @@ class Conduct:
         )
         for note in load_dataset(self.config.data).notes:
             self.screen.message(f"data: {note}")
-        self.screen.start([(name, self.config.training.num_rounds) for name in self.config.arms()])
+        arms = [(name, self.config.training.num_rounds) for name in self.config.arms()]
+        self.screen.start(arms, headline_for(self.config))
         status = "KILLED"
         try:
             tracker.log_params(self.config.flat() | noise_facts(self.config))

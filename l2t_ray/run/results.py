@@ -17,11 +17,14 @@ from l2t_ray.data.catalog import Dataset
 from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, load_dataset
 from l2t_ray.experiment.looks import Closing, closing_look
 from l2t_ray.experiment.run import resolve_device
+from l2t_ray.experiment.tasks import build_task
 from l2t_ray.experiment.teachers import bare_loss_network
 from l2t_ray.files import PUBLIC, write_whole
-from l2t_ray.interfaces import UserError
+from l2t_ray.headline import HEADLINE
+from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.run.loss_card import loss_card
 from l2t_ray.run.written import FINISHED
+from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.training.checkpoint import Cut
 
@@ -69,7 +72,8 @@ def write_results(config: ExperimentConfig, directory: Path, cut: Cut, *, figure
 def _write(config: ExperimentConfig, directory: Path, folder: Path, cut: Cut, *, figures: bool) -> Result:
     write_rows(folder / "metrics.parquet", cut.rows)
     looks = closing_look(config, cut.finished, resolve_device(config)) if figures else {}
-    summaries = [_summary(name, cut, looks) for name in config.arms()]
+    metrics = build_task(config).metrics
+    summaries = [_summary(name, cut, looks, metrics) for name in config.arms()]
     loss_network, surfaces = None, []
     if isinstance(config.method, L2TDLNConfig):
         num_classes = load_dataset(config.data).num_classes
@@ -105,6 +109,7 @@ def _write_figures(
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
         class_names=load_dataset(config.data).train.class_names,
+        headline=build_task(config).metrics[0],
     )
 
 
@@ -117,39 +122,50 @@ def _move(folder: Path, target: Path) -> None:
             path.replace(place)
 
 
-def _summary(arm: str, cut: Cut, looks: Mapping[str, Closing]) -> dict[str, Any]:
+def _summary(arm: str, cut: Cut, looks: Mapping[str, Closing], metrics: Sequence[Metric]) -> dict[str, Any]:
     look = looks.get(arm)
-    summary = summarise(arm, cut.rows, diverged=arm in cut.diverged)
+    summary = summarise(arm, cut.rows, metrics, diverged=arm in cut.diverged)
     return summary | {"reproduced": None if look is None else look.reproduced}
 
 
-def summarise(arm: str, rows: Sequence[Mapping[str, Any]], *, diverged: bool = False) -> dict[str, Any]:
+def summarise(
+    arm: str,
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Metric] = Classification.metrics,
+    *,
+    diverged: bool = False,
+) -> dict[str, Any]:
     """The closing numbers of an arm. Final means the last round; the best one seen is only for comparison.
 
     An arm that diverged has no final ones: its last round was never over.
+
+    Args:
+        metrics: of the task; the first is the headline.
     """
     own = [row for row in rows if row["arm"] == arm]
-    accuracies = [row["test_accuracy"] for row in own if row.get("test_accuracy") is not None]
     last = {} if diverged else own[-1]
+    headline, *others = metrics
     return {
         "arm": arm,
         "rounds": len(own),
         "steps": own[-1]["step"] if own else 0,
-        "test_accuracy": last.get("test_accuracy"),
-        "best_test_accuracy": max(accuracies, default=None),
-        "selected_test_accuracy": _selected(own),
-        "test_error": last.get("test_error"),
+        HEADLINE: headline.name,
+        headline.on_test: last.get(headline.on_test),
+        headline.best: _where_best(own, headline, headline.on_test),
+        headline.selected: _where_best(own, headline, headline.on_validation),
+        **{metric.on_test: last.get(metric.on_test) for metric in others},
         "val_error": last.get("val_error"),
         "seconds": sum(row["seconds"] for row in own),
         "diverged": diverged,
     }
 
 
-def _selected(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Test accuracy where the accuracy on the validation part was best, the first of equals: a choice without the
-    test set."""
-    judged = [row for row in rows if row.get("validation_accuracy") is not None]
-    return max(judged, key=lambda row: row["validation_accuracy"])["test_accuracy"] if judged else None
+def _where_best(rows: Sequence[Mapping[str, Any]], headline: Metric, judge: str) -> float | None:
+    """The headline on the test set where the column `judge` is best, the first of equals. By the column on the
+    validation part that is a choice without the test set."""
+    judged = [row for row in rows if row.get(judge) is not None]
+    best = max if headline.higher_is_better else min
+    return best(judged, key=lambda row: row[judge])[headline.on_test] if judged else None
 
 
 def closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:

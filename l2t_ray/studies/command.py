@@ -115,7 +115,7 @@ def run(sweep: Sweep, *, command: str, in_turn: bool, at_once: int | None, quiet
         total=total,
         tracking=config.tracking,
         axes=axes(study),
-        metric=study.metric,
+        metric=sweep.metric,
         tags={"study": str(study.name), "size": study.size or "", "table": study.table},
         params={"study": study.model_dump(mode="json", exclude={"sizes"})},
         say=say,
@@ -135,7 +135,7 @@ def run(sweep: Sweep, *, command: str, in_turn: bool, at_once: int | None, quiet
                 listener,
                 state=sweep.directory / "tune",
                 config=config,
-                metric=study.metric,
+                metric=sweep.metric,
                 asha=study.asha,
                 at_once=at_once,
             )

@@ -25,7 +25,9 @@ from l2t_ray import config as configuration
 from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
 from l2t_ray.experiment.images import build_policy, load_dataset
 from l2t_ray.experiment.run import resolve_device
-from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
+from l2t_ray.experiment.tasks import headline_for
+from l2t_ray.headline import HEADLINE
+from l2t_ray.interfaces import FailureLimitError, Metric, StoppedError, UserError
 from l2t_ray.masking import masked, masked_tree
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports.comparison import TrialResult, trial_directory
@@ -88,6 +90,11 @@ class Comparison:
             raise UserError(f"--only names {unknown[0]!r}, and {path} has {known}; choose among these.")
         return comparison
 
+    @property
+    def headline(self) -> Metric:
+        """What the table is about."""
+        return headline_for(self.config)
+
     def methods(self) -> dict[str, MethodConfig]:
         """By name, in the order of the table."""
         methods = self.config.arms()
@@ -144,7 +151,7 @@ class Comparison:
             total=len(trials),
             tracking=self.config.tracking,
             axes=["method"],
-            metric="test_accuracy",
+            metric=self.headline.on_test,
             tags={"study": "noisy_labels", "data": self.config.data.name, "budget": self.budget},
             params=self.config.flat() | {"budget": self.budget},
             say=screen.message,
@@ -186,10 +193,10 @@ class Comparison:
     def write_table(self, results: Sequence[TrialResult]) -> str:
         """Writes table.md, table.parquet and trials.parquet; returns the first."""
         published = self._published()
-        lines = table.entries(results, list(self.methods()))
-        text = table.as_markdown(lines, published) + "\n" + self._caption()
+        lines = table.entries(results, list(self.methods()), self.headline)
+        text = table.as_markdown(lines, published, self.headline) + "\n" + self._caption()
         (self.directory / "table.md").write_text(text)
-        table.write_table(self.directory / "table.parquet", lines, published)
+        table.write_table(self.directory / "table.parquet", lines, published, self.headline)
         rows = [{"arm": r.arm, "seed": r.seed, **_plain(r.numbers)} for r in results]
         if rows:
             names = sorted({name for row in rows for name in row} - {"arm", "seed"})
@@ -199,17 +206,17 @@ class Comparison:
 
     def write_figures(self, results: Sequence[TrialResult]) -> None:
         """The table as a figure, and what was measured in the rounds, averaged over seeds."""
-        lines = table.entries(results, list(self.methods()))
+        lines = table.entries(results, list(self.methods()), self.headline)
         rows = table.mean_rows(self.directory, results)
         order = {arm: place for place, arm in enumerate(self.methods())}
         rows.sort(key=lambda row: (order.get(row["arm"], len(order)), row["round"]))
         confusions = table.summed_confusions(self.directory, results)
         names = load_dataset(self.config.data).train.class_names
-        write_figures(self.directory, rows, confusions=confusions, class_names=names)
+        write_figures(self.directory, rows, confusions=confusions, class_names=names, headline=self.headline)
         if lines:
             # Beside a smaller size the paper's figures would squeeze ours together; they stay in the table.
             is_whole = self.config.data.num_train is None and self.config.data.image_size is None
-            figure = table.comparison_figure(lines, self._published() if is_whole else {})
+            figure = table.comparison_figure(lines, self._published() if is_whole else {}, self.headline)
             save_figures(self.directory, {"table": figure})
 
     def _published(self):
@@ -281,7 +288,8 @@ def _what_counts(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _plain(numbers: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: None if value is None else float(value) for name, value in numbers.items() if name != "arm"}
+    no_numbers = ("arm", HEADLINE)
+    return {name: None if value is None else float(value) for name, value in numbers.items() if name not in no_numbers}
 
 
 def _results(directory: Path) -> list[Path]:

@@ -15,12 +15,13 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from l2t_ray import config as configuration
 from l2t_ray import yaml_file
-from l2t_ray.interfaces import UserError
+from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.record import Count, FilePath, Natural, Positive, Real, Record, Whole
 from l2t_ray.sentence import shown
 from l2t_ray.settings import Settings
 
 SizeName = Literal["digits", "small", "full"]
+MetricName = Literal["headline", "best_headline", "test_accuracy", "best_test_accuracy", "test_error", "val_error"]
 
 OWN_KEYS = ("seed", "name", "runs", "controls")
 """Keys of an experiment that a study sets itself."""
@@ -134,8 +135,9 @@ class Study(Record):
     """Table or figure of the paper, for tags and headings."""
     base: FilePath
     """The experiment that all trials start from; relative to the study's file."""
-    metric: Literal["test_accuracy", "best_test_accuracy", "test_error", "val_error"] = "test_accuracy"
-    """Column of a run's closing table that the study's table shows."""
+    metric: MetricName = "headline"
+    """Which of a run's closing numbers the study's table shows: the task's headline (accuracy, for images with one
+    label each) after the last round or the best one seen, or one by its name."""
     seeds: Seeds = (0, 1, 2)
     settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
     """Set in every trial."""
@@ -204,6 +206,22 @@ class Study(Record):
                 "sizes": {},
             }
         )
+
+    def closing_number(self, metrics: Sequence[Metric]) -> str:
+        """The name of `metric` among the closing numbers of a task with these metrics.
+
+        Raises:
+            UserError: if they have none of that name.
+        """
+        headline = metrics[0]
+        name = {"headline": headline.on_test, "best_headline": headline.best}.get(self.metric, self.metric)
+        known = [*(metric.on_test for metric in metrics), headline.best, "val_error"]
+        if name not in known:
+            raise UserError(
+                f"metric of the study {self.name} is {self.metric}, and its runs have {', '.join(known)}; set headline "
+                "or best_headline."
+            )
+        return name
 
     def to_yaml(self) -> str:
         return yaml_file.dump(self.model_dump(mode="json"))

@@ -23,6 +23,8 @@ from ray.tune.search import Searcher
 
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.distributed.launch import ENVIRONMENT, ray_session
+from l2t_ray.experiment.tasks import headline_for
+from l2t_ray.headline import ACCURACY, HEADLINE, metric_of
 from l2t_ray.interfaces import UserError
 from l2t_ray.studies.declaration import Asha
 from l2t_ray.studies.outcome import Outcome, run_trial, write_outcome
@@ -46,7 +48,7 @@ def run_on_tune(
     *,
     state: Path,
     config: ExperimentConfig,
-    metric: str = "test_accuracy",
+    metric: str = ACCURACY.on_test,
     asha: Asha | None = None,
     at_once: int | None = None,
 ) -> None:
@@ -158,7 +160,7 @@ def _scheduler(metric: str, asha: Asha, num_rounds: int) -> AsyncHyperBandSchedu
     return AsyncHyperBandScheduler(
         time_attr="round",
         metric="value",
-        mode="max" if metric.endswith("accuracy") else "min",
+        mode="max" if metric_of(metric).higher_is_better else "min",
         max_t=num_rounds,
         grace_period=min(asha.grace_rounds, num_rounds),
         reduction_factor=asha.reduction,
@@ -193,7 +195,7 @@ class _Stopped(Exception):
 class TrialActor(tune.Trainable):
     """Trains one trial in a thread of its own, and reports whenever the test set was passed over."""
 
-    def setup(self, config: dict[str, Any], *, metric: str = "test_accuracy", in_step: bool = False) -> None:
+    def setup(self, config: dict[str, Any], *, metric: str = ACCURACY.on_test, in_step: bool = False) -> None:
         self._metric, self._in_step = metric, in_step
         self._begin(config["trial"])
 
@@ -242,10 +244,11 @@ class TrialActor(tune.Trainable):
     def _is_to_decide(self, row: Mapping[str, Any]) -> bool:
         """Whether the scheduler is asked after this row: not where all rounds are done, for a trial that it stopped
         there would not count as finished."""
-        return row.get("test_accuracy") is not None and row["round"] + 1 < self._num_rounds
+        return row.get(self._evaluated) is not None and row["round"] + 1 < self._num_rounds
 
     def _begin(self, trial: Trial) -> None:
         self._round, self._value, self._num_rounds = 0, math.nan, trial.config.training.num_rounds
+        self._evaluated = headline_for(trial.config).on_test
         self._news: queue.Queue[Any] = queue.Queue()
         self._go_on = threading.Semaphore(0)
         self._is_stopped = threading.Event()
@@ -308,7 +311,9 @@ class _Relay(tune.Callback):
             return
         self._ended.add(own.name)
         last = self._last.get(own.name, {})
-        numbers = {"rounds": last.get("round", -1) + 1, "best_test_accuracy": last.get("test_accuracy"), **last}
+        headline = headline_for(own.config)
+        numbers = {"rounds": last.get("round", -1) + 1, HEADLINE: headline.name}
+        numbers |= {headline.best: last.get(headline.on_test), **last}
         outcome = Outcome("stopped", numbers, f"given up after {numbers['rounds']} rounds")
         self._listener.on_end(own, write_outcome(own.directory, outcome))
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from l2t_ray.experiment.images import load_dataset
+from l2t_ray.headline import HEADLINE, metric_of
 from l2t_ray.reports.study import write_study
 from l2t_ray.studies.outcome import Outcome, read_outcome
 from l2t_ray.studies.sweep import Sweep
 from l2t_ray.studies.trials import Trial, axes, by_cell
 from l2t_ray.tracking.metrics import read_rows
 
-CURVES = ("test_accuracy", "logit_gradient_sum", "gradient_norm")
+CURVES = ("logit_gradient_sum", "gradient_norm")
+"""Over the rounds, beside the headline."""
 FILE = "results.json"
 
 
@@ -30,11 +32,13 @@ def collect(sweep: Sweep, *, command: str) -> dict[str, Any]:
     """What the trials came to, as far as they have ended.
 
     A trial that diverged has no accuracy: it counts as chance, one over the number of classes, and is counted beside.
-    It has no error at all.
+    It has no number at all where there is no such thing as chance, as for an error.
     """
     study = sweep.study
     config = sweep.planned[0].config
-    chance = 1 / load_dataset(config.data).num_classes if study.metric.endswith("accuracy") else None
+    headline, metric = sweep.metrics[0], sweep.metric
+    of_guessing = metric_of(metric).chance
+    chance = None if of_guessing is None else of_guessing(load_dataset(config.data).num_classes)
     cells = by_cell(sweep.trials)
     return {
         "name": study.name,
@@ -43,16 +47,17 @@ def collect(sweep: Sweep, *, command: str) -> dict[str, Any]:
         "claim": study.claim,
         "table": study.table,
         "command": command,
-        "metric": study.metric,
+        HEADLINE: headline.name,
+        "metric": metric,
         "axes": axes(study),
         "seeds": list(study.seeds),
         "paper": study.paper,
         "setting": _setting(study.settings, config.data.name, config.student.name, config.training.num_rounds),
         "chance": chance,
-        "cells": [_cell(cell, trials, study.metric, chance) for cell, trials in cells.items()],
+        "cells": [_cell(cell, trials, metric, chance) for cell, trials in cells.items()],
         "curves": {
             column: [{"cell": cell, **curve} for cell, trials in cells.items() if (curve := _curve(trials, column))]
-            for column in CURVES
+            for column in (headline.on_test, *CURVES)
         },
     }
 

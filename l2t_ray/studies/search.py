@@ -7,6 +7,7 @@ goes on with the samples it had, and Optuna hears of those that have ended as if
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from l2t_ray.headline import metric_of
 from l2t_ray.interfaces import UserError
 from l2t_ray.studies.declaration import Distribution, Study
 from l2t_ray.studies.outcome import Outcome, read_outcome
@@ -36,7 +37,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._sweep, self._listener = optuna, sweep, listener
         study = sweep.study
-        self._maximise = study.metric.endswith("accuracy")
+        self._maximise = metric_of(sweep.metric).higher_is_better
         self._study = optuna.create_study(direction="maximize" if self._maximise else "minimize")
         self._space = {key: _in_optuna(optuna, d) for key, d in study.distributions.items()}
         self._at_random = draws(study.distributions, min(MOST_AT_RANDOM, max(1, study.samples // 4)))
@@ -90,7 +91,7 @@ class Search:
 
     def _tell(self, trial: Trial, outcome: Outcome) -> None:
         worst = 0.0 if self._maximise else float("inf")
-        value = None if outcome.kind == "diverged" else outcome.numbers.get(self._sweep.study.metric)
+        value = None if outcome.kind == "diverged" else outcome.numbers.get(self._sweep.metric)
         self._study.tell(self._numbers[trial.name], worst if value is None else value)
 
 

@@ -18,8 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from l2t_ray import config as configuration
 from l2t_ray import yaml_file
+from l2t_ray.experiment.tasks import build_task
 from l2t_ray.files import write_whole
-from l2t_ray.interfaces import UserError
+from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.masking import is_masked, masked_tree
 from l2t_ray.run import working_directory
 from l2t_ray.studies.declaration import Study, load_study
@@ -55,8 +56,8 @@ class Sweep:
         """A new study, in a directory named after it.
 
         Raises:
-            UserError: if there is one already, a trial is not a possible experiment, its data is missing, or the
-                paper's numbers are of something else; nothing is written then.
+            UserError: if there is one already, a trial is not a possible experiment, its data is missing, its closing
+                numbers lack the study's metric, or the paper's numbers are of something else; nothing is written then.
         """
         name = f"{study.name}-{study.size}" if study.size else str(study.name)
         sweep = cls(study, (working_directory() / runs.expanduser()).resolve() / name)
@@ -67,6 +68,7 @@ class Sweep:
                 "place with --runs."
             )
         check_paper(study, [trial.cell for trial in sweep.planned])
+        sweep.study.closing_number(sweep.metrics)
         check_trials(sweep.planned)
         base = configuration.read_tree(study.base)
         try:
@@ -97,6 +99,16 @@ class Sweep:
     def planned(self) -> list[Trial]:
         """All trials, as far as that can be said beforehand: what is searched for is drawn at random here."""
         return trials(self.study, self.directory / "trials", source=f"the study {self.study.name}")
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Of the trials' task; the first is the headline."""
+        return build_task(self.planned[0].config).metrics
+
+    @property
+    def metric(self) -> str:
+        """Name of the closing number that the study is about."""
+        return self.study.closing_number(self.metrics)
 
     @property
     def trials(self) -> list[Trial]:

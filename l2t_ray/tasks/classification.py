@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from l2t_ray.headline import ACCURACY, ERROR
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Terms
 
 
@@ -17,6 +18,7 @@ class Classification:
     """
 
     name = "classification"
+    metrics = (ACCURACY, ERROR)
     kinds: Mapping[str, Sequence[str]] = {}
     row_is_example = True
 
@@ -41,7 +43,7 @@ class Classification:
     def summarise(self, totals: Float[Tensor, "3"]) -> Metrics:
         """Accuracy as a fraction, and mean cross-entropy."""
         correct, error, count = totals.tolist()
-        return {"test_accuracy": correct / count, "test_error": error / count}
+        return {"accuracy": correct / count, "error": error / count}
 
 
 def _at_least_single(logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from l2t_ray.headline import ACCURACY, CLASS_ACCURACY, ERROR, MIOU
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms
 from l2t_ray.tasks.shares import share_of
 
@@ -29,6 +30,7 @@ class Segmentation:
     """
 
     name = "segmentation"
+    metrics = (MIOU, ACCURACY, CLASS_ACCURACY, ERROR)
     row_is_example = False
 
     def __init__(
@@ -94,13 +96,13 @@ class Segmentation:
         iou, recall = hits / union, hits / truth
         occurs = union > 0
         metrics = {
-            "test_miou": iou[occurs].mean().item(),
-            "test_accuracy": (hits.sum() / truth.sum()).item(),
-            "test_class_accuracy": recall[truth > 0].mean().item(),
-            "test_error": (totals[-1] / truth.sum()).item(),
+            "miou": iou[occurs].mean().item(),
+            "accuracy": (hits.sum() / truth.sum()).item(),
+            "class_accuracy": recall[truth > 0].mean().item(),
+            "error": (totals[-1] / truth.sum()).item(),
         }
         names = self.kinds["cross_entropy"]
-        return metrics | {f"test_iou_{name}": iou[k].item() for k, name in enumerate(names) if occurs[k]}
+        return metrics | {f"iou_{name}": iou[k].item() for k, name in enumerate(names) if occurs[k]}
 
     def _rows_of(self, targets: Tensor | Mapping[str, Tensor]) -> tuple[Int[Tensor, "n m"], Int[Tensor, "n m"] | None]:
         """The labels of each example's rows, and which pixels they are (None: all)."""

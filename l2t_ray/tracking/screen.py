@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from l2t_ray.headline import ACCURACY, headline_of, shown
+from l2t_ray.interfaces import Metric
 from l2t_ray.masking import masked
 
 _ETA_ROUNDS = 50  # rounds that the remaining time is estimated from
@@ -57,12 +59,14 @@ class Screen:
         self._interval = interval
         self._clock = clock
         self._arms: dict[str, _Arm] = {}
+        self._headline = ACCURACY
         self._last_line: dict[str, float] = {}
         self._progress: Progress | None = None
 
-    def start(self, arms: Sequence[tuple[str, int]]) -> None:
-        """Prepares a bar for each (name, number of rounds)."""
+    def start(self, arms: Sequence[tuple[str, int]], headline: Metric = ACCURACY) -> None:
+        """Prepares a bar for each (name, number of rounds); `headline` is shown whenever it is measured."""
         self.stop()
+        self._headline = headline
         self._arms = {name: _Arm(num_rounds) for name, num_rounds in arms}
         self._last_line = {}
         if self._quiet or not self._console.is_terminal:
@@ -80,7 +84,7 @@ class Screen:
         self._progress.start()
 
     def update(self, row: Mapping[str, Any]) -> None:
-        """Shows a row; columns it lacks keep their last value on screen (accuracy is not measured in each round)."""
+        """Shows a row; columns it lacks keep their last value on screen (not every round is evaluated)."""
         arm = self._arms.get(row["arm"])
         if self._quiet or arm is None:
             return
@@ -89,7 +93,7 @@ class Screen:
         if arm.arrivals and row["round"] <= arm.arrivals[-1][1]:  # went back to a checkpoint
             arm.arrivals.clear()
         arm.arrivals.append((now, row["round"]))
-        numbers = _numbers(arm)
+        numbers = _numbers(arm, self._headline)
         if self._progress is not None and arm.task is not None:
             self._progress.update(arm.task, completed=arm.num_done, numbers=numbers)
             return
@@ -123,16 +127,18 @@ def summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """A table with one line for each arm, from the mappings of `summary.json`.
 
     Args:
-        summaries: mappings with `arm` and any of `test_accuracy`, `best_test_accuracy`, `val_error`, `seconds`.
+        summaries: mappings with `arm` and any of `test_accuracy`, `best_test_accuracy`, `val_error`, `seconds`; of
+            another headline than accuracy, as `headline` says.
     """
+    columns = _summary_columns(headline_of(summaries[0] if summaries else {}))
     table = Table("arm", title=None, header_style="bold")
-    for heading, _, _ in _SUMMARY_COLUMNS:
+    for heading, _, _ in columns:
         table.add_column(heading, justify="right")
     for summary in summaries:
         missing = "diverged" if summary.get("diverged") else "–"
         table.add_row(
             str(summary["arm"]),
-            *(missing if (v := summary.get(key)) is None else show(v) for _, key, show in _SUMMARY_COLUMNS),
+            *(missing if (v := summary.get(key)) is None else show(v) for _, key, show in columns),
         )
     return table
 
@@ -144,25 +150,23 @@ def duration(seconds: float | int) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _percent(value: float | int) -> str:
-    return f"{100 * value:.2f} %"
+def _summary_columns(headline: Metric) -> tuple[tuple[str, str, Callable[[float], str]], ...]:
+    """Heading, name among the closing numbers, and how a value is shown."""
+    return (
+        (f"test {headline.title}", headline.on_test, lambda value: shown(value, headline)),
+        ("best", headline.best, lambda value: shown(value, headline)),
+        ("validation error", "val_error", "{:.4f}".format),
+        ("time", "seconds", duration),
+    )
 
 
-_SUMMARY_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("test accuracy", "test_accuracy", _percent),
-    ("best", "best_test_accuracy", _percent),
-    ("validation error", "val_error", "{:.4f}".format),
-    ("time", "seconds", duration),
-)
-
-
-def _numbers(arm: _Arm) -> str:
+def _numbers(arm: _Arm, headline: Metric) -> str:
     latest, left = arm.latest, arm.seconds_left()
     parts = []
     if "val_error" in latest:
         parts.append(f"val error {latest['val_error']:.4f}")
-    if "test_accuracy" in latest:
-        parts.append(f"test acc {100 * latest['test_accuracy']:.2f} %")
+    if headline.on_test in latest:
+        parts.append(f"test {headline.short or headline.title} {shown(latest[headline.on_test], headline)}")
     if "images_per_second" in latest:
         parts.append(f"{latest['images_per_second']:,.0f} img/s")
     if left is not None:

@@ -6,12 +6,16 @@ import torch
 
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.student import outputs_of
-from l2t_ray.interfaces import Batch, Group, Metrics, StudentState, Task
+from l2t_ray.interfaces import Batch, Group, Metrics, StudentState, Task, UserError
 
 
 @torch.no_grad()
 def evaluate(student: FlatModule, state: StudentState, task: Task, batches: Iterable[Batch], group: Group) -> Metrics:
-    """The task's metrics over all batches of all workers, with the running statistics of batch norm."""
+    """The task's metrics over all batches of all workers, with the running statistics of batch norm.
+
+    Raises:
+        UserError: if the task does not give what its `metrics` say.
+    """
     totals = None
     for batch in batches:
         outputs = outputs_of(student, state.theta, state.buffers, batch, training=False)
@@ -19,4 +23,11 @@ def evaluate(student: FlatModule, state: StudentState, task: Task, batches: Iter
         totals = score if totals is None else totals + score
     if totals is None:
         raise ValueError("evaluate needs at least one batch, got none.")
-    return task.summarise(group.sum(totals))
+    metrics = task.summarise(group.sum(totals))
+    missing = [metric.name for metric in task.metrics if metric.name not in metrics]
+    if missing:
+        raise UserError(
+            f"summarise of the task {task.name} gives {', '.join(metrics) or 'nothing'}, and its `metrics` name "
+            f"{missing[0]!r} too; give the same names, without a prefix such as test_."
+        )
+    return metrics

@@ -216,8 +216,8 @@ class Run:
         if not self.tests_on_validation:
             sets.append(self.data.validation(self.data.epoch(index)))
         scores = [evaluate(self.student, state.student, self.task, batches, self.group) for batches in sets]
-        on_test, on_validation = scores[0], scores[-1]
-        metrics = on_test | {f"validation_{name.removeprefix('test_')}": x for name, x in on_validation.items()}
+        metrics = {f"test_{name}": x for name, x in scores[0].items()}
+        metrics |= {f"validation_{name}": x for name, x in scores[-1].items()}
         return metrics if arm.probe is None else metrics | arm.probe(arm.method, state, index)
 
     def _keep(self, cut: Cut, store: CheckpointStore | None, on_cut: OnCut) -> None:

@@ -1,0 +1,29 @@
+"""Columns and closing numbers by their headline."""
+
+import pytest
+
+from l2t_ray.headline import ACCURACY, AP, ERROR, MIOU, headline_of, label_of, metric_of, named, shown
+
+
+@pytest.mark.parametrize(
+    ("column", "metric", "label"),
+    [
+        ("test_accuracy", ACCURACY, "test accuracy [%]"),
+        ("best_test_accuracy", ACCURACY, "best test accuracy [%]"),
+        ("val_error", ERROR, "val error [nats]"),
+        ("selected_test_miou", MIOU, "selected test mIoU [%]"),
+        ("validation_ap", AP, "validation AP [%]"),
+        ("best_test_word_count", named("word_count"), "best test word count"),
+    ],
+)
+def test_a_column_says_what_it_is_of(column, metric, label):
+    assert metric_of(column) == metric and label_of(column) == label
+
+
+def test_numbers_that_name_no_headline_are_about_accuracy():
+    assert headline_of({}) is ACCURACY and headline_of({"headline": "miou"}) is MIOU
+
+
+def test_values_are_shown_in_their_unit():
+    assert shown(0.76834, ACCURACY) == "76.83 %" and shown(1.25, ERROR) == "1.2500 nats"
+    assert shown(3.0, named("word_count")) == "3.0000"
