@@ -121,6 +121,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             old_name = old.get("name", default)
             is_other = default is not None and new.get("name", old_name) != old_name
             result[key] = new if is_other else _merged(old, new)
+        elif isinstance(new, dict) and old is not None:
+            result[key] = old  # no section: what is wrong with it is said where it stands, and not hidden by the other
         else:
             result[key] = new
     return result

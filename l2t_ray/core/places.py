@@ -1,9 +1,13 @@
 """Where a module's tensors are looked up, so that others can be put there for a while; and its modes, likewise."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from l2t_ray.interfaces import UserError
 
 
 class Place(NamedTuple):
@@ -112,6 +116,27 @@ def _plain_attributes(module: nn.Module) -> Iterator[tuple[Any, Any, Tensor]]:
                 sought.append(value)
 
 
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Refuses a module whose weights change inside: afterwards they are what they were before.
+
+    Raises:
+        UserError: naming the part whose own `train()` does more than set the mode (as one that merges an adapter does).
+    """
+    own = [part for part in module.modules() if type(part).train is not nn.Module.train]
+    before = [(t, t.detach().clone()) for part in own for t in (*part.parameters(), *part.buffers())]
+    yield
+    changed = [tensor for tensor, value in before if not torch.equal(tensor.detach(), value)]
+    with torch.no_grad():
+        for tensor, value in before:
+            tensor.copy_(value)
+    if changed:
+        raise UserError(
+            f"train() or eval() of the model's {type(own[0]).__name__} changes its weights, as merging an adapter does; "
+            "switch that off, for the mode is switched for each evaluation without calling them."
+        )
+
+
 class Modes:
     """Training and evaluation mode of a module, part by part.
 
@@ -123,9 +148,10 @@ class Modes:
     def __init__(self, module: nn.Module):
         self._parts = [vars(part) for part in module.modules()]
         own = self._now()
-        module.train()
-        training = self._now()
-        module.eval()
+        with _unchanged(module):
+            module.train()
+            training = self._now()
+            module.eval()
         self._wanted = {
             False: self._now(),
             True: [new and old for new, old in zip(training, own, strict=True)] if own[0] else training,

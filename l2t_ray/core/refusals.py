@@ -35,19 +35,30 @@ def refuse_unfit(module: nn.Module) -> None:
         if p.is_complex():
             raise UserError(
                 f"the model's parameter {name} is complex; make it a real one with a last dimension of 2, and use "
-                "torch.view_as_complex(...) in forward()."
+                "torch.complex(w[..., 0], w[..., 1]) in forward()."
             )
     for attribute, remedy in (("dtype", "convert all, for instance by model.float()"), ("device", "move all to one")):
         kinds = {str(getattr(p, attribute)).removeprefix("torch."): name for name, p in trained.items()}
         if len(kinds) > 1:
             found = ", ".join(f"{kind} ({name})" for kind, name in kinds.items())
             raise UserError(f"the model's trained parameters must have one {attribute}, got {found}; {remedy}.")
+    refuse_hooks(module)
     owners: dict[int, str] = {}
     for name, p in trained.items():
         other = owners.setdefault(p.data_ptr(), name)
         if other != name and p.numel():
             raise UserError(
                 f"the model's parameters {other} and {name} share memory but are two; make them one nn.Parameter."
+            )
+
+
+def refuse_hooks(module: nn.Module, name: str = "the model") -> None:
+    """Refuses hooks on parameters: gradients are taken in the flat vector, where they would not run."""
+    for key, p in module.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise UserError(
+                f"{name} has a hook on its parameter {key}, which would not run; mask or scale what is made of it in "
+                "forward() instead, as torch.nn.utils.parametrize does, or freeze it."
             )
 
 

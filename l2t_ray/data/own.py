@@ -176,7 +176,7 @@ def _converted(
     train, test = ([name for name in listings if (name == "test") == is_test] for is_test in (False, True))
     return tuple(  # pyright: ignore[reportReturnType]
         keep(
-            _image_set(names, images, listings, class_names, {**source, "names": _file_names(root, names, listings)}),
+            _image_set(names, images, listings, class_names, source | _file_names(root, names, listings)),
             paths[names[0]],
         )
         for names in (train, test)

@@ -24,12 +24,13 @@ def _whole(value: Any, least: int, below: float = math.inf) -> bool:
 
 
 def _number(value: Any, is_allowed: Callable[[float], bool]) -> bool:
-    return (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and math.isfinite(float(value))
-        and is_allowed(float(value))
-    )
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
+    return math.isfinite(number) and is_allowed(number)
 
 
 def _is_sound(network: Any) -> bool:

@@ -50,6 +50,13 @@ def explained(words: Words, place: Place) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except OSError as error:
+        if error.filename is None and words.is_own:  # the model's own
+            raise UserError(_sentence(words, place, error) or str(error)) from error
+        raise UserError(
+            f"a file cannot be written or read ({error.filename or 'temporary'}: {error.strerror}); free space, or set "
+            "TMPDIR to another place."
+        ) from error
     except Exception as error:
         sentence = _sentence(words, place, error)
         if sentence is None:

@@ -176,7 +176,7 @@ class Run:
             }
             rows.append(row)
             if self.group.rank == 0:
-                on_row(row)
+                on_row(dict(row))
             if is_last:
                 _snapshot(snapshots, arm, state, done)
                 finished[arm.name] = state.student

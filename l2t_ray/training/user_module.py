@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from l2t_ray.core.draws import counted_draws
+from l2t_ray.core.refusals import refuse_hooks
 from l2t_ray.interfaces import UserError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -28,13 +29,17 @@ def copied(module: AnyModule, name: str = "model") -> AnyModule:
         memo = {id(tensor): tensor.detach().clone() for tensor in _with_graph(module)}
         for buffer in filter(is_lazy, module.buffers()):
             memo[id(buffer)] = UninitializedBuffer(False, buffer.device, buffer.dtype)  # pyright: ignore
-        return deepcopy(module, memo)
+        copy = deepcopy(module, memo)
     except Exception as error:
         raise UserError(
             f"{name} cannot be copied, and a copy of it is what is trained: copy.deepcopy gives "
             f"{type(error).__name__}: {first_line(error)}; keep locks, files and generators out of it, or give it a "
             "__deepcopy__."
         ) from error
+    mine = {id(parameter) for parameter in module.parameters()}
+    if any(id(parameter) in mine for parameter in copy.parameters()):
+        raise UserError(f"a copy of {name} shares its weights (its own __deepcopy__?), and would train it; mend that.")
+    return copy
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -65,6 +70,7 @@ def check_parameters(module: Any, name: str = "model") -> None:
         raise UserError(f"{name} must be a torch.nn.Module, got a {type(module).__name__}.")
     if any(isinstance(child, torch.jit.ScriptModule) for child in module.modules()):
         raise UserError(f"{name} has a TorchScript module, whose weights cannot be replaced; give the plain module.")
+    refuse_hooks(module, name)  # a copy would have lost them
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trained:
         raise UserError(

@@ -1,9 +1,11 @@
 """Where tensors are looked up, and the modes of a module's parts."""
 
+import pytest
 import torch
 from torch import nn
 
 from l2t_ray.core.places import Modes, Places
+from l2t_ray.interfaces import UserError
 
 
 class Keeper(nn.Module):
@@ -87,3 +89,20 @@ def test_a_modules_own_train_and_eval_have_their_say():
     assert part_modes(module) == [True, True, False, True]
     modes.put(False)
     assert part_modes(module) == [False, False, False, True]
+
+
+class Merging(nn.Linear):
+    """As an adapter that merges itself into the weight for evaluation."""
+
+    def train(self, mode=True):
+        with torch.no_grad():
+            self.weight.add_(1.0 if mode else -1.0)
+        return super().train(mode)
+
+
+def test_a_mode_that_changes_weights_is_refused_and_undone():
+    module = Merging(2, 3)
+    before = module.weight.detach().clone()
+    with pytest.raises(UserError, match=r"train\(\) or eval\(\) of the model's Merging changes its weights"):
+        Modes(module)
+    assert torch.equal(module.weight, before)

@@ -137,3 +137,27 @@ def test_advice_on_divergence_is_in_the_arguments_of_fit_and_knows_large_inputs(
         fitted(seeded(lambda: nn.Linear(WIDTH, 3)), learning_rate=1e9)
     with pytest.raises(DivergenceError, match=r"smaller learning_rate, or scale the inputs, which reach \d+"):
         fitted(seeded(lambda: nn.Linear(WIDTH, 3)), train=(inputs * 1e3, labels), learning_rate=1e9)
+
+
+def hooked():
+    model = nn.Linear(4, 3)
+    model.weight.register_hook(lambda gradient: gradient * 0)
+    return model
+
+
+class ItsOwnCopy(nn.Linear):
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (hooked, "model has a hook on its parameter weight, which would not run"),
+        (lambda: ItsOwnCopy(4, 3), "a copy of model shares its weights"),
+    ],
+)
+def test_what_a_copy_would_lose_or_share_is_refused(make, sentence):
+    examples = torch.randn(60, 4), torch.arange(60) % 3
+    with pytest.raises(UserError, match=sentence):
+        fit(make(), train=examples, validation=examples, num_rounds=2, batch_size=10, val_batch_size=20)
