@@ -132,7 +132,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             tensor.copy_(value)
     if changed:
         raise UserError(
-            f"train() or eval() of the model's {type(own[0]).__name__} changes its weights, as merging an adapter does; "
+            f"train() or eval() of the model's {type(own[0]).__name__} changes its weights, as merging adapters does; "
             "switch that off, for the mode is switched for each evaluation without calling them."
         )
 
