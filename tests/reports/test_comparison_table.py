@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as parquet
 
+from l2t_ray.headline import ERROR, MIOU
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports.comparison import TrialResult
 from l2t_ray.reports.published import noisy_labels
@@ -37,6 +38,18 @@ def test_ours_and_the_papers_stand_apart():
 def test_without_published_figures_there_are_no_such_columns():
     lines = cells(table.as_markdown(table.entries(RESULTS[:2], ARMS), {}))
     assert lines[0] == ["method", "final [%]", "best seen [%]", "time [s]"]
+
+
+def test_the_table_is_about_the_headline(tmp_path):
+    result = TrialResult("l2t_dln", 0, {"test_miou": 0.5, "best_test_miou": 0.55, "test_error": 1.5, "seconds": 5.0})
+    lines = table.entries([result], ARMS, MIOU)
+    assert cells(table.as_markdown(lines, {}, MIOU))[2] == ["l2t_dln", "50.00 (1)", "55.00 (1)", "5 (1)"]
+    table.write_table(tmp_path / "t.parquet", lines, {}, MIOU)
+    (row,) = parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert row["test_miou_mean"] == 0.5 and row["best_test_miou_mean"] == 0.55 and "test_accuracy_mean" not in row
+    assert table.comparison_figure(lines, {}, MIOU).axes[0].get_title(loc="left") == "Test mIoU"
+    headings, _, ours = cells(table.as_markdown(table.entries([result], ARMS, ERROR), {}, ERROR))
+    assert headings[1] == "final [nats]" and ours[1] == "1.5000 (1)"
 
 
 def test_parquet(tmp_path):

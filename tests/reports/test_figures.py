@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
 
+from l2t_ray.headline import MIOU
 from l2t_ray.reports import figures
 
 
@@ -123,6 +124,14 @@ def test_write_figures_leaves_matplotlib_as_it_was(tmp_path):
 def test_only_figures_with_numbers_are_written(tmp_path):
     plain = [{"arm": "cross_entropy", "round": r, "val_error": 1.0} for r in range(3)]
     assert [p.stem for p in figures.write_figures(tmp_path, plain)] == ["accuracy_and_error"]
+
+
+def test_the_headline_stands_beside_the_error(tmp_path):
+    rows = [{"arm": "cross_entropy", "round": r, "test_miou": 0.5, "val_error": 1.0} for r in range(3)]
+    assert [p.stem for p in figures.write_figures(tmp_path, rows, headline=MIOU)] == ["miou_and_error"]
+    left = figures.accuracy_and_error(rows, MIOU).axes[0]
+    assert (left.get_title(loc="left"), left.get_ylabel()) == ("Test mIoU", "mIoU [%]")
+    assert left.lines[0].get_ydata().tolist() == [50, 50, 50]
 
 
 def test_matrices_hold_their_entries_in_percent():

@@ -119,3 +119,18 @@ def test_the_page_stands_alone(matrix, rows, tmp_path):
 def test_the_same_results_give_the_same_bytes(matrix, tmp_path):
     first, second = (write_page(tmp_path / name, [matrix])[0].read_bytes() for name in ("a", "b"))
     assert first == second
+
+
+def test_a_study_of_another_headline_shows_that_one(rows, tmp_path):
+    curves = {"test_miou": rows["curves"]["test_accuracy"]}
+    made = {**rows, "headline": "miou", "metric": "best_test_miou", "curves": curves, "chance": None}
+    assert table(made)[0][1] == "best test mIoU [%]" and notes(made)[0].startswith("Best test mIoU [%] after")
+    assert list(figures(made)) == ["final", "miou"]
+    assert figures(made)["miou"].axes[0].get_ylabel() == "mIoU [%]"
+    write_page(tmp_path, [made])
+    assert "Test mIoU over the rounds" in (tmp_path / "index.html").read_text()
+
+
+def test_of_a_metric_that_is_to_be_small_the_smallest_sample_stands_first():
+    cells = [cell([n], v) for n, v in (("1: a", [0.5]), ("2: b", [0.2]))]
+    assert [row[0] for row in table(study(["sample"], cells, seeds=[0], metric="val_error"))[1]] == ["2: b", "1: a"]

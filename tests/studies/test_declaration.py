@@ -10,6 +10,8 @@ from l2t_ray.studies.command import overridden
 from l2t_ray.studies.declaration import load_study
 from l2t_ray.studies.sweep import Sweep
 from l2t_ray.studies.trials import axes, trials
+from l2t_ray.tasks.classification import Classification
+from l2t_ray.tasks.segmentation import Segmentation
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
 
@@ -164,3 +166,28 @@ def test_a_study_is_begun_once(start, tmp_path):
     assert [trial.config for trial in again.trials] == [trial.config for trial in sweep.trials]
     with pytest.raises(UserError, match=r"holds no study"):
         Sweep.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "of_classification", "of_segmentation"),
+    [
+        ("headline", "test_accuracy", "test_miou"),
+        ("best_headline", "best_test_accuracy", "best_test_miou"),
+        ("test_accuracy", "test_accuracy", "test_accuracy"),
+        ("val_error", "val_error", "val_error"),
+    ],
+)
+def test_the_metric_is_a_closing_number_of_the_task(write, metric, of_classification, of_segmentation):
+    study = load_study(write(metric=metric))
+    assert study.closing_number(Classification.metrics) == of_classification
+    assert study.closing_number(Segmentation.metrics) == of_segmentation
+
+
+def test_a_metric_that_the_task_has_not_is_refused(write):
+    study = load_study(write(metric="best_test_accuracy"))
+    with pytest.raises(UserError, match=r"tiny is best_test_accuracy, .* have test_miou, .*; set headline or best_"):
+        study.closing_number(Segmentation.metrics)
+
+
+def test_a_study_is_about_the_headline_unless_it_says_otherwise(start, write):
+    assert start().metric == "test_accuracy" and start("others", metric="val_error").metric == "val_error"
