@@ -60,7 +60,7 @@ def _unknown(first: ErrorDetails, keys: Sequence[str], record: type[BaseModel], 
 
 def shown(value: Any, *, quotes: bool = True) -> str:
     """A value on one line, cut where it is long."""
-    text = repr(value) if quotes or not isinstance(value, str) else value
+    text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 

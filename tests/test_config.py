@@ -93,7 +93,7 @@ def test_controls_are_a_list_of_methods(load):
         (["method.teacher.head=hidden"], "needs a last cell of 1 unit, got teacher.cells"),
         (["name=../elsewhere"], "name '../elsewhere' must be a plain directory name"),
         ([f"name={'x' * 300}"], "must be a plain directory name"),
-        (["training.learning_rate=.inf"], "training.learning_rate .* finite number"),
+        (["training.learning_rate=.inf"], "training.learning_rate on the command line: must be a number, got '.inf'"),
         (["method.teacher.cells=[]"], "method.teacher.cells .* at least 1"),
         (["device=cuda"], "device=cuda is for runs without Ray"),
         (["student.sync_batchnorm=true", "method.engine=forward_over_reverse"], "cannot be differentiated forward"),

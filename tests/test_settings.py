@@ -40,6 +40,12 @@ def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(path):
     assert "x.yaml" not in refused(path, "training={momentum: yes}")
 
 
+def test_a_section_that_is_given_lines_of_text_is_one_line(path):
+    path.write_text("student: |\n  name: resnet8\n")
+    said = refused(path)
+    assert r"set for instance student.name='name: resnet8\n'" in said and len(said.splitlines()) == 1
+
+
 def test_settings_that_contradict_each_other_are_blamed_on_who_came_last(path):
     """The file alone is possible; with what was typed it is not. And the other way round."""
     assert refused(path, "ray.num_workers=30").endswith("(on the command line).")

@@ -20,8 +20,11 @@ from l2t_ray.interfaces import UserError
         ("yes", True),
         ("~", None),
         ("", None),
-        (".inf", float("inf")),
-        ("-.Inf", float("-inf")),
+        (".inf", ".inf"),
+        ("-.Inf", "-.Inf"),
+        (".nan", ".nan"),
+        ("1e999", "1e999"),
+        ("1e-30", 1e-30),
         ("1:30", "1:30"),  # ninety, in YAML 1.1
         ("0x10", "0x10"),
         ("2024-01-01", "2024-01-01"),
