@@ -50,6 +50,7 @@ def read_labels(
     own = slice(len(images) if num_own is None else num_own)
     given = as_classes(_pick_labels(table, column, images.class_names), images.class_names, table)
     named_by = id_column(table, column, images, own)
+    _check_lengths(table, len(given), [name for name in (named_by, *CLEAN_COLUMNS) if name in table.columns])
     rows = (
         _rows_in_order(table, len(given), images, own) if named_by is None else rows_by_id(table, named_by, images, own)
     )
@@ -138,6 +139,17 @@ def _numbers(values: np.ndarray) -> Float[np.ndarray, " m"] | None:
     if values.dtype.kind == "U" and not all(map(is_number, values.tolist())):
         return None
     return values.astype(np.float64)
+
+
+def _check_lengths(table: Table, count: int, names: Sequence[str | None]) -> None:
+    """Arrays of .npz and .pt files may be of any length; those that are read together must be of one."""
+    for name in names:
+        shape = table.columns[str(name)].shape
+        if shape[:1] != (count,):
+            raise UserError(
+                f"data.noise.file: {table.path} has {count} labels, and an array {name!r} of shape {shape} beside "
+                "them; give both one entry an image."
+            )
 
 
 def _rows_in_order(table: Table, count: int, images: ImageSet, own: slice) -> Int[np.ndarray, " n"]:
