@@ -69,3 +69,42 @@ def test_arrays_beside_the_labels_are_as_long(tmp_path, beside, length):
     np.savez(tmp_path / "labels.npz", label=LABELS, **{beside: np.arange(length) % 3})
     with pytest.raises(UserError, match=rf"has 8 labels, and an array '{beside}' of shape \({length},\)"):
         read_labels(tmp_path / "labels.npz", images(), column="label")
+
+
+FIVE = ("0", "1", "2", "3", "4")
+
+
+@pytest.mark.parametrize(
+    "numbering, said",
+    [
+        ([1, 2, 3, 4, 0], "on 100% if its numbers are shifted by one"),
+        ([4, 0, 1, 2, 3], "on 100% if its numbers are shifted by one"),
+        ([2, 3, 4, 0, 1], "on 100% if its numbers are shifted by 2"),
+        ([0, 3, 1, 4, 2], "on 100% if its numbers are given to other classes, such as 1 to '2'"),
+    ],
+)
+@pytest.mark.parametrize("with_index", [True, False])
+def test_classes_that_are_numbered_otherwise_are_refused(tmp_path, numbering, said, with_index):
+    clean = np.random.default_rng(0).integers(5, size=200)
+    index = {"index": np.arange(200)} if with_index else {}
+    np.savez(tmp_path / "labels.npz", label=np.array(numbering)[clean], **index)
+    with pytest.raises(UserError, match=said):
+        read_labels(tmp_path / "labels.npz", images(clean, FIVE))
+
+
+def test_another_numbering_is_found_behind_a_few_wrong_labels(tmp_path):
+    generator = np.random.default_rng(0)
+    clean = generator.integers(5, size=200)
+    observed = np.where(generator.random(200) < 0.05, generator.integers(5, size=200), (clean + 1) % 5)
+    np.save(tmp_path / "labels.npy", observed)
+    with pytest.raises(UserError, match=r"on 9\d% if its numbers are shifted by one"):
+        read_labels(tmp_path / "labels.npy", images(clean, FIVE))
+
+
+@pytest.mark.parametrize("num_classes", [3, 5])
+def test_labels_that_are_all_wrong_at_random_are_noise(tmp_path, num_classes):
+    generator = np.random.default_rng(0)
+    clean = generator.integers(num_classes, size=200)
+    observed = (clean + generator.integers(1, num_classes, size=200)) % num_classes
+    np.save(tmp_path / "labels.npy", observed)
+    assert (read_labels(tmp_path / "labels.npy", images(clean, FIVE[:num_classes])) == observed).all()
