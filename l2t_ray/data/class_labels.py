@@ -99,7 +99,7 @@ def _of_texts(texts: Sequence[str], class_names: Sequence[str], table: Table) ->
     meant = [name for name in numbers if near and name.lower() == near[0]]
     _refuse(
         table,
-        f"has the label {texts[row][:60]!r}, which is no class of the data set ({_listed(class_names)}), in "
+        f"has the label {texts[row][:60]!r}, which is no class of the data set ({listed(class_names)}), in "
         f"{table.where(row)}; {f'is {meant[0]!r} meant? U' if meant else 'u'}se names or numbers, not both",
     )
 
@@ -120,7 +120,7 @@ def _of_numbers(values: np.ndarray, class_names: Sequence[str], table: Table) ->
         _refuse(
             table,
             f"has the label {int(values[row])}, and the data set has classes 0 to {len(class_names) - 1} "
-            f"({_listed(class_names)}), in {table.where(row)}; number them so, or use their names",
+            f"({listed(class_names)}), in {table.where(row)}; number them so, or use their names",
         )
     for value, number in called.items():
         if value != number and (values == value).any():
@@ -140,7 +140,7 @@ def _of_names(
     places = np.searchsorted(names, values).clip(max=len(names) - 1)
     for row in _first(names[places] != values):
         in_order = list(called.items()) == [(number, number) for number in range(len(called))]
-        what = f"classes 0 to {len(called) - 1}" if in_order else f"the classes called {_listed(class_names)}"
+        what = f"classes 0 to {len(called) - 1}" if in_order else f"the classes called {listed(class_names)}"
         _refuse(
             table,
             f"has the label {values[row]:g}, and the data set has {what}, in {table.where(row)}; labels are read as "
@@ -179,5 +179,6 @@ def _refuse(table: Table, problem: str) -> NoReturn:
     raise UserError(f"data.noise.file: {table.path} {problem}.")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first ones, for messages."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -4,15 +4,14 @@ No file can run code here: NumPy's pickles are refused, and `.pt` files may hold
 A CSV file's values stay text, so that nothing is guessed of one value that the others do not bear out.
 """
 
+import contextlib
 import csv
 import io
 import json
-import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ import torch
 from l2t_ray.interfaces import UserError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_KINDS = (".npy", ".npz", ".csv", ".tsv", ".parquet", ".pt", ".pth")
 _SEPARATORS = (",", ";", "\t")
 _FIRST_BYTES = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -56,47 +56,60 @@ def read_table(path: Path, *, values: Sequence[str] = ()) -> Table:
     """
     if not path.is_file():
         raise UserError(f"data.noise.file: there is no file {path}; give an existing one.")
+    if path.suffix.lower() not in _KINDS:
+        raise UserError(
+            f"data.noise.file must end in .npy, .npz, .csv, .tsv, .parquet or .pt, got {path.name!r}; convert it to "
+            "one of them."
+        )
+    with _naming_the_damaged(path):
+        table = _read(path, values)
+    if not table.columns:
+        raise UserError(f"data.noise.file: {path} has no column; give a file with one label an image.")
+    return table
+
+
+@contextlib.contextmanager
+def _naming_the_damaged(path: Path) -> Iterator[None]:
     try:
-        match path.suffix.lower():
-            case ".npy":
-                return Table(path, _of_array(np.load(path, allow_pickle=False)))
-            case ".npz":
-                with np.load(path, allow_pickle=False) as file:
-                    return Table(path, dict(file))
-            case ".csv" | ".tsv":
-                return _of_csv(path, set(values))
-            case ".parquet":
-                return Table(path, _of_parquet(parquet.read_table(path)))
-            case ".pt" | ".pth":
-                return Table(path, _of_torch(path))
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        EOFError,
-        MemoryError,
-        BadZipFile,
-        csv.Error,
-        pickle.UnpicklingError,
-        pa.ArrowException,
-    ) as error:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # A damaged file can raise nearly anything.
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if "allow_pickle" in reason:
             reason = "it holds Python objects, which could run code; save an array of numbers or of text"
         raise UserError(f"data.noise.file: {path} cannot be read ({reason}); give an undamaged file.") from error
-    raise UserError(
-        f"data.noise.file must end in .npy, .npz, .csv, .tsv, .parquet or .pt, got {path.name!r}; convert it to one of "
-        "them."
-    )
+
+
+def _read(path: Path, values: Sequence[str]) -> Table:
+    match path.suffix.lower():
+        case ".npy" | ".npz":
+            return Table(path, _of_numpy(path))
+        case ".csv" | ".tsv":
+            return _of_csv(path, set(values))
+        case ".parquet":
+            return Table(path, _of_parquet(parquet.read_table(path)))
+        case _:
+            return Table(path, _of_torch(path))
 
 
 def is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text) is not None
 
 
-def _of_array(array: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: array[name] for name in array.dtype.names} if array.dtype.names else {"": array}
+def _of_numpy(path: Path) -> dict[str, np.ndarray]:
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray) != (path.suffix.lower() == ".npy"):
+        kind = ".npy" if isinstance(content, np.ndarray) else ".npz"
+        raise UserError(f"data.noise.file: {path} is a file of the kind {kind} by its content; rename it so.")
+    if isinstance(content, np.ndarray):
+        return {name: content[name] for name in content.dtype.names} if content.dtype.names else {"": content}
+    with content as file:
+        columns = dict(file)
+    for name, column in columns.items():
+        if not isinstance(column, np.ndarray):
+            raise UserError(f"data.noise.file: {path} has {name!r}, which is no array; save arrays alone.")
+    return columns
 
 
 def _of_csv(path: Path, values: set[str]) -> Table:

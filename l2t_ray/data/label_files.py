@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.class_labels import as_classes, is_one_hot, say_once
+from l2t_ray.data.class_labels import as_classes, is_one_hot, listed, say_once
 from l2t_ray.data.columns import Table, is_number, read_table
 from l2t_ray.data.sample_ids import id_column, is_id, rows_by_id
 from l2t_ray.interfaces import UserError
@@ -25,6 +25,8 @@ PUBLISHED = {
 }
 """How many images the sets have as published, by `ImageSet.source`; copies may lack some."""
 FEWEST_COMPARED = 100
+FEWEST_OF_A_CLASS = 5
+"""Images a class, on average, below which labels that were drawn at random may look like a renumbering."""
 
 
 def read_labels(
@@ -50,6 +52,7 @@ def read_labels(
     own = slice(len(images) if num_own is None else num_own)
     given = as_classes(_pick_labels(table, column, images.class_names), images.class_names, table)
     named_by = id_column(table, column, images, own)
+    _check_lengths(table, len(given), [name for name in (named_by, *CLEAN_COLUMNS) if name in table.columns])
     rows = (
         _rows_in_order(table, len(given), images, own) if named_by is None else rows_by_id(table, named_by, images, own)
     )
@@ -64,6 +67,7 @@ def read_labels(
                     "images, so its labels stand in another order; sort them like the data set."
                 )
     observed = given[rows]
+    _check_numbering(observed, known, images.class_names, path)
     if named_by is None:
         _check_order(observed, known, path)
     labels = images.labels.copy()
@@ -140,6 +144,17 @@ def _numbers(values: np.ndarray) -> Float[np.ndarray, " m"] | None:
     return values.astype(np.float64)
 
 
+def _check_lengths(table: Table, count: int, names: Sequence[str | None]) -> None:
+    """Arrays of .npz and .pt files may be of any length; those that are read together must be of one."""
+    for name in names:
+        shape = table.columns[str(name)].shape
+        if shape[:1] != (count,):
+            raise UserError(
+                f"data.noise.file: {table.path} has {count} labels, and an array {name!r} of shape {shape} beside "
+                "them; give both one entry an image."
+            )
+
+
 def _rows_in_order(table: Table, count: int, images: ImageSet, own: slice) -> Int[np.ndarray, " n"]:
     """Of each image that has a label in the file, the entry, where nothing but the order tells."""
     positions = images.positions[own]
@@ -161,6 +176,46 @@ def _rows_in_order(table: Table, count: int, images: ImageSet, own: slice) -> In
         f"data.noise.file: {table.path} has {count} labels for {len(positions)} training images{hint}; give one an "
         "image, in their order, or add a column file or index that says which image each is for."
     )
+
+
+def _check_numbering(
+    observed: Int[np.ndarray, " n"], known: Int[np.ndarray, " n"], class_names: Sequence[str], path: Path
+) -> None:
+    """Wrong labels are spread over classes; nearly all of a class with one other label mean a renumbering."""
+    num_classes = len(class_names)
+    agreeing = float((observed == known).mean()) if len(known) else 1.0
+    if agreeing >= 0.5 or len(known) < FEWEST_OF_A_CLASS * num_classes:
+        return
+    meant = _renumbering(observed, known, num_classes)
+    renumbered = float((meant[observed] == known).mean())
+    if renumbered < 0.9:
+        return
+    shifts = set(((np.arange(num_classes) - meant) % num_classes)[np.unique(observed)].tolist())
+    if len(shifts) == 1:
+        shift = min(shifts)
+        how = "shifted by one" if shift in (1, num_classes - 1) else f"shifted by {shift}"
+    else:
+        label = next(label for label in np.unique(observed).tolist() if meant[label] != label)
+        how = f"given to other classes, such as {label} to {class_names[meant[label]]!r}"
+    raise UserError(
+        f"data.noise.file: the labels in {path} agree with the data set's own on {agreeing:.0%} of the images, but on "
+        f"{renumbered:.0%} if its numbers are {how}; number the classes like the data set ({listed(class_names)}), or "
+        "write their names."
+    )
+
+
+def _renumbering(
+    observed: Int[np.ndarray, " n"], known: Int[np.ndarray, " n"], num_classes: int
+) -> Int[np.ndarray, " c"]:
+    """The class that each label most likely means, no two the same one: the most frequent pairs come first."""
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(counts, (observed, known), 1)
+    meant = np.full(num_classes, -1)
+    for place in np.argsort(-counts, axis=None, kind="stable").tolist():
+        label, number = divmod(place, num_classes)
+        if meant[label] < 0 and number not in meant:
+            meant[label] = number
+    return meant
 
 
 def _check_order(observed: Int[np.ndarray, " n"], known: Int[np.ndarray, " n"], path: Path) -> None:

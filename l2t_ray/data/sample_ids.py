@@ -37,7 +37,8 @@ def id_column(table: Table, label_column: str | None, images: ImageSet, own: sli
     if named or images.names is None:
         return min(named, key=lambda name: order.index(name.strip().lower()), default=None)
     names = images.names[own]
-    texts = [name for name in others if len(table.columns) > 1 and table.columns[name].dtype.kind in "UO"]
+    columns = table.columns
+    texts = [n for n in others if len(columns) > 1 and columns[n].ndim == 1 and columns[n].dtype.kind in "UO"]
     return next((name for name in texts if all(len(p) == 1 for p in _by_file(_keys(table, name), names))), None)
 
 

@@ -1,0 +1,110 @@
+"""Files of labels that are damaged, or hold something else than their names say."""
+
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.label_files import read_labels
+from l2t_ray.interfaces import UserError
+
+LABELS = np.array([1, 1, 2, 0, 2, 2, 0, 1])
+
+
+def images(labels=LABELS, class_names=("cat", "dog", "frog")):
+    return ImageSet(np.zeros((len(labels), 1, 2, 2), np.uint8), labels, np.arange(len(labels)), class_names)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".parquet", ".npy"])
+def test_a_damaged_file_is_named_wherever_the_damage_is(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    match suffix:
+        case ".npz":
+            np.savez_compressed(path, label=LABELS)
+        case ".pt":
+            torch.save(torch.from_numpy(LABELS), path, _use_new_zipfile_serialization=False)
+        case ".parquet":
+            parquet.write_table(pa.table({"label": LABELS}), path)
+        case ".npy":
+            np.save(path, LABELS)
+    content = path.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 3):
+        for damaged in (content[:place], content[:place] + b"\xff" + content[place + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                read_labels(path, images())
+            except UserError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert refused > len(content) / 3
+
+
+def test_an_archive_with_a_member_that_is_no_array_is_refused(tmp_path):
+    np.savez(tmp_path / "labels.npz", label=LABELS)
+    with zipfile.ZipFile(tmp_path / "labels.npz", "a") as file:
+        file.writestr("notes.txt", "by hand")
+    with pytest.raises(UserError, match=r"has 'notes\.txt', which is no array"):
+        read_labels(tmp_path / "labels.npz", images(), column="label")
+
+
+def test_numpy_files_that_go_by_each_others_name_are_refused(tmp_path):
+    np.savez(tmp_path / "labels.npz", label=LABELS)
+    (tmp_path / "labels.npz").rename(tmp_path / "labels.npy")
+    with pytest.raises(UserError, match=r"of the kind \.npz by its content"):
+        read_labels(tmp_path / "labels.npy", images())
+    np.save(tmp_path / "labels.npy", LABELS)
+    (tmp_path / "labels.npy").rename(tmp_path / "labels.npz")
+    with pytest.raises(UserError, match=r"of the kind \.npy by its content"):
+        read_labels(tmp_path / "labels.npz", images())
+
+
+@pytest.mark.parametrize("beside", ["clean", "clean_label", "index"])
+@pytest.mark.parametrize("length", [5, 11])
+def test_arrays_beside_the_labels_are_as_long(tmp_path, beside, length):
+    np.savez(tmp_path / "labels.npz", label=LABELS, **{beside: np.arange(length) % 3})
+    with pytest.raises(UserError, match=rf"has 8 labels, and an array '{beside}' of shape \({length},\)"):
+        read_labels(tmp_path / "labels.npz", images(), column="label")
+
+
+FIVE = ("0", "1", "2", "3", "4")
+
+
+@pytest.mark.parametrize(
+    "numbering, said",
+    [
+        ([1, 2, 3, 4, 0], "on 100% if its numbers are shifted by one"),
+        ([4, 0, 1, 2, 3], "on 100% if its numbers are shifted by one"),
+        ([2, 3, 4, 0, 1], "on 100% if its numbers are shifted by 2"),
+        ([0, 3, 1, 4, 2], "on 100% if its numbers are given to other classes, such as 1 to '2'"),
+    ],
+)
+@pytest.mark.parametrize("with_index", [True, False])
+def test_classes_that_are_numbered_otherwise_are_refused(tmp_path, numbering, said, with_index):
+    clean = np.random.default_rng(0).integers(5, size=200)
+    index = {"index": np.arange(200)} if with_index else {}
+    np.savez(tmp_path / "labels.npz", label=np.array(numbering)[clean], **index)
+    with pytest.raises(UserError, match=said):
+        read_labels(tmp_path / "labels.npz", images(clean, FIVE))
+
+
+def test_another_numbering_is_found_behind_a_few_wrong_labels(tmp_path):
+    generator = np.random.default_rng(0)
+    clean = generator.integers(5, size=200)
+    observed = np.where(generator.random(200) < 0.05, generator.integers(5, size=200), (clean + 1) % 5)
+    np.save(tmp_path / "labels.npy", observed)
+    with pytest.raises(UserError, match=r"on 9\d% if its numbers are shifted by one"):
+        read_labels(tmp_path / "labels.npy", images(clean, FIVE))
+
+
+@pytest.mark.parametrize("num_classes", [3, 5])
+def test_labels_that_are_all_wrong_at_random_are_noise(tmp_path, num_classes):
+    generator = np.random.default_rng(0)
+    clean = generator.integers(num_classes, size=200)
+    observed = (clean + generator.integers(1, num_classes, size=200)) % num_classes
+    np.save(tmp_path / "labels.npy", observed)
+    assert (read_labels(tmp_path / "labels.npy", images(clean, FIVE[:num_classes])) == observed).all()
