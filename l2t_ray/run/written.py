@@ -29,7 +29,7 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> ExperimentCon
             is computed.
     """
     path = directory / CONFIG
-    if (directory / MANIFEST).exists() or in_order([directory.name]) and directory.parent.name == "checkpoints":
+    if (directory / MANIFEST).exists() or (in_order([directory.name]) and directory.parent.name == "checkpoints"):
         raise UserError(
             f"{directory} is a checkpoint; give --resume {directory.parents[1]}, which goes on from the newest one."
         )

@@ -18,7 +18,7 @@ def test_a_checkpoint_is_no_run_to_go_on_with(whole):
 def test_a_configuration_that_is_cut_off_anywhere_is_called_so(whole, tmp_path, size):
     text = (whole / "config.yaml").read_bytes()
     (tmp_path / "config.yaml").write_bytes(text[:size])
-    with pytest.raises(UserError, match="config.yaml is cut off: .*put back a whole one"):
+    with pytest.raises(UserError, match=r"config\.yaml is cut off: .*put back a whole one"):
         Experiment.resume(tmp_path)
 
 
@@ -26,7 +26,7 @@ def test_a_configuration_that_is_cut_off_at_the_end_of_any_line_is_called_so(who
     lines = (whole / "config.yaml").read_text().splitlines(keepends=True)
     for count in range(1, len(lines), 7):
         (tmp_path / "config.yaml").write_text("".join(lines[:count]))
-        with pytest.raises(UserError, match="config.yaml is cut off or of another version: it lacks "):
+        with pytest.raises(UserError, match=r"config\.yaml is cut off or of another version: it lacks "):
             Experiment.resume(tmp_path)
 
 
