@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from l2t_ray.command_line import Parser
 from l2t_ray.exit_codes import exit_codes
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ DIFFERENCES = 0.02
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/digits.yaml", help="experiment to run (default: %(default)s)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on with an interrupted run instead")
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")

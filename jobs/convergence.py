@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2t_ray.command_line import Parser
 from l2t_ray.exit_codes import exit_codes
 
 VERDICT = ("hessians", "violations_conclusion_1", "violations_sharp_bound", "worst_identity_error", "slope_error")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/convergence"), help="where the results go")
     parser.add_argument("--hessians", type=_count, default=100_000, help="random Hessians to draw")
     parser.add_argument("--seed", type=_seed, default=0)

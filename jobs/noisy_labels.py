@@ -9,11 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from l2t_ray.command_line import Parser
 from l2t_ray.exit_codes import exit_codes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, help="what to compare: its method and its controls")
     parser.add_argument("--only", type=_names, default=[], metavar="METHOD,...", help="train these alone")
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], metavar="N,...", help="default: 0,1,2")

@@ -8,11 +8,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from l2t_ray.command_line import Parser
 from l2t_ray.exit_codes import exit_codes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("report"), help="where the page goes (default: report)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="whose mlflow.db is read (default: runs)")
     parser.add_argument("--uri", help="an MLflow store instead (default: MLFLOW_TRACKING_URI, if set)")

@@ -45,12 +45,12 @@ def exit_codes() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            raise SystemExit(_said("stopped before the run began.", STOPPED)) from None
+            raise SystemExit(said("stopped before the run began.", STOPPED)) from None
         except Exception as error:
             ending = _ending(error)
             if ending is None:
                 raise
-            raise SystemExit(_said(*ending)) from None
+            raise SystemExit(said(*ending)) from None
 
 
 def _ending(error: Exception) -> tuple[str, int] | None:
@@ -84,8 +84,8 @@ def _is_about_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _said(text: str, code: int) -> int:
-    """Says it on one line, whatever names it holds."""
+def said(text: str, code: int) -> int:
+    """Says it on one line of standard error, whatever names it holds and without credentials; gives the code back."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in masked(text))
     print(line, file=sys.stderr, flush=True)
     return code

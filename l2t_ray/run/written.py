@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from l2t_ray import config as configuration
 from l2t_ray.config import ExperimentConfig
 from l2t_ray.experiment.identity import MAY_CHANGE_ON_RESUME, settings
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import is_masked, masked
+from l2t_ray.training.checkpoint_names import in_order
 from l2t_ray.training.fingerprint import difference
+from l2t_ray.training.mirror import MANIFEST
 
 CONFIG = "config.yaml"
 FINISHED = "summary.json"
@@ -21,9 +25,14 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> ExperimentCon
     """The configuration of a run, as it wrote it.
 
     Raises:
-        UserError: if there is none, it is damaged or cut off, or an override would change what is computed.
+        UserError: if there is none, it is a checkpoint's, it is damaged or cut off, or an override would change what
+            is computed.
     """
     path = directory / CONFIG
+    if (directory / MANIFEST).exists() or (in_order([directory.name]) and directory.parent.name == "checkpoints"):
+        raise UserError(
+            f"{directory} is a checkpoint; give --resume {directory.parents[1]}, which goes on from the newest one."
+        )
     if not path.exists():
         raise UserError(f"{directory} holds no run (no {CONFIG}); give the directory of a run to --resume.")
     for override in overrides:
@@ -32,12 +41,18 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> ExperimentCon
                 f"override {override!r} would change a resumed run; "
                 f"only {', '.join(MAY_CHANGE_ON_RESUME)} may change, start a new run instead."
             )
-    config = configuration.load(path)
-    missing = sorted(_keys(config.model_dump(mode="json")) - _keys(configuration.read_tree(path)))
-    if missing:
+    remedy = f"put back a whole one, such as {directory}/checkpoints/*/{CONFIG}, or start a new run"
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        raise UserError(f"{path} is cut off: it does not end with the end of a line; {remedy}.")
+    tree = configuration.read_tree(path)
+    # Before anything is judged: rules between keys would blame what is left for what is gone.
+    missing = _lacking(ExperimentConfig, tree)
+    if missing is None:
+        config = configuration.load(path)
+        missing = min(_keys(config.model_dump(mode="json")) - _keys(tree), default=None)
+    if missing is not None:
         raise UserError(
-            f"{path} is cut off or of another version: it lacks {missing[0]}, and a run writes every key; put back a "
-            f"whole one, such as {directory}/checkpoints/*/{CONFIG}, or start a new run."
+            f"{path} is cut off or of another version: it lacks {missing}, and a run writes every key; {remedy}."
         )
     return configuration.load(path, overrides) if overrides else config
 
@@ -87,6 +102,19 @@ def check_same(directory: Path, config: ExperimentConfig) -> None:
 
 def _missing(key: str, shown: str | None, remedy: str) -> str:
     return f"{key} was {shown}, and credentials are never written; {remedy.format(key=key)}."
+
+
+def _lacking(record: type[BaseModel], tree: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key of a record that nested mappings lack; what is in a list, or of several kinds, is not looked at."""
+    for name, field in record.model_fields.items():
+        if name not in tree:
+            return f"{prefix}{name}"
+        inner, value = field.annotation, tree[name]
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            missing = _lacking(inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.")
+            if missing is not None:
+                return missing
+    return None
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> set[str]:

@@ -10,6 +10,7 @@ from typing import get_args
 from rich.console import Console
 from rich.text import Text
 
+from l2t_ray.command_line import Parser
 from l2t_ray.exit_codes import FAILED, exit_codes
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.masking import masked
@@ -33,7 +34,7 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
         doc: what `--help` says.
         config: the study's file; None: to be given with `--config`.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if config is None:
         parser.add_argument("--config", type=Path, help="the study to run, such as configs/studies/example.yaml")
     parser.add_argument("--size", choices=get_args(SizeName), help="one of the study's sizes (default: its first)")
