@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +79,8 @@ def _naming_the_damaged(path: Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if "allow_pickle" in reason:
             reason = "it holds Python objects, which could run code; save an array of numbers or of text"
+        if reason.startswith("Weights only load failed"):
+            reason = "it is damaged, or holds more than tensors and arrays, which could run code"
         raise UserError(f"data.noise.file: {path} cannot be read ({reason}); give an undamaged file.") from error
 
 
@@ -216,15 +219,38 @@ def _of_torch(path: Path) -> dict[str, np.ndarray]:
         np.dtype,
         *dtypes,
     ]
-    with torch.serialization.safe_globals(allowed):
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own words on sparse and quantised tensors
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         content = {"": content}
-    return {str(name): _array(value) for name, value in content.items()}
+    return {str(name): _array(value, str(name), path) for name, value in content.items()}
 
 
-def _array(value: Any) -> np.ndarray:
-    return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+def _array(value: Any, name: str, path: Path) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    remedy = _remedy(value)
+    if remedy is not None:
+        kind = str(value.dtype) if value.layout is torch.strided else f"{value.dtype} and layout {value.layout}"
+        which = f" {name!r}" if name else ""
+        raise UserError(f"data.noise.file: {path} has a tensor{which} of {kind}, which NumPy has not; {remedy}.")
+    return value.detach().resolve_conj().resolve_neg().numpy()
+
+
+def _remedy(value: torch.Tensor) -> str | None:
+    """What makes a plain tensor of one that NumPy cannot hold; None: it can."""
+    if value.is_meta:
+        return "it is on the device meta, without values; save it with them"
+    if value.layout is not torch.strided:
+        return "save it after .to_dense()"
+    if value.is_quantized:
+        return "save it after .dequantize()"
+    try:
+        torch.empty(0, dtype=value.dtype).numpy()
+    except TypeError:
+        return "save it after .float()"
+    return None
 
 
 def _bytes_of_text(text: str, encoding: str) -> bytes:

@@ -1,5 +1,6 @@
 """Files of labels that are damaged, or hold something else than their names say."""
 
+import warnings
 import zipfile
 
 import numpy as np
@@ -108,3 +109,26 @@ def test_labels_that_are_all_wrong_at_random_are_noise(tmp_path, num_classes):
     observed = (clean + generator.integers(1, num_classes, size=200)) % num_classes
     np.save(tmp_path / "labels.npy", observed)
     assert (read_labels(tmp_path / "labels.npy", images(clean, FIVE[:num_classes])) == observed).all()
+
+
+def quantised(labels):
+    return torch.quantize_per_tensor(labels.float(), 1.0, 0, torch.quint8)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (torch.Tensor.bfloat16, r"of torch\.bfloat16, .* after \.float\(\)"),
+        (lambda labels: labels.float().to(torch.float8_e4m3fn), r"of torch\.float8_e4m3fn, .* after \.float\(\)"),
+        (torch.Tensor.to_sparse, r"of torch\.int64 and layout torch\.sparse_coo, .* after \.to_dense\(\)"),
+        (quantised, r"of torch\.quint8, .* after \.dequantize\(\)"),
+        (lambda labels: labels.to("meta"), r"of torch\.int64, .* device meta, without values"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_numpy_has_not_are_named_with_a_remedy(tmp_path, change, said):
+    torch.save({"label": change(torch.from_numpy(LABELS))}, tmp_path / "labels.pt")
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(UserError, match=f"a tensor 'label' {said}"):
+        warnings.simplefilter("always")
+        read_labels(tmp_path / "labels.pt", images())
+    assert not warned
