@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,7 +67,15 @@ def read_table(path: Path, *, values: Sequence[str] = ()) -> Table:
         table = _read(path, values)
     if not table.columns:
         raise UserError(f"data.noise.file: {path} has no column; give a file with one label an image.")
-    return table
+    names = in_one_form(list(table.columns))
+    return table._replace(columns=dict(zip(names, table.columns.values(), strict=True)))
+
+
+def in_one_form(names: Sequence[str]) -> list[str]:
+    """Letters with accents have two forms in Unicode, and systems differ in which they write; NFC, unless two names
+    would become one."""
+    changed = [unicodedata.normalize("NFC", name) for name in names]
+    return changed if len(set(changed)) == len(set(names)) else list(names)
 
 
 @contextlib.contextmanager
@@ -89,7 +98,7 @@ def _read(path: Path, values: Sequence[str]) -> Table:
         case ".npy" | ".npz":
             return Table(path, _of_numpy(path))
         case ".csv" | ".tsv":
-            return _of_csv(path, set(values))
+            return _of_csv(path, set(in_one_form(values)))
         case ".parquet":
             return Table(path, _of_parquet(parquet.read_table(path)))
         case _:
@@ -135,10 +144,11 @@ def _of_csv(path: Path, values: set[str]) -> Table:
             continue
         if blank is not None:
             raise ValueError(f"line {blank} is empty, and others follow; is a label missing there? Mend or remove it")
-        rows.append([field.strip() for field in fields])
+        rows.append([unicodedata.normalize("NFC", field.strip()) for field in fields])
         lines.append(reader.line_num)
     if not rows:
         raise ValueError("it is empty")
+    rows = _without_empty_columns(rows)
     first = rows[0]
     for fields, line in zip(rows, lines, strict=True):
         if len(fields) != len(first):
@@ -151,6 +161,14 @@ def _of_csv(path: Path, values: set[str]) -> Table:
     start = 0 if bare else 1
     columns = {name: np.array([row[k] for row in rows[start:]], dtype=str) for k, name in enumerate(names)}
     return Table(path, columns, lines[start:], bare)
+
+
+def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
+    """Spreadsheets end lines in separators with nothing behind them."""
+    used = {k for row in rows for k, field in enumerate(row) if field}
+    width = max(used, default=-1) + 1
+    dropped = set(range(width)) - used if all(len(row) >= width for row in rows) else set()
+    return [[field for k, field in enumerate(row[:width]) if k not in dropped] for row in rows]
 
 
 def _separator(text: str) -> str:
@@ -170,7 +188,21 @@ def _is_bare(rows: Sequence[Sequence[str]], values: set[str]) -> bool:
     if not all(is_number(field) or field in values for field in first):
         return False
     # Columns of numbers under names of classes: one column a class.
-    return all(map(is_number, first)) or not all(is_number(field) for row in rows[1:2] for field in row)
+    if all(map(is_number, first)):
+        return not _heads_one_hot(rows, values)
+    return not all(is_number(field) for row in rows[1:2] for field in row)
+
+
+def _heads_one_hot(rows: Sequence[Sequence[str]], values: set[str]) -> bool:
+    """Whether the first row are classes that are called by numbers, or the classes' numbers, above one-hot rows."""
+
+    def is_one_hot(row: Sequence[str]) -> bool:
+        numbers = [float(field) if is_number(field) else -1.0 for field in row]
+        return sorted(numbers) == [0.0] * (len(row) - 1) + [1.0]
+
+    first, count = rows[0], len(values)
+    is_named = len(first) == count > 1 and (set(first) == values or list(first) == [str(k) for k in range(count)])
+    return is_named and not is_one_hot(first) and len(rows) > 1 and all(map(is_one_hot, rows[1:]))
 
 
 def _of_parquet(table: pa.Table) -> dict[str, np.ndarray]:

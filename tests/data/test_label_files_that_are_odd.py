@@ -1,5 +1,6 @@
 """Files of labels that are damaged, or hold something else than their names say."""
 
+import unicodedata
 import warnings
 import zipfile
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.label_files import read_labels
+from l2t_ray.data.label_files import read_labels, read_matrix
 from l2t_ray.interfaces import UserError
 
 LABELS = np.array([1, 1, 2, 0, 2, 2, 0, 1])
@@ -132,3 +133,57 @@ def test_tensors_that_numpy_has_not_are_named_with_a_remedy(tmp_path, change, sa
         warnings.simplefilter("always")
         read_labels(tmp_path / "labels.pt", images())
     assert not warned
+
+
+ACCENTED = ("caf\u00e9", "na\u00eff", "the")
+
+
+@pytest.mark.parametrize("of_file", ["NFC", "NFD"])
+@pytest.mark.parametrize("of_set", ["NFC", "NFD"])
+def test_class_names_are_the_same_in_either_form_of_unicode(tmp_path, of_file, of_set):
+    there = images(class_names=tuple(unicodedata.normalize(of_set, name) for name in ACCENTED))
+    written = [unicodedata.normalize(of_file, name) for name in ACCENTED]
+    path = tmp_path / "labels.csv"
+    for lines in (
+        ["label", *(written[label] for label in LABELS)],
+        [written[label] for label in LABELS],
+        [",".join(written[::-1]), *(",".join(str(int(k == label)) for k in (2, 1, 0)) for label in LABELS)],
+    ):
+        path.write_text("\n".join(lines), encoding="utf-8")
+        assert read_labels(path, there).tolist() == LABELS.tolist()
+    parquet.write_table(pa.table({written[0]: [written[label] for label in LABELS]}), tmp_path / "labels.parquet")
+    column = unicodedata.normalize("NFD", ACCENTED[0])
+    assert read_labels(tmp_path / "labels.parquet", there, column=column).tolist() == LABELS.tolist()
+    turned = np.eye(3)[[1, 2, 0]]
+    rows = [",".join([name, *map(str, row)]) for name, row in zip(written, turned, strict=True)]
+    path.write_text("\n".join([",".join(["true", *written]), *rows]), encoding="utf-8")
+    assert (read_matrix(path, 3, class_names=there.class_names) == turned).all()
+
+
+@pytest.mark.parametrize("head", ["label,", "label,,", ",label,"])
+def test_columns_without_anything_in_them_do_not_count(tmp_path, head):
+    start = "," if head.startswith(",") else ""
+    (tmp_path / "labels.csv").write_text("\n".join([head, *(f"{start}{label}," for label in LABELS)]))
+    assert read_labels(tmp_path / "labels.csv", images()).tolist() == LABELS.tolist()
+    (tmp_path / "labels.csv").write_text("\n".join(f"{label},," for label in LABELS))
+    assert read_labels(tmp_path / "labels.csv", images()).tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize(
+    "class_names, order", [(("1", "2", "10"), (0, 1, 2)), (("1", "2", "10"), (2, 0, 1)), (("cat", "dog", "frog"), None)]
+)
+def test_numbers_above_one_hot_rows_name_the_classes(tmp_path, class_names, order):
+    head = ["0", "1", "2"] if order is None else [class_names[k] for k in order]
+    rows = [",".join(str(int(k == label)) for k in order or (0, 1, 2)) for label in LABELS]
+    (tmp_path / "labels.csv").write_text("\n".join([",".join(head), *rows]))
+    assert read_labels(tmp_path / "labels.csv", images(class_names=class_names)).tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("name", ["labels.npz", "labels.parquet", "labels.pt", "labels.csv"])
+def test_a_table_without_columns_is_said_to_have_none(tmp_path, name):
+    np.savez(tmp_path / "labels.npz")
+    parquet.write_table(pa.table({}), tmp_path / "labels.parquet")
+    torch.save({}, tmp_path / "labels.pt")
+    (tmp_path / "labels.csv").write_text('""\n""\n')
+    with pytest.raises(UserError, match="has no column"):
+        read_labels(tmp_path / name, images())
