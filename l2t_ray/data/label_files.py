@@ -199,8 +199,8 @@ def _check_numbering(
         shift = min(shifts)
         how = "shifted by one" if shift in (1, num_classes - 1) else f"shifted by {shift}"
     else:
-        label = next(label for label in np.unique(observed).tolist() if meant[label] != label)
-        how = f"given to other classes, such as {label} to {class_names[meant[label]]!r}"
+        label = next(int(label) for label in np.unique(observed) if meant[label] != label)
+        how = f"given to other classes, such as {label} to {class_names[int(meant[label])]!r}"
     raise UserError(
         f"data.noise.file: the labels in {path} agree with the data set's own on {agreeing:.0%} of the images, but on "
         f"{renumbered:.0%} if its numbers are {how}; number the classes like the data set ({listed(class_names)}), or "

@@ -34,8 +34,8 @@ def test_a_damaged_file_is_named_wherever_the_damage_is(tmp_path, suffix):
         case ".npy":
             np.save(path, LABELS)
     content = path.read_bytes()
-    refused = 0
-    for place in range(0, len(content), 3):
+    refused, places = 0, range(0, len(content), len(content) // 100)
+    for place in places:
         for damaged in (content[:place], content[:place] + b"\xff" + content[place + 1 :]):
             path.write_bytes(damaged)
             try:
@@ -43,7 +43,7 @@ def test_a_damaged_file_is_named_wherever_the_damage_is(tmp_path, suffix):
             except UserError as error:
                 assert str(path) in str(error)
                 refused += 1
-    assert refused > len(content) / 3
+    assert refused > len(places) / 2
 
 
 def test_an_archive_with_a_member_that_is_no_array_is_refused(tmp_path):
@@ -68,7 +68,7 @@ def test_numpy_files_that_go_by_each_others_name_are_refused(tmp_path):
 @pytest.mark.parametrize("beside", ["clean", "clean_label", "index"])
 @pytest.mark.parametrize("length", [5, 11])
 def test_arrays_beside_the_labels_are_as_long(tmp_path, beside, length):
-    np.savez(tmp_path / "labels.npz", label=LABELS, **{beside: np.arange(length) % 3})
+    np.savez(tmp_path / "labels.npz", **{"label": LABELS, beside: np.arange(length) % 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=rf"has 8 labels, and an array '{beside}' of shape \({length},\)"):
         read_labels(tmp_path / "labels.npz", images(), column="label")
 
@@ -89,7 +89,7 @@ FIVE = ("0", "1", "2", "3", "4")
 def test_classes_that_are_numbered_otherwise_are_refused(tmp_path, numbering, said, with_index):
     clean = np.random.default_rng(0).integers(5, size=200)
     index = {"index": np.arange(200)} if with_index else {}
-    np.savez(tmp_path / "labels.npz", label=np.array(numbering)[clean], **index)
+    np.savez(tmp_path / "labels.npz", label=np.array(numbering)[clean], **index)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=said):
         read_labels(tmp_path / "labels.npz", images(clean, FIVE))
 
