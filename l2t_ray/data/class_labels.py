@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NoReturn
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Int
 
-from l2t_ray.data.columns import Table, is_number
+from l2t_ray.data.columns import Table, in_one_form, is_number
 from l2t_ray.interfaces import UserError
 
 MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")
@@ -30,7 +31,7 @@ def as_classes(values: np.ndarray, class_names: Sequence[str], table: Table) -> 
     Raises:
         UserError: if an entry is no class or may mean two; the message names the first one.
     """
-    values = np.asarray(values)
+    values, class_names = np.asarray(values), in_one_form(class_names)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim == 2 and values.shape[1] == len(class_names):
@@ -81,7 +82,7 @@ def _of_one_hot(values: np.ndarray, table: Table) -> Int[np.ndarray, " m"]:
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
-    return "" if value is None else str(value).strip()
+    return "" if value is None else unicodedata.normalize("NFC", str(value).strip())
 
 
 def _of_texts(texts: Sequence[str], class_names: Sequence[str], table: Table) -> Int[np.ndarray, " m"]:

@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import re
+import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +67,15 @@ def read_table(path: Path, *, values: Sequence[str] = ()) -> Table:
         table = _read(path, values)
     if not table.columns:
         raise UserError(f"data.noise.file: {path} has no column; give a file with one label an image.")
-    return table
+    names = in_one_form(list(table.columns))
+    return table._replace(columns=dict(zip(names, table.columns.values(), strict=True)))
+
+
+def in_one_form(names: Sequence[str]) -> list[str]:
+    """Letters with accents have two forms in Unicode, and systems differ in which they write; NFC, unless two names
+    would become one."""
+    changed = [unicodedata.normalize("NFC", name) for name in names]
+    return changed if len(set(changed)) == len(set(names)) else list(names)
 
 
 @contextlib.contextmanager
@@ -78,6 +88,8 @@ def _naming_the_damaged(path: Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if "allow_pickle" in reason:
             reason = "it holds Python objects, which could run code; save an array of numbers or of text"
+        if reason.startswith("Weights only load failed"):
+            reason = "it is damaged, or holds more than tensors and arrays, which could run code"
         raise UserError(f"data.noise.file: {path} cannot be read ({reason}); give an undamaged file.") from error
 
 
@@ -86,7 +98,7 @@ def _read(path: Path, values: Sequence[str]) -> Table:
         case ".npy" | ".npz":
             return Table(path, _of_numpy(path))
         case ".csv" | ".tsv":
-            return _of_csv(path, set(values))
+            return _of_csv(path, set(in_one_form(values)))
         case ".parquet":
             return Table(path, _of_parquet(parquet.read_table(path)))
         case _:
@@ -132,10 +144,11 @@ def _of_csv(path: Path, values: set[str]) -> Table:
             continue
         if blank is not None:
             raise ValueError(f"line {blank} is empty, and others follow; is a label missing there? Mend or remove it")
-        rows.append([field.strip() for field in fields])
+        rows.append([unicodedata.normalize("NFC", field.strip()) for field in fields])
         lines.append(reader.line_num)
     if not rows:
         raise ValueError("it is empty")
+    rows = _without_empty_columns(rows)
     first = rows[0]
     for fields, line in zip(rows, lines, strict=True):
         if len(fields) != len(first):
@@ -148,6 +161,14 @@ def _of_csv(path: Path, values: set[str]) -> Table:
     start = 0 if bare else 1
     columns = {name: np.array([row[k] for row in rows[start:]], dtype=str) for k, name in enumerate(names)}
     return Table(path, columns, lines[start:], bare)
+
+
+def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
+    """Spreadsheets end lines in separators with nothing behind them."""
+    used = {k for row in rows for k, field in enumerate(row) if field}
+    width = max(used, default=-1) + 1
+    dropped = set(range(width)) - used if all(len(row) >= width for row in rows) else set()
+    return [[field for k, field in enumerate(row[:width]) if k not in dropped] for row in rows]
 
 
 def _separator(text: str) -> str:
@@ -167,7 +188,21 @@ def _is_bare(rows: Sequence[Sequence[str]], values: set[str]) -> bool:
     if not all(is_number(field) or field in values for field in first):
         return False
     # Columns of numbers under names of classes: one column a class.
-    return all(map(is_number, first)) or not all(is_number(field) for row in rows[1:2] for field in row)
+    if all(map(is_number, first)):
+        return not _heads_one_hot(rows, values)
+    return not all(is_number(field) for row in rows[1:2] for field in row)
+
+
+def _heads_one_hot(rows: Sequence[Sequence[str]], values: set[str]) -> bool:
+    """Whether the first row are classes that are called by numbers, or the classes' numbers, above one-hot rows."""
+
+    def is_one_hot(row: Sequence[str]) -> bool:
+        numbers = [float(field) if is_number(field) else -1.0 for field in row]
+        return sorted(numbers) == [0.0] * (len(row) - 1) + [1.0]
+
+    first, count = rows[0], len(values)
+    is_named = len(first) == count > 1 and (set(first) == values or list(first) == [str(k) for k in range(count)])
+    return is_named and not is_one_hot(first) and len(rows) > 1 and all(map(is_one_hot, rows[1:]))
 
 
 def _of_parquet(table: pa.Table) -> dict[str, np.ndarray]:
@@ -216,15 +251,38 @@ def _of_torch(path: Path) -> dict[str, np.ndarray]:
         np.dtype,
         *dtypes,
     ]
-    with torch.serialization.safe_globals(allowed):
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own words on sparse and quantised tensors
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         content = {"": content}
-    return {str(name): _array(value) for name, value in content.items()}
+    return {str(name): _array(value, str(name), path) for name, value in content.items()}
 
 
-def _array(value: Any) -> np.ndarray:
-    return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+def _array(value: Any, name: str, path: Path) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    remedy = _remedy(value)
+    if remedy is not None:
+        kind = str(value.dtype) if value.layout is torch.strided else f"{value.dtype} and layout {value.layout}"
+        which = f" {name!r}" if name else ""
+        raise UserError(f"data.noise.file: {path} has a tensor{which} of {kind}, which NumPy has not; {remedy}.")
+    return value.detach().resolve_conj().resolve_neg().numpy()
+
+
+def _remedy(value: torch.Tensor) -> str | None:
+    """What makes a plain tensor of one that NumPy cannot hold; None: it can."""
+    if value.is_meta:
+        return "it is on the device meta, without values; save it with them"
+    if value.layout is not torch.strided:
+        return "save it after .to_dense()"
+    if value.is_quantized:
+        return "save it after .dequantize()"
+    try:
+        torch.empty(0, dtype=value.dtype).numpy()
+    except TypeError:
+        return "save it after .float()"
+    return None
 
 
 def _bytes_of_text(text: str, encoding: str) -> bytes:

@@ -1,5 +1,6 @@
 """Labels and transition matrices that people bring as files (`columns.py` says which)."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.class_labels import as_classes, is_one_hot, listed, say_once
-from l2t_ray.data.columns import Table, is_number, read_table
+from l2t_ray.data.columns import Table, in_one_form, is_number, read_table
 from l2t_ray.data.sample_ids import id_column, is_id, rows_by_id
 from l2t_ray.interfaces import UserError
 
@@ -49,8 +50,10 @@ def read_labels(
             that are no classes; or if the labels plainly stand in another order.
     """
     table = read_table(path, values=images.class_names)
+    class_names = in_one_form(images.class_names)
+    column = None if column is None else unicodedata.normalize("NFC", column)
     own = slice(len(images) if num_own is None else num_own)
-    given = as_classes(_pick_labels(table, column, images.class_names), images.class_names, table)
+    given = as_classes(_pick_labels(table, column, class_names), class_names, table)
     named_by = id_column(table, column, images, own)
     _check_lengths(table, len(given), [name for name in (named_by, *CLEAN_COLUMNS) if name in table.columns])
     rows = (
@@ -59,7 +62,7 @@ def read_labels(
     known = images.labels[own]
     for name in CLEAN_COLUMNS:
         if name in table.columns and name != column:
-            clean = as_classes(table.columns[name], images.class_names, table)[rows]
+            clean = as_classes(table.columns[name], class_names, table)[rows]
             agreeing = float((clean == known).mean())
             if agreeing < 0.99:
                 raise UserError(
@@ -67,7 +70,7 @@ def read_labels(
                     "images, so its labels stand in another order; sort them like the data set."
                 )
     observed = given[rows]
-    _check_numbering(observed, known, images.class_names, path)
+    _check_numbering(observed, known, class_names, path)
     if named_by is None:
         _check_order(observed, known, path)
     labels = images.labels.copy()
@@ -86,7 +89,8 @@ def read_matrix(
     Raises:
         UserError: if the file cannot be read, or the matrix is not `num_classes` square.
     """
-    table = read_table(path)
+    table, class_names = read_table(path), in_one_form(class_names)
+    column = None if column is None else unicodedata.normalize("NFC", column)
     is_table = path.suffix.lower() in (".csv", ".tsv", ".parquet")
     matrix = _matrix_of(table, class_names) if is_table else _pick(table, table.columns, column)
     if matrix.shape != (num_classes, num_classes) or matrix.dtype.kind not in "iuf":
@@ -195,8 +199,8 @@ def _check_numbering(
         shift = min(shifts)
         how = "shifted by one" if shift in (1, num_classes - 1) else f"shifted by {shift}"
     else:
-        label = next(label for label in np.unique(observed).tolist() if meant[label] != label)
-        how = f"given to other classes, such as {label} to {class_names[meant[label]]!r}"
+        label = next(int(label) for label in np.unique(observed) if meant[label] != label)
+        how = f"given to other classes, such as {label} to {class_names[int(meant[label])]!r}"
     raise UserError(
         f"data.noise.file: the labels in {path} agree with the data set's own on {agreeing:.0%} of the images, but on "
         f"{renumbered:.0%} if its numbers are {how}; number the classes like the data set ({listed(class_names)}), or "
@@ -237,7 +241,7 @@ def _check_order(observed: Int[np.ndarray, " n"], known: Int[np.ndarray, " n"], 
 def _matrix_of(table: Table, class_names: Sequence[str]) -> np.ndarray:
     columns = dict(table.columns)
     first = next(iter(columns))
-    row_names = [str(value) for value in columns[first].tolist()]
+    row_names = [unicodedata.normalize("NFC", str(value)) for value in columns[first].tolist()]
     numbers = [str(number) for number in range(len(row_names))]
     order = None
     if len(columns) == len(row_names) + 1 and (row_names == numbers or set(row_names) == set(class_names)):
