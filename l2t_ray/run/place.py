@@ -1,10 +1,12 @@
 """A run's directory: taken by one process at a time, and left as it was by a run that never began."""
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from l2t_ray.files import PRIVATE
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.checkpoint_names import in_order
 
+CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 PATIENCE_S = 2.0
 """How long a process that was killed may take to be gone."""
@@ -42,8 +45,10 @@ def taken(directory: Path, *, is_new: bool) -> Iterator[Place]:
         is_new: it must not be there yet; where it is, another one with a number after its name is taken.
 
     Raises:
-        UserError: if another process holds it, or it cannot be written to.
+        UserError: if another process holds it, it cannot be written to, or something in it or on the way to it is of
+            the wrong kind.
     """
+    _check_kinds(directory)
     missing = [path for path in directory.parents if not path.exists()]
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +66,37 @@ def taken(directory: Path, *, is_new: bool) -> Iterator[Place]:
         else:
             (directory / LOCK).unlink(missing_ok=True)
         os.close(lock)
+
+
+def _check_kinds(directory: Path) -> None:
+    """
+    Raises:
+        UserError: if something else stands where a run needs a directory, or its lock file.
+    """
+    for path in (*reversed(directory.parents), directory, directory / CHECKPOINTS):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(
+                f"{path} is {_kind(path)}, and a run needs a directory there; remove it, or set another name= or runs=."
+            )
+    lock = directory / LOCK
+    if os.path.lexists(lock) and not stat.S_ISREG(lock.lstat().st_mode):
+        raise UserError(
+            f"{lock} is {_kind(lock)}, and a run locks a plain file there; remove it, or set another name=."
+        )
+
+
+def _kind(path: Path) -> str:
+    """What stands there, which is not what should."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        try:
+            path.stat()
+        except OSError as error:
+            is_loop = error.errno == errno.ELOOP
+            return "a link in a loop" if is_loop else f"a link to {path.readlink()}, which cannot be reached"
+        return f"a link to {path.readlink()}"
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _made_new(wanted: Path) -> tuple[Path, bool]:
@@ -160,7 +196,7 @@ def _is_alive(pid: Any) -> bool:
 
 def _holds_checkpoints(directory: Path) -> bool:
     try:
-        return bool(in_order(path.name for path in (directory / "checkpoints").iterdir()))
+        return bool(in_order(path.name for path in (directory / CHECKPOINTS).iterdir()))
     except OSError:
         return False
 

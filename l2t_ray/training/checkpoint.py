@@ -36,6 +36,9 @@ FINGERPRINT = "fingerprint.json"
 Read = TypeVar("Read")
 _FILES = ("student.pt", "method.pt", "teacher.pt", "arms.pt", "config.yaml", FINGERPRINT, "progress.json")
 
+_WRITER_FAILED = ("inline_container", "iostream error", "PytorchStreamWriter")
+"""What PyTorch says when the system takes no more of a file; the system's own reason is lost by then."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -358,4 +361,6 @@ def _checksum(path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _WRITER_FAILED):
+        return "no space left on the disk, or no more for this user or file"
     return getattr(error, "strerror", None) or masked(" ".join(str(error).split()))

@@ -19,6 +19,7 @@ from l2t_ray.training.checkpoint_names import in_order
 from l2t_ray.training.rows_file import EMPTY, NAMES, Mark, RowsFile
 
 MANIFEST = "manifest.json"
+_FETCHED = ".fetched."
 
 
 class Mirror:
@@ -86,8 +87,8 @@ class Mirror:
     def fetch(self, name: str, directory: Path) -> None:
         """Copies a checkpoint into a local directory, in place of a damaged one of its name."""
         is_damaged = (directory / name).exists()
-        final, temporary = directory / name, directory.parent / f".fetched.{name}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        final, temporary = directory / name, directory.parent / f"{_FETCHED}{name}.{os.getpid()}"
+        _sweep(directory.parent)
         temporary.mkdir(mode=PRIVATE_DIRECTORY, parents=True)
         try:
             directory.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
@@ -150,6 +151,24 @@ class Mirror:
 
     def _is_file(self, path: str) -> bool:
         return self._files.get_file_info(path).type == FileType.File
+
+
+def _sweep(directory: Path) -> None:
+    """Removes what a process that was killed had fetched; what another worker of this machine fetches now stays."""
+    for stale in directory.glob(f"{_FETCHED}*"):
+        name, _, pid = stale.name.removeprefix(_FETCHED).rpartition(".")
+        if in_order([name]) and pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _end_of(mark: Mark) -> str:

@@ -116,9 +116,39 @@ def test_a_new_directory_is_nobody_elses(tmp_path):
         assert third.directory.name == "run-2"
 
 
-def test_a_file_in_the_way_is_a_users_mistake(tmp_path):
-    (tmp_path / "run").touch()
-    with pytest.raises(UserError, match=r"cannot write to .*run: File exists"), taken(tmp_path / "run", is_new=False):
+def put(path, kind):
+    """Something at a path that is neither a directory nor, but for one kind, a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "a file":
+            path.touch()
+        case "a folder":
+            path.mkdir()
+        case "a named pipe":
+            os.mkfifo(path)
+        case "a link in a loop":
+            path.symlink_to(path)
+        case _:
+            path.symlink_to("missing")
+
+
+@pytest.mark.parametrize("kind", ["a file", "a named pipe", "a link in a loop", "a link to missing, which cannot"])
+@pytest.mark.parametrize("where", ["runs", "runs/x", "runs/x/checkpoints"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_stands_where_a_run_needs_a_directory_is_named_and_stays(tmp_path, where, kind, is_new):
+    put(tmp_path / where, kind)
+    with (
+        pytest.raises(UserError, match=rf"{tmp_path / where} is {kind}.*needs a directory there"),
+        taken(tmp_path / "runs/x", is_new=is_new),
+    ):
+        pass
+    assert os.path.lexists(tmp_path / where)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a link in a loop", "a link to missing, which cannot"])
+def test_a_lock_that_is_no_file_is_called_what_it_is(tmp_path, kind):
+    put(tmp_path / "run" / LOCK, kind)
+    with pytest.raises(UserError, match=rf"{LOCK} is {kind}.*plain file"), taken(tmp_path / "run", is_new=False):
         pass
 
 
@@ -127,7 +157,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     victim.write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(victim)
-    with pytest.raises(UserError, match="cannot write to"), taken(tmp_path / "run", is_new=False):
+    with pytest.raises(UserError, match=rf"is a link to {victim}, and"), taken(tmp_path / "run", is_new=False):
         pass
     assert victim.read_text() == "precious"
 

@@ -1,6 +1,7 @@
 """Checkpoints on a filesystem that is not this machine's: what is put there comes back on another machine's disk."""
 
 import json
+import os
 from datetime import datetime
 
 import pytest
@@ -40,6 +41,16 @@ def test_another_machine_begins_from_the_newest_copy(tmp_path, mirror):
     there.save(make_cut(4))
     newest = here.latest()
     assert newest is not None and newest.round == 4
+
+
+def test_what_a_killed_process_had_fetched_is_swept_and_nothing_else(tmp_path, mirror):
+    path = CheckpointStore(tmp_path / "a/checkpoints", mirror=mirror).save(make_cut(1))
+    dead, alive = 2**22 + 1, os.getppid()  # the first is more than the system gives
+    names = [f".fetched.{path.name}.{dead}", f".fetched.{path.name}.{alive}", f".fetched.notes.{dead}"]
+    for name in names:
+        (tmp_path / "b" / name).mkdir(parents=True)
+    assert CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest() is not None
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted([*names[1:], "checkpoints"])
 
 
 def test_a_copy_without_its_manifest_is_not_there(tmp_path, mirror):
