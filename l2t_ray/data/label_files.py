@@ -194,7 +194,7 @@ def _check_numbering(
     renumbered = float((meant[observed] == known).mean())
     if renumbered < 0.9:
         return
-    shifts = set(((np.arange(num_classes) - meant) % num_classes)[np.unique(observed)].tolist())
+    shifts = set(np.take((np.arange(num_classes) - meant) % num_classes, np.unique(observed)).tolist())
     if len(shifts) == 1:
         shift = min(shifts)
         how = "shifted by one" if shift in (1, num_classes - 1) else f"shifted by {shift}"
