@@ -4,17 +4,19 @@ import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from l2t_ray.baselines.phases import methods_of
+from l2t_ray.core import loss_file
 from l2t_ray.core.derivative_check import check_derivatives
 from l2t_ray.core.draws import unmoved_draws
 from l2t_ray.core.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss_family import PairLoss
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss_network import DynamicLossNetwork, LossNetworkSpec
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
 from l2t_ray.training.evaluate import evaluate
@@ -139,8 +141,8 @@ def _try_export(loss_network: DynamicLossNetwork) -> None:
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "loss.safetensors"
-        loss_network.save(path)
-        if not torch.equal(DynamicLossNetwork.load(path).phi.detach(), loss_network.phi.detach().cpu()):
+        loss_file.write(path, asdict(loss_network.spec), loss_network.phi)
+        if not torch.equal(loss_file.read(path, LossNetworkSpec)[1], loss_network.phi.detach().cpu()):
             raise UserError("the loss network cannot be saved: what is read again is not what was written.")
 
 
