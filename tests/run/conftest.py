@@ -7,20 +7,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from tiny_runs import CONFIG, TINY
 
 from l2t_ray.run import Experiment
 from l2t_ray.tracking.metrics import TIMES, read_rows
-
-CONFIG = Path(__file__).parents[2] / "configs/digits.yaml"
-TINY = [
-    "ray.enabled=false",
-    "tracking.mlflow=false",
-    "student.name=lenet",
-    "training={num_rounds: 4, num_steps: 2, batch_size: 8, val_batch_size: 16, eval_every: 4, checkpoint_every: 2}",
-    "training.keep_checkpoints=9",
-    "method.loss_network={hidden: 8, init: released}",
-    "method.teacher.horizon=3",
-]
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +57,3 @@ def killed_in():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
     return run
-
-
-def die(*_, **__):
-    """Ends this process as a power cut would."""
-    os.kill(os.getpid(), signal.SIGKILL)

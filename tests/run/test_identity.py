@@ -174,7 +174,7 @@ def test_a_checkpoint_of_an_older_format_is_one_sentence(whole, tmp_path):
 
 
 def test_commands_without_a_name_never_share_a_directory(tmp_path, monkeypatch):
-    from conftest import CONFIG, TINY
+    from tiny_runs import CONFIG, TINY
 
     import l2t_ray.run.experiment as module
 

@@ -5,12 +5,12 @@ import re
 import shutil
 
 import pytest
-from conftest import die
+from tiny_runs import die
 
+from l2t_ray import files
 from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment, results
-from l2t_ray.training import files
 from l2t_ray.training.checkpoint import CheckpointStore
 
 MOMENTS = {

@@ -4,7 +4,7 @@ import json
 import sqlite3
 
 import pytest
-from conftest import CONFIG, TINY
+from tiny_runs import CONFIG, TINY
 
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment, exit_codes

@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from l2t_ray.baselines.trainee import Trainee, cross_entropy
 from torch import nn
 
 from l2t_ray.baselines.fixed_loss import FixedLoss
 from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.group import SingleProcess
+from l2t_ray.core.loss_family import PairLoss
 from l2t_ray.core.loss_network import DynamicLossNetwork
-from l2t_ray.core.meta_step import L2TDLN, StudentSgd
+from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.core.objective import LearnedObjective
+from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.data.tensors import TensorData
 from l2t_ray.interfaces import StoppedError
@@ -36,12 +38,13 @@ def run_of(engine="store", *, seed=0, name="l2t_dln"):
         torch.manual_seed(0)
         student = FlatModule(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)))
     sgd, group, teacher = StudentSgd(lambda step: 0.1, NUM_STEPS, 0.9), SingleProcess(), None
+    trainee = Trainee(student, Classification(), sgd, group)
     if engine is None:
-        method = FixedLoss(Trainee(student, Classification(), sgd, group), cross_entropy)
+        method = FixedLoss(trainee, cross_entropy)
     else:
         network = DynamicLossNetwork(init="linear", pairs="softmax", activation="silu", label_table=3, hidden=8)
         teacher = LocalTeacher(network.phi.detach(), AdamRule(network.phi.numel()))
-        method = L2TDLN(student, Classification(), data(), network, teacher, sgd, group, engine=engine)
+        method = L2TDLN(LearnedObjective(trainee, PairLoss(network, trainee.task)), teacher, engine=engine)
     return Run(
         arms=[Arm(name, method, teacher)],
         student=student,
