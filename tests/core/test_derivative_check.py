@@ -163,7 +163,7 @@ def setting(make, seed=0, dtype=torch.float32, inputs=None, group=None):
         return (batch.weights * network.losses_at(phi, logits, batch.targets)).sum(), logits
 
     def outer_error(theta, buffers, batch):
-        return task.error(student(theta, buffers, batch.inputs, training=True), batch)
+        return task.error(student(theta, buffers, batch.inputs, training=True), batch, group or SingleProcess())
 
     theta = student.initial()
     start = StudentState(theta, torch.zeros_like(theta), student.initial_buffers())

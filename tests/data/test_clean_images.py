@@ -38,9 +38,19 @@ def test_validation_alone():
     assert (targets == LABELS[rows]).all()
 
 
+class Unused:
+    """A method that a phase needs and its data does not ask."""
+
+    def init(self):
+        raise AssertionError
+
+    def round(self, state, batches, index):
+        raise AssertionError
+
+
 def test_phases_change_the_training_batches_alone():
     first, then = make(fixed), trusting(validation_alone(POLICY))
-    data = PhasedData([Phase(0, None, first), Phase(2, None, then)])
+    data = PhasedData([Phase(0, Unused(), first), Phase(2, Unused(), then)])
     for index in range(4):
         expected = (first if index < 2 else then).round(index)
         actual = data.round(index)

@@ -77,8 +77,8 @@ def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_te
         run = build_run(config, group=group, device=torch.device("cpu"), make_teacher=make_teacher)
         data = InDtype(run.data, dtype)
         for arm in run.arms:
-            if isinstance(arm.method, L2TDLN) and arm.method._objective._centers is not None:
-                arm.method._objective._centers._data = data
+            if isinstance(arm.method, L2TDLN) and arm.method.objective._centers is not None:
+                arm.method.objective._centers._data = data
         rows: list[Any] = []
         arms = [replace(arm, data=arm.data and InDtype(arm.data, dtype)) for arm in run.arms]
         cut = replace(run, data=data, arms=arms).train(start=None, store=None, on_row=rows.append)

@@ -20,7 +20,7 @@ from l2t_ray.core.loss_network import DynamicLossNetwork
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.core.term_loss import TermLoss
-from l2t_ray.interfaces import Batch, RoundBatches, Term, Terms
+from l2t_ray.interfaces import Batch, Metric, RoundBatches, Term, Terms
 from l2t_ray.tasks.segmentation import Segmentation
 from l2t_ray.tasks.shares import share_of
 
@@ -53,6 +53,7 @@ class Boxes:
     """Where something is, in squares, and whether it is there: two terms of different numbers of rows."""
 
     name, row_is_example = "boxes", False
+    metrics = (Metric("overlap", "overlap"),)
     kinds: Mapping = {"where": ("near", "far"), "what": ("all",)}
 
     def num_rows(self, targets):
