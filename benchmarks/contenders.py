@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from l2t_ray.core.flat import FlatModule, clone_buffers
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.hypergrad import hypergradient, naive_hypergradient
-from l2t_ray.core.loss_network import DynamicLossNetwork, layer_weights
+from l2t_ray.bilevel.flat import FlatModule, clone_buffers
+from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
+from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, sgd_steps
+from l2t_ray.core.loss.network import DynamicLossNetwork, layer_weights
 from l2t_ray.core.lstm_teacher import LSTMTeacher, preprocess_gradient
 from l2t_ray.core.teacher import LocalTeacher, LstmRule
-from l2t_ray.core.unroll import InnerProblem, loss_gradients, sgd_steps
 from l2t_ray.interfaces import Batch, StudentState
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.students.resnet import ResNet
 from l2t_ray.tasks.classification import Classification
 

@@ -30,7 +30,7 @@ from contenders import APPROXIMATE, HYPERGRADIENTS, LIBRARIES, PLAIN, Case, Sett
 from rich.console import Console
 from rich.table import Table
 
-from l2t_ray.core.heap import keep_freed_memory
+from l2t_ray.bilevel.heap import keep_freed_memory
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results"

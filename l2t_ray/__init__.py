@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from l2t_ray import theory
-    from l2t_ray.core.hypergrad import hypergradient
-    from l2t_ray.core.loss_network import DynamicLossNetwork
+    from l2t_ray.bilevel.hypergradient import hypergradient
+    from l2t_ray.core.loss.network import DynamicLossNetwork
+    from l2t_ray.core.loss.pairs import one_vs_one
+    from l2t_ray.core.loss.terms import TermLoss
     from l2t_ray.core.lstm_teacher import LSTMTeacher, preprocess_gradient
-    from l2t_ray.core.pairs import one_vs_one
     from l2t_ray.core.reweight import importance_weights, similarity
-    from l2t_ray.core.term_loss import TermLoss
     from l2t_ray.data.noise import flip_to_one, flip_to_two, uniform
     from l2t_ray.run import Experiment
     from l2t_ray.training.fit import fit
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DynamicLossNetwork": "core.loss_network",
+    "DynamicLossNetwork": "core.loss.network",
     "Experiment": "run",
     "LSTMTeacher": "core.lstm_teacher",
-    "TermLoss": "core.term_loss",
+    "TermLoss": "core.loss.terms",
     "fit": "training.fit",
     "flip_to_one": "data.noise",
     "flip_to_two": "data.noise",
-    "hypergradient": "core.hypergrad",
+    "hypergradient": "bilevel.hypergradient",
     "importance_weights": "core.reweight",
-    "one_vs_one": "core.pairs",
+    "one_vs_one": "core.loss.pairs",
     "preprocess_gradient": "core.lstm_teacher",
     "similarity": "core.reweight",
     "uniform": "data.noise",

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from l2t_ray.config import load
+from l2t_ray.settings.experiment import load
 
 PATH = Path(__file__).parents[1] / "cluster.yaml"
 

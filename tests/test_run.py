@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import FailureLimitError
 from l2t_ray.run import exit_codes
 from l2t_ray.tracking.metrics import PARTS, TIMES, read_rows

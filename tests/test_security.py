@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from l2t_ray import config
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
 from l2t_ray.training.checkpoint import FORMAT, CheckpointStore

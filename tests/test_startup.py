@@ -6,8 +6,8 @@ import sys
 PROGRAM = """
 import sys
 from l2t_ray import run
-from l2t_ray.config import L2TDLNConfig
-from l2t_ray.experiment.teachers import build_teacher
+from l2t_ray.settings.experiment import L2TDLNConfig
+from l2t_ray.assembly.teachers import build_teacher
 
 teacher = build_teacher(L2TDLNConfig(), 10, seed=0)  # its loss network is fitted
 teacher.propose(0, teacher.read().phi, 0.1)

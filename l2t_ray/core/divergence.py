@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.derivative_check import not_finite_advice
-from l2t_ray.core.hypergrad import Hypergradient
+from l2t_ray.bilevel.derivative_check import not_finite_advice
+from l2t_ray.bilevel.hypergradient import Hypergradient
+from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.core.round_metrics import round_metrics
-from l2t_ray.core.unroll import InnerProblem
 from l2t_ray.interfaces import DivergenceError, RoundBatches, StudentState
 
 Round = tuple[InnerProblem, StudentState, Float[Tensor, " m"], Hypergradient, RoundBatches, Sequence[float]]

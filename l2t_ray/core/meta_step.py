@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from l2t_ray.bilevel.engine_choice import agreed_engine
+from l2t_ray.bilevel.hypergradient import EngineName, Hypergradient, hypergradient
+from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.core.divergence import explained
-from l2t_ray.core.engine_choice import agreed_engine
-from l2t_ray.core.hypergrad import EngineName, Hypergradient, hypergradient
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.round_metrics import round_metrics
-from l2t_ray.core.timing import part
-from l2t_ray.core.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, LossParams, MethodState, Metrics, RoundBatches, StudentState, Teacher
+from l2t_ray.timing import part
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class L2TDLN:
 
         Args:
             objective: the student, and the loss that it is trained under; the loss's weights are the teacher's to say.
-            engine: how second-order products are computed (`hypergrad`); `auto`: chosen, and logged, at the first
+            engine: how second-order products are computed (`ENGINES`); `auto`: chosen, and logged, at the first
                 round; the workers agree on one.
             horizon: student steps the hypergradient goes back through; None: all of a round's.
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from l2t_ray.core.loss_family import LossFamily
-from l2t_ray.core.memory import Memory
+from l2t_ray.bilevel.unroll import InnerProblem
+from l2t_ray.core.loss.family import LossFamily
+from l2t_ray.core.loss.memory import Memory
 from l2t_ray.core.reweight import ClassCenters
 from l2t_ray.core.student import Trainee
-from l2t_ray.core.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, StudentState, Terms
 
 OFFSET = "offset"

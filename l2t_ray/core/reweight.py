@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.group import SingleProcess
+from l2t_ray.bilevel.unroll import Reweigh
 from l2t_ray.core.student import Trainee
-from l2t_ray.core.unroll import Reweigh
 from l2t_ray.interfaces import Batch, Data, Group, MethodState
+from l2t_ray.parallel.group import SingleProcess
 
 Metric = Literal["cosine", "dot", "minkowski", "snr"]
 Positive = Literal["clamp", "softmax", "shift", "softplus", "released"]

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.flat import clone_buffers
-from l2t_ray.core.unroll import InnerProblem, StepStatistics
+from l2t_ray.bilevel.flat import clone_buffers
+from l2t_ray.bilevel.unroll import InnerProblem, StepStatistics
 from l2t_ray.interfaces import Batch, DivergenceError, Group, StudentState
 
 

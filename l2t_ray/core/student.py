@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.hypergrad import hypergradient
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.hypergradient import hypergradient
+from l2t_ray.bilevel.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
 from l2t_ray.core.round_metrics import plain_metrics
-from l2t_ray.core.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, StudentState, Task, Terms, UserError
 
 RateSchedule = Callable[[int], float]

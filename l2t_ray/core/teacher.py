@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.adam import Adam, Learned
-from l2t_ray.core.flat import FlatModule
 from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
-from l2t_ray.core.timing import part
 from l2t_ray.interfaces import DivergenceError, LossParams
+from l2t_ray.timing import part
 
 Limit = Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]
 

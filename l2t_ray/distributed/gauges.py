@@ -5,9 +5,9 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from l2t_ray.core.timing import PARTS
 from l2t_ray.headline import ACCURACY
 from l2t_ray.interfaces import Metric
+from l2t_ray.timing import PARTS
 
 COLUMNS = {
     "round": "index of the latest round",

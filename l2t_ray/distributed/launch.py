@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from l2t_ray.config import ExperimentConfig, L2TDLNConfig, RayConfig
-from l2t_ray.experiment.images import load_dataset
-from l2t_ray.experiment.teachers import build_teacher
+from l2t_ray.assembly.images import load_dataset
+from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
+from l2t_ray.settings.experiment import ExperimentConfig, L2TDLNConfig, RayConfig
 from l2t_ray.stopping import StopRequest
 
 OnRows = Callable[[list[Mapping[str, Any]]], None]

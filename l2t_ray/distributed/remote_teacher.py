@@ -10,9 +10,9 @@ from jaxtyping import Float
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
-from l2t_ray.core.timing import part
 from l2t_ray.distributed.teacher_actor import StaleAttemptError
 from l2t_ray.interfaces import Group, LossParams
+from l2t_ray.timing import part
 
 RETRY_S = 0.1
 ALIVE_S = 10.0

@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
 
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.core.group import ProcessGroup
-from l2t_ray.core.heap import keep_freed_memory
+from l2t_ray.assembly.run import build_run, build_store
+from l2t_ray.assembly.tasks import headline_for
+from l2t_ray.bilevel.heap import keep_freed_memory
 from l2t_ray.distributed.gauges import Gauges
 from l2t_ray.distributed.remote_teacher import RemoteTeacher, TeacherLostError
-from l2t_ray.experiment.run import build_run, build_store
-from l2t_ray.experiment.tasks import headline_for
 from l2t_ray.interfaces import StoppedError, UserError
+from l2t_ray.parallel.group import ProcessGroup
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.loop import Run
 

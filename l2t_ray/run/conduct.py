@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.heap import keep_freed_memory
-from l2t_ray.experiment.identity import shown_yaml
-from l2t_ray.experiment.images import load_dataset
-from l2t_ray.experiment.run import build_run, build_store
-from l2t_ray.experiment.tasks import headline_for
+from l2t_ray.assembly.identity import shown_yaml
+from l2t_ray.assembly.images import load_dataset
+from l2t_ray.assembly.run import build_run, build_store
+from l2t_ray.assembly.tasks import headline_for
+from l2t_ray.bilevel.heap import keep_freed_memory
 from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.place import Place
 from l2t_ray.run.results import ARTIFACTS, Result, closing_row, noise_facts, write_results
 from l2t_ray.run.written import CONFIG
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.stopping import StopRequest
 from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker

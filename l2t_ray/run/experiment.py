@@ -9,20 +9,20 @@ from typing import Literal
 
 import torch
 
-from l2t_ray import config as configuration
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.heap import give_back_memory
-from l2t_ray.experiment.looks import check_hypergradient
-from l2t_ray.experiment.run import build_run, resolve_device
-from l2t_ray.experiment.teachers import idle_teacher
-from l2t_ray.experiment.trial import try_arms
+from l2t_ray.assembly.looks import check_hypergradient
+from l2t_ray.assembly.run import build_run, resolve_device
+from l2t_ray.assembly.teachers import idle_teacher
+from l2t_ray.assembly.trial import try_arms
+from l2t_ray.bilevel.heap import give_back_memory
 from l2t_ray.interfaces import StoppedError, Tracker
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.conduct import Conduct
 from l2t_ray.run.paths import with_absolute_paths
 from l2t_ray.run.place import Place, taken
 from l2t_ray.run.results import Result
 from l2t_ray.run.written import check_same, check_unfinished, read_config, with_credentials
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.stopping import listening
 from l2t_ray.tracking.screen import Screen
 

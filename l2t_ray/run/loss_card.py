@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.reports.tables import comparison
+from l2t_ray.settings.experiment import ExperimentConfig
 
 
 def loss_card(
@@ -22,7 +22,7 @@ def loss_card(
 {spec.activation}.
 
 ```python
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 
 loss_network = DynamicLossNetwork.load("loss.safetensors").requires_grad_(False)
 loss_network.loss(student(images), labels).backward()
@@ -38,7 +38,7 @@ It has a memory too, which counts where it is given one (rows are the images of 
 brought up to date before each round; at each step is as good a time:
 
 ```python
-from l2t_ray.core.memory import nothing_remembered, remembered
+from l2t_ray.core.loss.memory import nothing_remembered, remembered
 
 memory = nothing_remembered(num_images, num_classes, device)
 for images, labels, indices in batches:

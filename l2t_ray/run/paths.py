@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.experiment.images import data_root
+from l2t_ray.assembly.images import data_root
+from l2t_ray.settings.experiment import ExperimentConfig
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:

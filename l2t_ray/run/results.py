@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from l2t_ray.config import ExperimentConfig, L2TDLNConfig
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.assembly.images import CorruptedLabels, corrupted_labels, load_dataset
+from l2t_ray.assembly.looks import Closing, closing_look
+from l2t_ray.assembly.run import resolve_device
+from l2t_ray.assembly.tasks import build_task
+from l2t_ray.assembly.teachers import bare_loss_network
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.data.catalog import Dataset
-from l2t_ray.experiment.images import CorruptedLabels, corrupted_labels, load_dataset
-from l2t_ray.experiment.looks import Closing, closing_look
-from l2t_ray.experiment.run import resolve_device
-from l2t_ray.experiment.tasks import build_task
-from l2t_ray.experiment.teachers import bare_loss_network
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.run.loss_card import loss_card
 from l2t_ray.run.written import FINISHED
+from l2t_ray.settings.experiment import ExperimentConfig, L2TDLNConfig
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.training.checkpoint import Cut

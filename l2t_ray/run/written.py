@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from l2t_ray import config as configuration
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.experiment.identity import MAY_CHANGE_ON_RESUME, settings
+from l2t_ray.assembly.identity import MAY_CHANGE_ON_RESUME, settings
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import is_masked, masked
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.training.checkpoint_names import in_order
 from l2t_ray.training.fingerprint import difference
 from l2t_ray.training.mirror import MANIFEST

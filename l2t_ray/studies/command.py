@@ -18,7 +18,7 @@ from l2t_ray.reports.spread import spread
 from l2t_ray.reports.study import notes, table
 from l2t_ray.reports.tables import markdown
 from l2t_ray.run import working_directory
-from l2t_ray.settings import parsed
+from l2t_ray.settings.tree import parsed
 from l2t_ray.studies.declaration import MOST_TRIALS, OWN_KEYS, SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.results import collect, write_results

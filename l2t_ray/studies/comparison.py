@@ -21,11 +21,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from l2t_ray import config as configuration
-from l2t_ray.config import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
-from l2t_ray.experiment.images import build_policy, load_dataset
-from l2t_ray.experiment.run import resolve_device
-from l2t_ray.experiment.tasks import headline_for
+from l2t_ray.assembly.images import build_policy, load_dataset
+from l2t_ray.assembly.run import resolve_device
+from l2t_ray.assembly.tasks import headline_for
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import FailureLimitError, Metric, StoppedError, UserError
 from l2t_ray.masking import masked, masked_tree
@@ -34,6 +32,8 @@ from l2t_ray.reports.comparison import TrialResult, trial_directory
 from l2t_ray.reports.figures import save_figures, write_figures
 from l2t_ray.reports.published import noisy_labels
 from l2t_ray.run import protocol, with_absolute_paths
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings.experiment import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.outcome import read_outcome
 from l2t_ray.studies.protocols import own_schedule

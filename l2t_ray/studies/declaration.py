@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from l2t_ray import config as configuration
-from l2t_ray import yaml_file
 from l2t_ray.interfaces import Metric, UserError
-from l2t_ray.record import Count, FilePath, Natural, Positive, Real, Record, Whole
-from l2t_ray.sentence import shown
-from l2t_ray.settings import Settings
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings import yaml_file
+from l2t_ray.settings.record import Count, FilePath, Natural, Positive, Real, Record, Whole
+from l2t_ray.settings.sentence import shown
+from l2t_ray.settings.tree import Settings
 
 SizeName = Literal["digits", "small", "full"]
 MetricName = Literal["headline", "best_headline", "test_accuracy", "best_test_accuracy", "test_error", "val_error"]

@@ -21,11 +21,11 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 
-from l2t_ray.config import ExperimentConfig
+from l2t_ray.assembly.tasks import headline_for
 from l2t_ray.distributed.launch import ENVIRONMENT, ray_session
-from l2t_ray.experiment.tasks import headline_for
 from l2t_ray.headline import ACCURACY, HEADLINE, metric_of
 from l2t_ray.interfaces import UserError
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.studies.declaration import Asha
 from l2t_ray.studies.outcome import Outcome, run_trial, write_outcome
 from l2t_ray.studies.search import Search

@@ -10,7 +10,7 @@ configuration's.
 
 from typing import Any
 
-from l2t_ray.config import MethodConfig, TrainingConfig
+from l2t_ray.settings.experiment import MethodConfig, TrainingConfig
 
 _SHU = {
     "passes": 120,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from l2t_ray.experiment.images import load_dataset
+from l2t_ray.assembly.images import load_dataset
 from l2t_ray.headline import HEADLINE, metric_of
 from l2t_ray.reports.study import write_study
 from l2t_ray.studies.outcome import Outcome, read_outcome

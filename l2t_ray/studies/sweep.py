@@ -16,13 +16,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from l2t_ray import config as configuration
-from l2t_ray import yaml_file
-from l2t_ray.experiment.tasks import build_task
+from l2t_ray.assembly.tasks import build_task
 from l2t_ray.files import write_whole
 from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.masking import is_masked, masked_tree
 from l2t_ray.run import working_directory
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings import yaml_file
 from l2t_ray.studies.declaration import Study, load_study
 from l2t_ray.studies.outcome import Outcome, read_outcome, run_trial
 from l2t_ray.studies.trials import Trial, check_paper, check_trials, trial_of_sample, trials

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from l2t_ray import config as configuration
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment.run import build_run, build_store
-from l2t_ray.experiment.teachers import idle_teacher
+from l2t_ray.assembly.run import build_run, build_store
+from l2t_ray.assembly.teachers import idle_teacher
 from l2t_ray.interfaces import UserError
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run import Experiment
 from l2t_ray.run.written import with_credentials
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.studies.declaration import Distribution, Study, label_of
 
 

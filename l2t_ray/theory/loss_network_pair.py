@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad
 
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.theory.alternating import Function
 from l2t_ray.theory.growth_bound import negative_curvature
 from l2t_ray.theory.saddles import Saddle

@@ -54,7 +54,7 @@ COLUMNS = (
     Column("seconds", pa.float64(), "s", "wall time of the round, evaluation apart"),
     Column("seconds_data", pa.float64(), "s", "of `seconds`: making the round's batches"),
     Column("seconds_unroll", pa.float64(), "s", "of `seconds`: student steps"),
-    Column("seconds_hypergradient", pa.float64(), "s", "of `seconds`: the way back through them (core/timing.py)"),
+    Column("seconds_hypergradient", pa.float64(), "s", "of `seconds`: the way back through them (timing.py)"),
     Column("seconds_collectives", pa.float64(), "s", "of `seconds`: sums over workers, and waiting for the slowest"),
     Column("seconds_teacher", pa.float64(), "s", "of `seconds`: the teacher's answer, and waiting for it"),
     Column("images_per_second", pa.float64(), "images/s", "training images a second of the round"),

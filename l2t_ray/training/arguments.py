@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.user_module import first_line
 

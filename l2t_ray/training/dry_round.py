@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from l2t_ray.baselines.phases import methods_of
-from l2t_ray.core import loss_file
-from l2t_ray.core.derivative_check import check_derivatives
-from l2t_ray.core.draws import unmoved_draws
-from l2t_ray.core.flat import FlatModule, clone_buffers
-from l2t_ray.core.loss_family import PairLoss
-from l2t_ray.core.loss_network import DynamicLossNetwork, LossNetworkSpec
+from l2t_ray.bilevel.derivative_check import check_derivatives
+from l2t_ray.bilevel.draws import unmoved_draws
+from l2t_ray.bilevel.flat import FlatModule, clone_buffers
+from l2t_ray.core.loss.family import PairLoss
+from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
+from l2t_ray.methods.phases import methods_of
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
 from l2t_ray.training.remedies import Remedy, applied, remedy_for

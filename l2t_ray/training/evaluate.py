@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from l2t_ray.core.flat import FlatModule
+from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.student import outputs_of
 from l2t_ray.interfaces import Batch, Group, Metrics, StudentState, Task, UserError
 

@@ -10,23 +10,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from l2t_ray.baselines.fixed_loss import FixedLoss
-from l2t_ray.baselines.phases import Phase, Phases
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.loss_family import PairLoss
-from l2t_ray.core.loss_network import DynamicLossNetwork, started_at
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.refusals import is_compiled
+from l2t_ray.core.loss.family import PairLoss
+from l2t_ray.core.loss.memory import Memory
+from l2t_ray.core.loss.network import DynamicLossNetwork, started_at
+from l2t_ray.core.loss.slope_bound import SlopeBound
 from l2t_ray.core.lstm_teacher import LSTMTeacher
-from l2t_ray.core.memory import Memory
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.noise_estimate import NoiseEstimate, estimate_noise
 from l2t_ray.core.objective import LearnedObjective, shifted
-from l2t_ray.core.refusals import is_compiled
-from l2t_ray.core.slope import SlopeBound
 from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.tensors import TensorData
 from l2t_ray.interfaces import DivergenceError, Method, MethodState, StudentState, UserError
+from l2t_ray.methods.fixed_loss import FixedLoss
+from l2t_ray.methods.phases import Phase, Phases
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.arguments import check_arguments, usable_device
 from l2t_ray.training.dry_round import dry_round, first_outputs, with_remedies

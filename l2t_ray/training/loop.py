@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l2t_ray.core.draws import counted_draws
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.timing import part, timed
+from l2t_ray.bilevel.draws import counted_draws
+from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import (
     Data,
@@ -31,6 +30,7 @@ from l2t_ray.interfaces import (
     Teacher,
     UserError,
 )
+from l2t_ray.timing import part, timed
 from l2t_ray.training.checkpoint import CheckpointStore, Cut
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.probe import Probe

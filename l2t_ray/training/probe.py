@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from l2t_ray.core.flat import FlatModule
+from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.student import outputs_of
 from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, Weighing
 

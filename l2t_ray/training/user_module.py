@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from l2t_ray.core.draws import counted_draws
-from l2t_ray.core.refusals import refuse_hooks
+from l2t_ray.bilevel.draws import counted_draws
+from l2t_ray.bilevel.refusals import refuse_hooks
 from l2t_ray.interfaces import UserError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)

@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.hypergrad import ENGINES, naive_hypergradient
-from l2t_ray.core.loss_family import PairLoss
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.hypergradient import ENGINES, naive_hypergradient
+from l2t_ray.core.loss.family import PairLoss
+from l2t_ray.core.loss.memory import DECAY, Memory
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher
-from l2t_ray.core.memory import DECAY, Memory
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.reweight import ClassCenters, Reweighting
 from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.classification import Classification
 
 NUM_CLASSES, NUM_STEPS, HIDDEN, LAYERS = 3, 3, 5, 3
@@ -588,7 +588,7 @@ def test_hypergradient_horizon_reaches_the_engine():
 
 @pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "store"), (1 << 10, "recompute")])
 def test_engine_auto_goes_by_memory_and_says_so(monkeypatch, caplog, free, chosen):
-    monkeypatch.setattr("l2t_ray.core.engine_choice.free_bytes", lambda device: free)
+    monkeypatch.setattr("l2t_ray.bilevel.engine_choice.free_bytes", lambda device: free)
     method, _, _ = adam_method(engine="auto")
     same, _, _ = adam_method(engine=chosen)
     with caplog.at_level("INFO", logger="l2t_ray"):

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 
-from l2t_ray.core.group import SingleProcess
+from l2t_ray.bilevel.unroll import StepStatistics
 from l2t_ray.core.round_metrics import round_metrics
-from l2t_ray.core.unroll import StepStatistics
 from l2t_ray.interfaces import DivergenceError
+from l2t_ray.parallel.group import SingleProcess
 
 
 def statistics(loss=1.0, norm=1.0):

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from test_loader import DATASET, NOISY, make
 
-from l2t_ray.baselines.phases import Phase, PhasedData
 from l2t_ray.data.splits import fixed, mixed, validation_alone
+from l2t_ray.methods.phases import Phase, PhasedData
 
 LABELS = DATASET.train.labels
 POLICY = fixed(LABELS, 24, seed=5)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from l2t_ray.core.group import SingleProcess
 from l2t_ray.data.row_shares import RowShares
 from l2t_ray.interfaces import Batch, Data, RoundBatches
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.segmentation import Segmentation
 
 TASK = Segmentation(("a", "b"), ignore=9)

@@ -51,7 +51,7 @@ def teacher_struck(blow: Blow) -> Callable[..., Any]:
     """Makes a teacher that is hit when it has computed new weights, and before anybody is told."""
 
     def make(*arguments: Any, **options: Any) -> Any:
-        from l2t_ray.experiment.teachers import build_teacher
+        from l2t_ray.assembly.teachers import build_teacher
 
         teacher = build_teacher(*arguments, **options)
         propose = teacher.propose
@@ -71,9 +71,9 @@ def worker_struck(blow: Blow, *, rank: int) -> Callable[[Mapping[str, Any]], Any
     """A worker that is hit in the middle of an unroll, at the second of its sums."""
 
     def train(arguments: Mapping[str, Any]) -> Any:
-        from l2t_ray.core.group import ProcessGroup
         from l2t_ray.core.meta_step import L2TDLN
         from l2t_ray.distributed.worker import train_worker
+        from l2t_ray.parallel.group import ProcessGroup
 
         whole_round, whole_sum = L2TDLN.round, ProcessGroup.sum
         at = {"round": -1, "sum": 0}

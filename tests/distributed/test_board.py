@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from l2t_ray.core.group import ProcessGroup
 from l2t_ray.distributed import board as boards
 from l2t_ray.distributed.board import Board
+from l2t_ray.parallel.group import ProcessGroup
 
 
 def test_workers_that_say_nothing_are_silent_and_what_was_said_long_ago_does_not_count(monkeypatch):

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from l2t_ray.config import ExperimentConfig
-from l2t_ray.core.group import ProcessGroup, SingleProcess
+from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.distributed.teacher_actor import TeacherService
-from l2t_ray.experiment.run import build_run
-from l2t_ray.experiment.teachers import build_teacher
 from l2t_ray.interfaces import Batch, RoundBatches, StudentState
+from l2t_ray.parallel.group import ProcessGroup, SingleProcess
+from l2t_ray.settings.experiment import ExperimentConfig
 
 pytestmark = pytest.mark.ray
 

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRAM = """
 import psutil
-from l2t_ray.config import ExperimentConfig
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.distributed.launch import ENVIRONMENT, LOOPBACK, ray_session
 import os
 os.environ.update(ENVIRONMENT | LOOPBACK)

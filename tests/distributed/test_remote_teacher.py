@@ -10,11 +10,11 @@ import ray
 import torch
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
-from l2t_ray.core.group import SingleProcess
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.distributed import remote_teacher
 from l2t_ray.distributed.remote_teacher import RemoteTeacher, TeacherLostError
 from l2t_ray.distributed.teacher_actor import StaleAttemptError, TeacherService
+from l2t_ray.parallel.group import SingleProcess
 
 SIZE = 5
 

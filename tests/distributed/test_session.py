@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from l2t_ray.config import ExperimentConfig, RayConfig
 from l2t_ray.distributed import launch
 from l2t_ray.interfaces import UserError
+from l2t_ray.settings.experiment import ExperimentConfig, RayConfig
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ import pytest
 from harness import in_child, in_place, judged
 from pydantic import BaseModel
 
-from l2t_ray import config as configuration
-from l2t_ray.config import ExperimentConfig
 from l2t_ray.exit_codes import exit_codes
 from l2t_ray.interfaces import UserError
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.studies.declaration import Study, load_study
 
 REPOSITORY = Path(__file__).parents[2]
@@ -209,7 +209,7 @@ def damaged(text: str, generator: random.Random) -> bytes:
 
 def comes_back(config: ExperimentConfig | Study) -> bool:
     """Whether what was read is written as something that reads the same."""
-    from l2t_ray import yaml_file
+    from l2t_ray.settings import yaml_file
 
     tree, _ = yaml_file.parse(config.to_yaml(), source="what was written")
     return type(config).model_validate(tree) == config

@@ -7,7 +7,7 @@ import pytest
 import torch
 from harness import in_place
 
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 
 
 def originals() -> list[DynamicLossNetwork]:

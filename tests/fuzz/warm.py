@@ -2,8 +2,8 @@
 
 import torch
 
-from l2t_ray.config import DataConfig
-from l2t_ray.experiment.images import load_dataset
+from l2t_ray.assembly.images import load_dataset
+from l2t_ray.settings.experiment import DataConfig
 
 torch.set_num_threads(1)
 load_dataset(DataConfig())  # scikit-learn brings the digits

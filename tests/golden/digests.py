@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/baselines")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/methods")]
 
 import test_contract as contract  # noqa: E402
 from conftest import TwoThreads  # noqa: E402
 
-from l2t_ray import config as configuration  # noqa: E402
-from l2t_ray.core.group import SingleProcess  # noqa: E402
-from l2t_ray.experiment.run import build_run  # noqa: E402
+from l2t_ray.assembly.run import build_run  # noqa: E402
+from l2t_ray.parallel.group import SingleProcess  # noqa: E402
+from l2t_ray.settings import experiment as configuration  # noqa: E402
 
 ROUNDS = 20
 CONFIGS = {

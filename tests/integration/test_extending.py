@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.hypergrad import ENGINES, hypergradient, naive_hypergradient
-from l2t_ray.core.loss_family import LossFamily
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.hypergradient import ENGINES, hypergradient, naive_hypergradient
+from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.interfaces import Data, Method, Task
+from l2t_ray.parallel.group import SingleProcess
 
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL))

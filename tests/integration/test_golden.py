@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2t_ray import config as configuration
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment.run import build_run
+from l2t_ray.assembly.run import build_run
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings import experiment as configuration
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "digits.txt"
 COLUMNS = ("train_loss", "val_error", "gradient_norm", "hypergradient_norm", "phi_step_norm")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2t_ray.core.loss_network import DynamicLossNetwork, log_channel
+from l2t_ray.core.loss.network import DynamicLossNetwork, log_channel
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.fit import fit
 

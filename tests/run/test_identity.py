@@ -6,11 +6,11 @@ import shutil
 import pytest
 import yaml
 
-from l2t_ray import config as configuration
-from l2t_ray.experiment.identity import shown_yaml
+from l2t_ray.assembly.identity import shown_yaml
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
 from l2t_ray.run.written import read_config
+from l2t_ray.settings import experiment as configuration
 from l2t_ray.training.checkpoint import CheckpointStore
 
 
@@ -76,7 +76,7 @@ def test_a_configuration_that_was_edited_does_not_take_over_the_checkpoints(whol
 def test_other_data_under_the_same_settings_is_another_experiment(tiny, tmp_path):
     labels = tmp_path / "labels.csv"
     digits = tiny(tmp_path / "runs")
-    from l2t_ray.experiment.images import load_dataset
+    from l2t_ray.assembly.images import load_dataset
 
     right = load_dataset(digits.config.data).train.labels
     lines = [str(label) for label in right]

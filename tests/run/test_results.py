@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import die
 
 from l2t_ray import files
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment, results
 from l2t_ray.training.checkpoint import CheckpointStore

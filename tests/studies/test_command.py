@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from l2t_ray.config import ExperimentConfig
 from l2t_ray.interfaces import UserError
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.studies.command import main
 from l2t_ray.studies.log import COMPLETE, ROLE
 from l2t_ray.tracking.mlflow import MlflowTracker

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 
-from l2t_ray.config import MWNetConfig, SLFConfig, TrainingConfig
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports import figures
 from l2t_ray.run import Experiment, conduct
+from l2t_ray.settings.experiment import MWNetConfig, SLFConfig, TrainingConfig
 from l2t_ray.studies.comparison import SHORT, Comparison
 from l2t_ray.studies.outcome import run_trial
 from l2t_ray.studies.protocols import own_schedule

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.hypergrad import ENGINES, hypergradient
-from l2t_ray.core.loss_family import PairLoss
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.hypergradient import ENGINES, hypergradient
+from l2t_ray.core.loss.family import PairLoss
+from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee
-from l2t_ray.core.term_loss import TermLoss
 from l2t_ray.interfaces import Batch, Metric, RoundBatches, Term, Terms
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.segmentation import Segmentation
 from l2t_ray.tasks.shares import share_of
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from l2t_ray.core.group import SingleProcess
 from l2t_ray.interfaces import Batch, Task
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.segmentation import Segmentation
 from l2t_ray.tasks.shares import share_of
 

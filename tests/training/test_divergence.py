@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.group import SingleProcess
+from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.interfaces import Batch, DivergenceError, MethodState, RoundBatches, StudentState
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.loop import Arm, Run, StepSizes
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2t_ray.config import load
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment.run import build_run
-from l2t_ray.experiment.teachers import build_teacher
+from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings.experiment import load
 from l2t_ray.training.checkpoint import CheckpointStore
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from l2t_ray.baselines.fixed_loss import FixedLoss
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.core.loss_family import PairLoss
-from l2t_ray.core.loss_network import DynamicLossNetwork
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.core.loss.family import PairLoss
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.data.tensors import TensorData
 from l2t_ray.interfaces import StoppedError
+from l2t_ray.methods.fixed_loss import FixedLoss
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.loop import Arm, Run
 

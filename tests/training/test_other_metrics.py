@@ -8,12 +8,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from l2t_ray.baselines.fixed_loss import FixedLoss
-from l2t_ray.core.flat import FlatModule
-from l2t_ray.core.group import SingleProcess
+from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
 from l2t_ray.headline import ERROR
 from l2t_ray.interfaces import Batch, RoundBatches, UserError
+from l2t_ray.methods.fixed_loss import FixedLoss
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.reports.tables import comparison
 from l2t_ray.run import summarise
 from l2t_ray.tasks.segmentation import Segmentation

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from l2t_ray.core.flat import FlatModule
+from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.interfaces import Batch, MethodState, StudentState
 from l2t_ray.training.probe import Probe, roc_auc
 

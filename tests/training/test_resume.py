@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2t_ray.config import ExperimentConfig, load
-from l2t_ray.core.group import SingleProcess
-from l2t_ray.experiment.run import build_run
+from l2t_ray.assembly.run import build_run
 from l2t_ray.interfaces import StoppedError, UserError
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings.experiment import ExperimentConfig, load
 from l2t_ray.tracking.metrics import TIMES
 from l2t_ray.training.checkpoint import CheckpointStore
 

@@ -1,0 +1,148 @@
+"""Looks at a run that change nothing in it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from l2t_ray.assembly.images import corrupted_labels
+from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.students import build_sgd
+from l2t_ray.assembly.trial import OTHERWISE
+from l2t_ray.bilevel.derivative_check import check_derivatives
+from l2t_ray.bilevel.draws import counted_draws
+from l2t_ray.bilevel.flat import clone_buffers
+from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
+from l2t_ray.bilevel.unroll import plain_steps
+from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.data.loader import RoundLoader
+from l2t_ray.interfaces import Batch, Method, StudentState, UserError
+from l2t_ray.methods.phases import methods_of
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings.experiment import CrossEntropyConfig, ExperimentConfig, L2TDLNConfig
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What a trained student does: test images by class and answer, and the wrong labels that it gives back."""
+
+    confusion: Int[np.ndarray, "c c"]
+    reproduced: float | None
+
+
+@torch.no_grad()
+def closing_look(
+    config: ExperimentConfig, students: Mapping[str, StudentState], device: torch.device
+) -> dict[str, Closing]:
+    """A look at each trained student, on all test images and all training images with wrong labels."""
+    config = config.model_copy(update={"controls": (), "method": CrossEntropyConfig()})
+    run = build_run(config, group=SingleProcess(), device=device)
+    assert isinstance(run.data, RoundLoader)
+    num_classes = run.data.num_classes
+    corrupted = corrupted_labels(config, run.data.dataset)
+    looks = {}
+    for arm, state in students.items():
+        theta = state.theta.to(device)
+        buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
+
+        def answers(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
+            return run.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
+
+        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        for batch in run.data.test():
+            np.add.at(confusion, (batch.targets.cpu().numpy(), answers(batch).cpu().numpy()), 1)
+        reproduced = None
+        if corrupted is not None:
+            batches = run.data.training_images(corrupted.rows[corrupted.is_wrong])
+            reproduced = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
+        looks[arm] = Closing(confusion, reproduced)
+    return looks
+
+
+def learner_of(method: Method) -> L2TDLN:
+    """The method whose loss is learned, in whichever phase."""
+    return next(part for part in methods_of(method) if isinstance(part, L2TDLN))
+
+
+def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:
+    """Relative errors on the first real round: of the engine in use against naive autograd in float64, and of that
+    against finite differences, which alone can tell a derivative that autograd takes for zero.
+
+    Returns:
+        `float64`: the engine in double precision; `float32`: as it is used; `finite differences`: of naive autograd,
+        along the hypergradient. And whether the engine is an exact one, which is not to differ in double precision by
+        more than rounding.
+
+    Raises:
+        UserError: if the method has no hypergradient, or a derivative that it needs is missing or not finite.
+    """
+    method = config.method
+    if not isinstance(method, L2TDLNConfig):
+        raise UserError(f"--check-hypergradient needs method.name=l2t_dln, got {method.name!r}.")
+    group, device = SingleProcess(), torch.device("cpu")
+    run = build_run(config.model_copy(update={"controls": ()}), group=group, device=device)
+    arm = run.arms[0]
+    assert arm.teacher is not None
+    learner = learner_of(arm.method)
+    phi = arm.teacher.read().phi
+    engine = "store" if method.engine == "auto" else method.engine
+    student, batches = learner.init().student, run.data.round(0)
+    rates = build_sgd(config.training).rates(0, len(batches.train))
+
+    # Sample weights are constants for both sides.
+    problem = replace(learner.objective.first_problem(batches), reweigh=None)
+    check_derivatives(problem, student, phi, batches.train[0], engine=engine, seed=config.seed, otherwise=OTHERWISE)
+
+    def in_double(batch: Batch) -> Batch:
+        return batch._replace(inputs=batch.inputs.double(), weights=batch.weights.double())
+
+    buffers = {name: b.double() if b.is_floating_point() else b for name, b in student.buffers.items()}
+    in_float32 = student, phi, list(batches.train), batches.val
+    in_float64 = (
+        StudentState(student.theta.double(), student.velocity.double(), buffers),
+        phi.double(),
+        [in_double(batch) for batch in batches.train],
+        in_double(batches.val),
+    )
+
+    def of_engine(start: StudentState, weights: Tensor, train: list[Batch], val: Batch) -> Tensor:
+        with counted_draws(config.seed, device):
+            result = hypergradient(
+                problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
+            )
+        return result.gradient.double()
+
+    def error_at(weights: Tensor) -> float:
+        start, _, train, val = in_float64
+        with counted_draws(config.seed, device), torch.no_grad():
+            with torch.enable_grad():
+                trained, _ = plain_steps(problem, start, weights, train, rates)
+            return problem.outer_error(trained.theta, clone_buffers(trained.buffers), val).item()
+
+    with counted_draws(config.seed, device):
+        start, weights, train, val = in_float64
+        reference = naive_hypergradient(problem, start, weights, train, val, rates=rates).gradient
+    is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
+    errors = {
+        name: ((of_engine(*given) - reference).norm() / reference.norm()).item()
+        for name, given in (("float64", in_float64), ("float32", in_float32))
+    }
+    errors["finite differences"] = _slope_error(error_at, in_float64[1], reference)
+    return errors, is_exact
+
+
+def _slope_error(error_at: Callable[[Tensor], float], phi: Tensor, gradient: Tensor) -> float:
+    """How far the gradient's norm is from the slope along it, relative: the best of central differences of several
+    radii, for training under ReLU has jumps."""
+    along, size = gradient / gradient.norm(), phi.norm().clamp(min=1.0)
+    errors = []
+    for radius in (1e-9, 1e-10, 1e-11):
+        step = radius * size
+        slope = (error_at(phi + step * along) - error_at(phi - step * along)) / (2 * step)
+        errors.append(abs(slope / gradient.norm() - 1).item())
+        if errors[-1] < 1e-3:
+            break
+    return min(errors)

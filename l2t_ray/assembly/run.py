@@ -1,0 +1,96 @@
+"""All parts of a run, from its configuration."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from l2t_ray.assembly.identity import fingerprint, shown_yaml
+from l2t_ray.assembly.images import build_loader, build_policy, corrupted_labels, load_dataset
+from l2t_ray.assembly.methods import build_arm
+from l2t_ray.assembly.parts import MakeTeacher, Parts
+from l2t_ray.assembly.students import build_sgd, build_student
+from l2t_ray.assembly.tasks import build_task
+from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.core.student import Trainee
+from l2t_ray.data.counted import numpy_generator
+from l2t_ray.interfaces import Group, UserError
+from l2t_ray.settings.experiment import ExperimentConfig
+from l2t_ray.training.checkpoint import CheckpointStore
+from l2t_ray.training.loop import Run
+from l2t_ray.training.mirror import Mirror
+from l2t_ray.training.probe import Probe
+
+PROBED = 2_000
+
+
+def build_run(
+    config: ExperimentConfig,
+    *,
+    group: Group,
+    device: torch.device,
+    make_teacher: MakeTeacher | None = None,
+    run_dir: Path | None = None,
+) -> Run:
+    """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
+    dataset = load_dataset(config.data)
+    student = FlatModule(build_student(config.student, dataset, group=group, seed=config.seed))
+    training = config.training
+    trainee = Trainee(student, build_task(config), build_sgd(training), group, device)
+    make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
+    parts = Parts(config, dataset, trainee, group, device, make_teacher)
+    parts = replace(parts, probe=build_probe(parts))
+    return Run(
+        arms=[build_arm(method, parts) for method in config.arms().values()],
+        student=student,
+        task=trainee.task,
+        data=build_loader(parts, build_policy(config, dataset)),
+        group=group,
+        num_rounds=training.num_rounds,
+        num_steps=training.num_steps,
+        images_per_round=training.num_steps * training.batch_size,
+        eval_every=training.eval_every,
+        checkpoint_every=training.checkpoint_every,
+        trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None,
+        seed=config.seed,
+    )
+
+
+def build_probe(parts: Parts) -> Probe | None:
+    """A look at `PROBED` of the training images while an arm trains; None where there is nothing wrong to see."""
+    corrupted = corrupted_labels(parts.config, parts.dataset)
+    if corrupted is None or corrupted.is_wrong.all():
+        return None
+    chosen = np.sort(numpy_generator(parts.config.seed, "probe").permutation(len(corrupted.rows))[:PROBED])
+    batches = build_loader(parts, build_policy(parts.config, parts.dataset)).training_images(corrupted.rows[chosen])
+    return Probe(parts.trainee.student, batches, corrupted.is_wrong[chosen])
+
+
+def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:
+    """Where the run's checkpoints are kept: they are of this experiment alone.
+
+    Raises:
+        UserError: if `storage` is not a place.
+    """
+    mirror = Mirror.at(config.storage, run_dir.name, "checkpoints") if config.storage else None
+    return CheckpointStore(
+        run_dir / "checkpoints",
+        keep=config.training.keep_checkpoints,
+        config=shown_yaml(config),
+        fingerprint=fingerprint(config, load_dataset(config.data)),
+        mirror=mirror,
+    )
+
+
+def resolve_device(config: ExperimentConfig) -> torch.device:
+    """Where a run without Ray computes.
+
+    Raises:
+        UserError: if CUDA is asked for and absent.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no CUDA device; set device=cpu or device=auto.")
+    is_cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if is_cuda else "cpu")

@@ -1,0 +1,74 @@
+"""What the student has said of each training image so far: a running mean of its answers.
+
+A student learns what is regular in its labels before it memorises those that are wrong, and its early answers remember
+the former. Early-learning regularisation (Liu et al., NeurIPS 2020) holds it to them: `log(1 - <p, q>)` is the smaller,
+the more its answer p agrees with its memory q, and pulls the harder, the surer both are. How much that counts is a
+weight of the loss network (`LossNetworkSpec.memory`).
+
+Here the memory of a round's images is brought up to date before the round, by the student as it then is, and stays as
+it is during the K steps: to the hypergradient it is a constant, and the derivative is exact.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from l2t_ray.core.student import Trainee
+from l2t_ray.interfaces import Group, MethodState, RoundBatches
+from l2t_ray.parallel.gather import gathered
+from l2t_ray.parallel.group import SingleProcess
+
+DECAY = 0.7
+"""Share that an image's memory keeps each time that it is seen: Liu et al.'s value for CIFAR-10."""
+LEAST_DISAGREEMENT = 1e-4
+"""Where 1 - <p, q> is below, nothing pulls any more: the logarithm has no bottom."""
+
+
+def nothing_remembered(num_images: int, num_classes: int, device: torch.device | str) -> Float[Tensor, "images c"]:
+    return torch.zeros(num_images, num_classes, device=device)
+
+
+@torch.no_grad()
+def remembered(
+    memory: Float[Tensor, "images c"],
+    indices: Int[Tensor, " n"],
+    answers: Float[Tensor, "n c"],
+    group: Group | None = None,
+) -> Float[Tensor, "images c"]:
+    """A new memory, in which the images `indices` have their answers too; the same on every worker.
+
+    An image that is there several times, on one worker or on many, counts once, with the mean of its answers.
+
+    Args:
+        memory: rows add up to 1 at most, and to less the fewer times an image has been seen.
+        answers: probabilities, this worker's share.
+    """
+    # In one piece, for each gather is two sums over workers; double precision holds any index, and answers as they are.
+    whole, _ = gathered(torch.cat((indices[:, None].double(), answers.double()), dim=1), group or SingleProcess())
+    indices, answers = whole[:, 0].long(), whole[:, 1:].to(memory)
+    seen, place, counts = indices.unique(return_inverse=True, return_counts=True)
+    sums = answers.new_zeros(len(seen), answers.shape[1]).index_add_(0, place, answers)
+    return memory.index_copy(0, seen, DECAY * memory[seen] + (1 - DECAY) * sums / counts[:, None])
+
+
+class Memory:
+    """Keeps the memory of a run's training images in a method's state (`extra["memory"]`). A row must be an image."""
+
+    def __init__(self, trainee: Trainee, num_images: int, num_classes: int):
+        self._trainee, self._shape = trainee, (num_images, num_classes)
+
+    def begin(self) -> dict[str, Tensor]:
+        return {"memory": nothing_remembered(*self._shape, self._trainee.device)}
+
+    @torch.no_grad()
+    def updated(self, state: MethodState, batches: RoundBatches) -> MethodState:
+        """What the student, as it is before the round, says of the round's training images is remembered."""
+        answers = [self._trainee.seen_rows(state.student, batch).logits.softmax(dim=1) for batch in batches.train]
+        indices = torch.cat([batch.indices for batch in batches.train])
+        memory = remembered(state.extra["memory"], indices, torch.cat(answers), self._trainee.group)
+        return state._replace(extra={**state.extra, "memory": memory})
+
+
+def agreement_losses(logits: Float[Tensor, "n c"], memory: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    """`log(1 - <p, q>)` of each row, p = softmax(logits) and q its memory; 0 where nothing is remembered."""
+    return (1 - (logits.softmax(dim=1) * memory).sum(dim=1)).clamp(min=LEAST_DISAGREEMENT).log()

@@ -1,0 +1,237 @@
+"""Every knob of an experiment, as frozen records: one place to see what an experiment is.
+
+A configuration is a YAML file; `extends: other.yaml` starts from another one. Command-line overrides and sweeps use
+the same dotted keys (`training.learning_rate=0.05`). Unknown keys, wrong types and impossible combinations are
+refused with one sentence.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+
+from l2t_ray.interfaces import UserError
+from l2t_ray.settings import yaml_file
+from l2t_ray.settings.methods import (
+    AdamConfig,
+    CrossEntropyConfig,
+    ForwardCorrectionConfig,
+    GCEConfig,
+    GLCConfig,
+    L2RConfig,
+    L2TDLNConfig,
+    LossNetworkConfig,
+    LstmConfig,
+    MentorNetConfig,
+    MethodConfig,
+    MethodRecord,
+    MWNetConfig,
+    ReweightConfig,
+    SLFConfig,
+    StaticDLNConfig,
+)
+from l2t_ray.settings.record import FilePath, Natural, Record, Text, named
+from l2t_ray.settings.sections import DataConfig, NoiseConfig, RayConfig, StudentConfig, TrackingConfig, TrainingConfig
+from l2t_ray.settings.sentence import sentence
+from l2t_ray.settings.tree import COMMAND_LINE, VARIANTS, Settings, parsed
+
+__all__ = [
+    "AdamConfig",
+    "CrossEntropyConfig",
+    "DataConfig",
+    "ExperimentConfig",
+    "ForwardCorrectionConfig",
+    "GCEConfig",
+    "GLCConfig",
+    "L2RConfig",
+    "L2TDLNConfig",
+    "LossNetworkConfig",
+    "LstmConfig",
+    "MWNetConfig",
+    "MentorNetConfig",
+    "MethodConfig",
+    "MethodRecord",
+    "NoiseConfig",
+    "RayConfig",
+    "ReweightConfig",
+    "SLFConfig",
+    "StaticDLNConfig",
+    "StudentConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "load",
+    "read_tree",
+    "validate",
+    "validated",
+]
+
+_PLAIN = r"\w(?:[\w .+=-]*[\w.+=-])?"
+_LONGEST_NAME = 120
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+
+
+def _as_list(value: Any) -> Any:
+    """Nothing, or one alone, where a list is meant."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+class ExperimentConfig(Record):
+    """One experiment: a student trained on the same data by each of `controls`, and by `method`."""
+
+    name: Text | None = None
+    """Name of the run directory; null: from the configuration file and the time."""
+    seed: Natural = 0
+    runs: FilePath = Path("runs")
+    storage: Text | None = None
+    """Where checkpoints are copied to as well, and begun from: a URI that pyarrow knows (s3://bucket/folder, gs://,
+    hdfs://, file://). Machines need no common file system then. null: all machines see `runs`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = DataConfig()
+    student: StudentConfig = StudentConfig()
+    training: TrainingConfig = TrainingConfig()
+    method: Annotated[MethodConfig, named(VARIANTS["method"])] = L2TDLNConfig()
+    controls: Annotated[tuple[Annotated[MethodConfig, named("cross_entropy")], ...], BeforeValidator(_as_list)] = (
+        CrossEntropyConfig(),
+    )
+    """Trained first, in this order, with the same student, steps and seed; []: none."""
+    ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "ExperimentConfig":
+        training, workers = self.training, self.ray.num_workers if self.ray.enabled else 1
+        for key in ("batch_size", "val_batch_size"):
+            if getattr(training, key) < workers:
+                raise ValueError(
+                    f"training.{key} is {getattr(training, key)}, fewer than ray.num_workers={workers}; "
+                    "each worker needs at least one image"
+                )
+        names = [method.arm for method in self._methods()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two of controls and method are both called {name!r}; give one a label of its own, leave it out "
+                    "of controls, or set controls=[] to train the method alone"
+                )
+        if self.ray.enabled and any(isinstance(control, L2TDLNConfig) for control in self.controls):
+            raise ValueError(
+                "on Ray l2t_dln can be the method alone, since a run has one teacher; take it out of controls or set "
+                "ray.enabled=false"
+            )
+        for method in self._methods():
+            if method.clean_images != "judge" and self.data.split == "redivide":
+                raise ValueError(
+                    f"{method.arm} trains on validation images, and data.split is 'redivide': every image would be "
+                    "trained on with its clean label; set data.split=fixed"
+                )
+        for method in self._methods():
+            if self.data.validation_labels == "observed" and (
+                isinstance(method, GLCConfig)
+                or (isinstance(method, MentorNetConfig) and method.curriculum == "data_driven")
+            ):
+                raise ValueError(
+                    f"{method.arm} learns from clean validation labels which of the others are wrong, and "
+                    "data.validation_labels is 'observed'; set data.validation_labels=clean or leave it out"
+                )
+        for method in self._methods():
+            if self.student.sync_batchnorm and getattr(method, "engine", "store") == "forward_over_reverse":
+                raise ValueError(
+                    "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
+                )
+        if self.name is not None and not (re.fullmatch(_PLAIN, self.name) and len(self.name.encode()) <= _LONGEST_NAME):
+            raise ValueError(
+                f"name {self.name[:40]!r} must be a plain directory name: letters, digits and ' .+=_-', not beginning "
+                f"with one of these but _, at most {_LONGEST_NAME} bytes"
+            )
+        if self.ray.enabled and self.device != "auto":
+            raise ValueError(
+                f"device={self.device} is for runs without Ray; set ray.use_gpu={str(self.device == 'cuda').lower()} "
+                "and device=auto, or ray.enabled=false"
+            )
+        return self
+
+    def arms(self) -> dict[str, MethodConfig]:
+        """The methods to train, by name, in order."""
+        return {method.arm: method for method in self._methods()}
+
+    def _methods(self) -> list[MethodConfig]:
+        return [*self.controls, self.method]
+
+    def to_yaml(self) -> str:
+        return yaml_file.dump(self.model_dump(mode="json"))
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted keys and values, for tracking."""
+        return _flatten(self.model_dump(mode="json"))
+
+
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    settings: Mapping[str, Any] | None = None,
+    source: str | None = None,
+) -> ExperimentConfig:
+    """The experiment of a YAML file, with `key.sub=value` overrides on top.
+
+    Args:
+        settings: values by dotted key that replace all others, without a word.
+        source: where `settings` come from, for messages.
+
+    Raises:
+        UserError: if a file, a key or a value is wrong; the message names it and says what to do.
+    """
+    file = Settings.from_file(path)
+    typed = file.with_settings(parsed(overrides), place=COMMAND_LINE)
+    place = COMMAND_LINE if source is None else f"in {source}"
+    return validated(ExperimentConfig, file, typed, typed.with_settings(settings or {}, place=place))
+
+
+def validate(tree: Mapping[str, Any], *, source: str) -> ExperimentConfig:
+    """As `load`, from nested mappings."""
+    return validated(ExperimentConfig, Settings(dict(tree), f"in {source}"))
+
+
+def validated(record: type[AnyRecord], *layers: Settings) -> AnyRecord:
+    """Any record from settings; what is wrong is said in one sentence, as a `UserError`.
+
+    Args:
+        layers: each holds the ones before and what was added to them; the last one is what is meant. Where settings
+            contradict each other, those are to blame that were added first to something that was all right.
+    """
+    try:
+        return record.model_validate(layers[-1].tree)
+    except ValidationError as error:
+        to_blame = next((layer.place for layer in layers[:-1] if not _is_valid(record, layer)), layers[-1].place)
+        raise UserError(sentence(error, record, layers[-1], contradiction=to_blame)) from None
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The nested mappings of a YAML file, on top of what it extends.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    return Settings.from_file(path).tree
+
+
+def _is_valid(record: type[BaseModel], settings: Settings) -> bool:
+    try:
+        record.model_validate(settings.tree)
+    except ValidationError:
+        return False
+    return True
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,157 @@
+"""The sections of an experiment beside its methods, as frozen records: data, student, training, Ray, tracking."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from l2t_ray.settings.record import (
+    Count,
+    FilePath,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Record,
+    Seconds,
+    Steps,
+    Text,
+    Whole,
+    Width,
+)
+
+
+class NoiseConfig(Record):
+    """Corruption of the training labels (protocol: Shu et al. 2019). Validation and test stay clean."""
+
+    kind: Literal["none", "flip_to_two", "flip_to_one", "uniform", "flip_to_similar", "matrix", "labels"] = "none"
+    """`flip_to_two`, `flip_to_one`, `uniform`: the published protocol; `flip_to_similar`: to the two classes that look
+    most alike (CIFAR alone, data/similar.py); `matrix`: by the transition matrix in `file`; `labels`: as in `file`."""
+    rate: Fraction = 0.0
+    """Probability that a label is redrawn (paper: 0.2 and 0.4)."""
+    file: FilePath | None = None
+    """Of `matrix` and `labels`: .npy, .npz, .csv, .parquet or .pt; one label a training image, in the set's order."""
+    column: Text | None = None
+    """Which array or column of the file, where it has several (CIFAR-10N: worse_label, aggre_label, ...)."""
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_kind(self) -> "NoiseConfig":
+        is_file = self.kind in ("matrix", "labels")
+        if self.kind == "none" and self.rate > 0:
+            raise ValueError(f"noise.rate is {self.rate} but noise.kind is 'none'; set noise.kind=flip_to_two")
+        if is_file and self.rate > 0:
+            raise ValueError(f"noise.rate is {self.rate}, but with noise.kind={self.kind} the file decides; remove it")
+        if is_file and self.file is None:
+            raise ValueError(f"noise.kind is {self.kind!r}; set noise.file to the file that has the {self.kind}")
+        if not is_file and (self.file or self.column):
+            raise ValueError(
+                f"noise.file and noise.column are not read with noise.kind={self.kind}; set noise.kind=labels or matrix"
+            )
+        return self
+
+
+class DataConfig(Record):
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "cifar100_coarse", "folder"] = "digits"
+    """`folder`: your own images, below `root` (data/own.py says how)."""
+    root: FilePath | None = None
+    """Directory of torchvision's standard layout; null: the environment variable L2T_DATA, or else `data`."""
+    verify: bool = True
+    """Refuse files whose checksums are not the published ones."""
+    download: bool = True
+    split: Literal["fixed", "redivide"] = "fixed"
+    """`fixed`: one division into training and validation part; `redivide`: a fresh one each epoch (paper)."""
+    num_validation: Count = 1000
+    """Images validated on. They are never trained on within the same epoch. Own images that are set apart for
+    validation are all used."""
+    num_train: Count | None = None
+    """Use only this many of the remaining images, evenly over classes; null: all."""
+    image_size: Annotated[Whole, Field(ge=1, le=4096)] | None = None
+    """Reduce the images to this height and width by averaging squares of pixels (CIFAR: 16, 8); null: as they are.
+    Own images are scaled to any size."""
+    noise: NoiseConfig = NoiseConfig()
+    validation_labels: Literal["clean", "observed"] = "clean"
+    """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
+    augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
+    augment_validation: bool = False
+    """The released code augments validation images as well (docs/released.md, D6)."""
+    crop_padding: Literal["zero", "reflect"] = "zero"
+    at_pass_end: Literal["wrap", "lose_step"] = "wrap"
+    """`lose_step`: the released code loses one student step whenever a pass over the training part ends."""
+
+
+class StudentConfig(Record):
+    name: Literal["resnet8", "resnet20", "resnet32", "wide_resnet", "lenet"] = "resnet8"
+    widths: Literal["narrow", "wide"] = "narrow"
+    """ResNets: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; docs/released.md, D1)."""
+    norm: Literal["batch", "group"] = "batch"
+    """`group` makes training independent of the number of workers; batch statistics are each worker's own."""
+    sync_batchnorm: bool = False
+    """Batch statistics of the global minibatch instead of each worker's own slice."""
+    shortcut: Literal["conv", "pad"] = "conv"
+    depth: Width = 28
+    """wide_resnet only: layers (16, 22, 28, 40)."""
+    width_factor: Width = 10
+    """wide_resnet only."""
+
+
+class TrainingConfig(Record):
+    num_rounds: Count = 1000
+    """Teacher updates. The student takes `num_rounds * num_steps` steps."""
+    num_steps: Steps = 15
+    """K, student steps a round (released code: 15)."""
+    batch_size: Count = 25
+    """Images a student step, over all workers (released code: 25)."""
+    val_batch_size: Count = 100
+    """Validation images a round, over all workers (released code: 100)."""
+    learning_rate: Positive = 0.1
+    """Of the student's SGD (paper: 0.1)."""
+    momentum: Fraction = 0.0
+    weight_decay: NonNegative = 0.0
+    decay: Literal["constant", "cosine", "drops"] = "constant"
+    """Schedule of the learning rate over all steps (paper: constant). `drops`: a tenth from each of `drops` on."""
+    drops: tuple[Fraction, ...] = ()
+    """Shares of the training after which the learning rate drops (Meta-Weight-Net: 2/3 and 5/6)."""
+    eval_every: Count = 25
+    """Rounds between passes over the test set; the last round is always followed by one."""
+    checkpoint_every: Count = 50
+    """Rounds between checkpoints; the last round of each arm always has one."""
+    keep_checkpoints: Count = 2
+
+    @model_validator(mode="after")
+    def _drops_belong_to_their_schedule(self) -> "TrainingConfig":
+        if bool(self.drops) != (self.decay == "drops"):
+            raise ValueError(
+                f"training.drops is {list(self.drops)} and training.decay {self.decay!r}; give both, as in "
+                "training.decay=drops and training.drops=[0.5,0.75], or neither"
+            )
+        return self
+
+
+class RayConfig(Record):
+    enabled: bool = True
+    """false: the same training in this process, without Ray."""
+    num_workers: Count = 2
+    min_workers: Count | None = None
+    """Go on with as few as this many where machines are lost, and with more again when they come; null: wait."""
+    use_gpu: bool = False
+    cpus_per_worker: Positive = 1
+    max_failures: Natural = 3
+    """Restarts of the worker group, each from the last checkpoint."""
+    timeout_s: Seconds = 300
+    """Longest wait for the teacher or for a collective, before the worker gives up."""
+    teacher_on_gpu_node: bool = False
+    """false: the teacher keeps off machines with GPUs as long as there is another one."""
+
+    @model_validator(mode="after")
+    def _at_least_is_not_more_than_at_most(self) -> "RayConfig":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"ray.min_workers is {self.min_workers}, more than ray.num_workers={self.num_workers}")
+        return self
+
+
+class TrackingConfig(Record):
+    mlflow: bool = True
+    uri: Text | None = None
+    """null: MLFLOW_TRACKING_URI, or else a SQLite file beside the runs."""
+    experiment: Text = "l2t_ray"
+    profile: bool = False
+    """Trace the third and fourth round of each arm into profile/*.json.gz (worker 0), which opens in Perfetto."""

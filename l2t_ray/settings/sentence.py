@@ -1,0 +1,118 @@
+"""What is wrong with a configuration, in one sentence."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from l2t_ray.settings.tree import Settings
+
+LONGEST_VALUE = 80
+
+
+def sentence(error: ValidationError, record: type[BaseModel], settings: Settings, *, contradiction: str) -> str:
+    """The first problem, with its key, where it was written, and the nearest valid key for a misspelt one.
+
+    Args:
+        contradiction: where the settings were written that contradict others, if that is the problem.
+    """
+    first = error.errors()[0]
+    keys = keys_of(first, settings.tree)
+    key, origin, context = shown_key(keys), settings.origin(keys), first.get("ctx", {})
+    if first["type"] == "value_error":  # it names its keys itself
+        return f"{context['error']} ({contradiction if isinstance(first['input'], Mapping) else origin})."
+    match first["type"]:
+        case "extra_forbidden":
+            return _unknown(first, keys, record, origin)
+        case "union_tag_invalid":
+            return f"{key}.name {origin} must be one of {context['expected_tags']}, got {shown(context['tag'])}."
+        case "missing":
+            lacking = shown_key([*keys, str(first["loc"][-1])])
+            return f"{settings.place.removeprefix('in ')} lacks {lacking}, which must be given."
+        case "model_type" | "model_attributes_type":
+            section = fields_at(record, [str(part) for part in first["loc"]])
+            if section:
+                value = shown(first["input"], quotes=False) if isinstance(first["input"], str) else "VALUE"
+                example = f"{key}.{section[0]}={value}"
+                return f"{key} {origin} is a section with the keys {', '.join(section)}; set for instance {example}."
+    message = _IN_YAML.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
+    return f"{key} {origin}: {message}, got {shown(first['input'])}."
+
+
+_IN_YAML = {
+    "dict_type": "must hold keys and values",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "string_type": "must be text, in quotes where it looks like something else",
+    "path_type": "must be a path, in quotes where it looks like something else",
+}
+"""pydantic's messages speak of Python where people wrote YAML."""
+
+
+def _unknown(first: ErrorDetails, keys: Sequence[str], record: type[BaseModel], origin: str) -> str:
+    fields = fields_at(record, [str(part) for part in first["loc"][:-1]])
+    near = difflib.get_close_matches(keys[-1], fields, n=1, cutoff=0.5)
+    hint = f"did you mean {shown_key([*keys[:-1], near[0]])}?" if near else f"valid: {', '.join(fields)}."
+    return f"unknown key {shown_key(keys)} {origin}; {hint}"
+
+
+def shown(value: Any, *, quotes: bool = True) -> str:
+    """A value on one line, cut where it is long."""
+    text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def shown_key(keys: Sequence[str]) -> str:
+    text = ".".join(keys) or "the configuration"
+    return shown(text, quotes=not text.isprintable())
+
+
+def keys_of(error: ErrorDetails, tree: Any) -> list[str]:
+    """The keys that the user wrote to get there: pydantic also names the variants it took on its way."""
+    keys: list[str] = []
+    value = tree
+    for part in error["loc"]:
+        if _has(value, part):
+            value = value[part]
+            keys.append(str(part))
+    return keys
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, Mapping):
+        return part in value
+    return isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
+
+
+def fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Names of the fields of the record at `location`; tags choose a variant of a union, numbers a place in a list."""
+    if not location:
+        return list(model.model_fields)
+    head, *rest = location
+    if head not in model.model_fields:  # a key of a mapping of records
+        return fields_at(model, rest)
+    rest = rest[1:] if rest and rest[0].isdigit() else rest
+    for candidate in _records(model.model_fields[head].annotation):
+        is_tagged = bool(rest) and rest[0] in _tags(model)
+        if is_tagged and candidate.model_fields["name"].default != rest[0]:
+            continue
+        return fields_at(candidate, rest[1:] if is_tagged else rest)
+    return []
+
+
+def _tags(model: type[BaseModel]) -> Iterator[str]:
+    """The names that tell variants apart, of the record and all records in it."""
+    for key, field in model.model_fields.items():
+        if key == "name" and get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            yield field.default
+        for record in _records(field.annotation):
+            yield from _tags(record)
+
+
+def _records(annotation: Any) -> list[type[BaseModel]]:
+    """The record classes that an annotation admits."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [record for part in get_args(annotation) for record in _records(part)]
