@@ -21,7 +21,7 @@ from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState
 
 TOLERANCE = 0.02
-"""Largest relative error that passes for none. Measured (tests/core/test_derivative_check.py has the modules): 80 draws
+"""Largest relative error that passes for none. Measured (tests/bilevel/test_derivative_check.py has the modules): 80 draws
 of 41 kinds of healthy modules, ReLU networks, norms, recurrent ones, attention and the students here among them, at
 most 1e-6; spectral normalisation, whose power iteration is outside the graph, 1e-2. In single precision smooth modules
 have 1e-3, and ReLU networks anything up to 1, and there differences do not settle either."""
@@ -63,12 +63,15 @@ class Trial:
 
     def gradients(self, theta_step: Tensor | float = 0.0, phi_step: Tensor | float = 0.0) -> tuple[Tensor, ...]:
         """The loss's gradients in theta and phi, and the loss: of all workers."""
+        return self._summed(*self._own_gradients(theta_step, phi_step))
+
+    def _own_gradients(self, theta_step: Tensor | float = 0.0, phi_step: Tensor | float = 0.0) -> tuple[Tensor, ...]:
         theta = (self.student.theta + theta_step).detach().requires_grad_()
         phi = (self.phi + phi_step).detach().requires_grad_()
         with self.alike():
             loss = self.loss(theta, phi)
             found = torch.autograd.grad(loss, (theta, phi), allow_unused=True, materialize_grads=True)
-        return self._summed(*found, loss.detach())
+        return *found, loss.detach()
 
     def products(self, direction: Tensor, engine: EngineName = "store") -> tuple[Tensor, ...]:
         """`H v` and `M v` as the engine takes them: of all workers."""
@@ -79,7 +82,8 @@ class Trial:
         return self._summed(*products)
 
     def in_double(self) -> "tuple[Trial, tuple[Tensor, ...]]":
-        """The same in double precision, where the model can be run in it, else as it is; and its gradients."""
+        """The same in double precision, where the model can be run in it by all workers, else as it is; and its
+        gradients."""
 
         def double(tensor: Tensor) -> Tensor:
             return tensor.double() if tensor.is_floating_point() else tensor
@@ -89,9 +93,13 @@ class Trial:
         batch = Batch(*map(double, self.batch))
         trial = replace(self, student=student, phi=double(self.phi), batch=batch, is_double=True)
         try:
-            return trial, trial.gradients()
+            found = trial._own_gradients()
         except Exception:  # whatever a model says of numbers that it was not made for
+            found = None
+        num_failed = self.problem.group.sum(self.phi.new_tensor(float(found is None)))
+        if found is None or num_failed > 0:  # somebody's batch may hold what others' do not
             return self, self.gradients()
+        return trial, trial._summed(*found)
 
     def _summed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         total = self.problem.group.sum(torch.cat([t.reshape(-1) for t in tensors]))

@@ -451,3 +451,25 @@ def test_workers_come_to_one_verdict(run_on_two_workers):
 
     first, second = run_on_two_workers(work)
     assert first == second and first.verdict == "sound"
+
+
+class SingleAbove(nn.Module):
+    """Refuses double precision where its inputs are large, as a table of constants might."""
+
+    def forward(self, x):
+        if x.dtype == torch.float64 and x.max() > 100:
+            raise RuntimeError("expected Float but found Double")
+        return x.tanh()
+
+
+def test_a_worker_alone_whose_slice_knows_no_double_precision_leaves_nobody_waiting(run_on_two_workers):
+    def work(group):
+        inputs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        inputs[0] *= 1000
+        given = setting(lambda: nn.Sequential(SingleAbove(), mlp(nn.Tanh)), inputs=inputs, group=group)
+        problem, start, phi, batch = given
+        part = slice(0, 4) if group.rank == 0 else slice(4, None)
+        return check_derivatives(problem, start, phi, Batch(*(field[part] for field in batch)))
+
+    first, second = run_on_two_workers(work)
+    assert first == second
