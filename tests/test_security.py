@@ -10,6 +10,7 @@ import pytest
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
+from l2t_ray.settings import experiment as configuration
 from l2t_ray.training.checkpoint import FORMAT, CheckpointStore
 
 
@@ -51,9 +52,9 @@ def test_a_configuration_that_holds_code_is_refused_before_it_runs(tmp_path, tag
     path, trace = tmp_path / "config.yaml", tmp_path / "exploded"
     path.write_text(f"name: {tag} ['{trace}']\n")
     with pytest.raises(UserError, match="is not valid YAML: could not determine a constructor"):
-        config.load(path)
+        configuration.load(path)
     with pytest.raises(UserError, match="is not valid YAML"):
-        config.load(Path("configs/digits.yaml"), [f"name={tag} ['{trace}']"])
+        configuration.load(Path("configs/digits.yaml"), [f"name={tag} ['{trace}']"])
     assert not trace.exists()
 
 

@@ -21,9 +21,9 @@ from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState
 
 TOLERANCE = 0.02
-"""Largest relative error that passes for none. Measured (tests/bilevel/test_derivative_check.py has the modules): 80 draws
-of 41 kinds of healthy modules, ReLU networks, norms, recurrent ones, attention and the students here among them, at
-most 1e-6; spectral normalisation, whose power iteration is outside the graph, 1e-2. In single precision smooth modules
+"""Largest relative error that passes for none. Measured (test_derivative_check.py has the modules): 80 draws of 41
+kinds of healthy modules, ReLU networks, norms, recurrent ones, attention and the students here among them, at most
+1e-6; spectral normalisation, whose power iteration is outside the graph, 1e-2. In single precision smooth modules
 have 1e-3, and ReLU networks anything up to 1, and there differences do not settle either."""
 
 SETTLED = 0.005

@@ -1,6 +1,7 @@
 """Healthy students pass the check of their derivatives, and what autograd would silently take for zero does not."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -441,15 +442,21 @@ def test_a_model_that_gives_another_gradient_each_time_suits_one_engine_only():
         check_derivatives(*given, engine="recompute")
 
 
-def test_workers_come_to_one_verdict(run_on_two_workers):
-    """Each has its own slice; products and differences are those of all."""
+def on_a_slice(givens):
+    """A worker's check of its own slice. Modules are made before: threads share the stream of their first weights."""
 
     def work(group):
-        problem, start, phi, batch = setting(HEALTHY["gelu, layer norm"], group=group)
+        problem, start, phi, batch = givens[group.rank]
         part = slice(0, 4) if group.rank == 0 else slice(4, None)
-        return check_derivatives(problem, start, phi, Batch(*(field[part] for field in batch)))
+        own = Batch(*(field[part] for field in batch))
+        return check_derivatives(replace(problem, group=group), start, phi, own)
 
-    first, second = run_on_two_workers(work)
+    return work
+
+
+def test_workers_come_to_one_verdict(run_on_two_workers):
+    """Each has its own slice; products and differences are those of all."""
+    first, second = run_on_two_workers(on_a_slice([setting(HEALTHY["gelu, layer norm"]) for _ in range(2)]))
     assert first == second and first.verdict == "sound"
 
 
@@ -463,13 +470,8 @@ class SingleAbove(nn.Module):
 
 
 def test_a_worker_alone_whose_slice_knows_no_double_precision_leaves_nobody_waiting(run_on_two_workers):
-    def work(group):
-        inputs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-        inputs[0] *= 1000
-        given = setting(lambda: nn.Sequential(SingleAbove(), mlp(nn.Tanh)), inputs=inputs, group=group)
-        problem, start, phi, batch = given
-        part = slice(0, 4) if group.rank == 0 else slice(4, None)
-        return check_derivatives(problem, start, phi, Batch(*(field[part] for field in batch)))
-
-    first, second = run_on_two_workers(work)
+    inputs = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    inputs[0] *= 1000
+    givens = [setting(lambda: nn.Sequential(SingleAbove(), mlp(nn.Tanh)), inputs=inputs) for _ in range(2)]
+    first, second = run_on_two_workers(on_a_slice(givens))
     assert first == second

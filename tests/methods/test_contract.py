@@ -15,6 +15,7 @@ from l2t_ray.assembly.parts import Parts
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.core.loss import network
 from l2t_ray.core.student import Trainee
 from l2t_ray.interfaces import MethodState, StudentState, Weighing
 from l2t_ray.parallel.group import SingleProcess
@@ -151,9 +152,9 @@ def batch_norm_student():
 @pytest.fixture(scope="module", autouse=True)
 def loss_networks_are_fitted_once():
     """The fit of a loss network's first weights takes seconds, and is the same for all."""
-    known = cache(loss_network.initial_weights)
+    known = cache(network.initial_weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_network, "initial_weights", lambda *key: known(*key).clone())
+        patch.setattr(network, "initial_weights", lambda *key: known(*key).clone())
         yield
 
 
