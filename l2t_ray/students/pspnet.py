@@ -1,0 +1,151 @@
+"""Pyramid scene parsing networks (Zhao et al., CVPR 2017), in widths from two CPU cores up.
+
+A ResNet-like encoder at an eighth or a quarter of the image's size; its features beside their means over grids of 1, 2, 3
+and 6 windows a side; a prediction for each pixel, enlarged to the image's size; and an auxiliary prediction from an
+earlier stage, in training alone.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from l2t_ray.interfaces import UserError
+from l2t_ray.students.resnet import Norm, norm_layer
+
+BINS = (1, 2, 3, 6)
+"""Windows a side of each grid (paper)."""
+
+
+class PSPNet(nn.Module):
+    """Logits `[n, c, h, w]` of images `[n, d, h, w]`; in training mode a pair, those and the auxiliary head's.
+
+    Pooling and enlarging are products with constant matrices: on GPUs as well the same numbers each time, and twice
+    differentiable by every engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        width: int = 16,
+        blocks: int = 1,
+        stride: int = 4,
+        norm: Norm = "batch",
+        auxiliary: bool = True,
+    ):
+        """
+        Args:
+            num_classes: c.
+            in_channels: d.
+            width: channels of the first stage; the others have twice and four times as many (16: 0.1 M weights).
+            blocks: residual blocks of each stage.
+            stride: side of the square of pixels that a feature stands for, 4 or 8.
+            norm: as in the ResNets here.
+            auxiliary: give the second prediction in training.
+
+        Raises:
+            UserError: if the stride is another number.
+        """
+        super().__init__()
+        if stride not in (4, 8):
+            raise UserError(f"student.stride must be 4 or 8, got {stride}.")
+        widths = (width, 2 * width, 4 * width)
+        self.stem = _ConvNorm(in_channels, width, 3, norm, stride=2)
+        self.first = _stage(width, widths[0], blocks, norm, stride=stride // 4)
+        self.second = _stage(widths[0], widths[1], blocks, norm, stride=2)
+        self.third = _stage(widths[1], widths[2], blocks, norm, dilation=2)
+        each = max(1, widths[2] // len(BINS))
+        self.pyramid = nn.ModuleList(_ConvNorm(widths[2], each, 1, norm) for _ in BINS)
+        self.bottleneck = _ConvNorm(widths[2] + each * len(BINS), widths[1], 3, norm)
+        self.classify = nn.Conv2d(widths[1], num_classes, 1)
+        self.auxiliary = nn.Conv2d(widths[1], num_classes, 1) if auxiliary else None
+
+    def forward(
+        self, images: Float[Tensor, "n d h w"]
+    ) -> Float[Tensor, "n c h w"] | tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        size = images.shape[2:]
+        earlier = self.second(self.first(self.stem(images)))
+        features = self.third(earlier)
+        context = [
+            enlarged(reduce(grid_means(features, side)), features.shape[2:])
+            for side, reduce in zip(BINS, self.pyramid, strict=True)
+        ]
+        logits = self.classify(self.bottleneck(torch.cat([features, *context], dim=1)))
+        if self.auxiliary is None or not self.training:
+            return enlarged(logits, size)
+        return enlarged(logits, size), enlarged(self.auxiliary(earlier), size)
+
+
+class _ConvNorm(nn.Module):
+    is_recomputed = True
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        size: int,
+        norm: Norm,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = True,
+    ):
+        super().__init__()
+        padding = dilation * (size // 2)
+        self.conv = nn.Conv2d(channels_in, channels, size, stride, padding, dilation=dilation, bias=False)
+        self.norm = norm_layer(norm, channels)
+        self.relu = relu
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        y = self.norm(self.conv(x))
+        return F.relu(y) if self.relu else y
+
+
+class _Block(nn.Module):
+    def __init__(self, channels_in: int, channels: int, norm: Norm, stride: int, dilation: int):
+        super().__init__()
+        self.first = _ConvNorm(channels_in, channels, 3, norm, stride=stride, dilation=dilation)
+        self.second = _ConvNorm(channels, channels, 3, norm, dilation=dilation, relu=False)
+        has_own = stride > 1 or channels != channels_in
+        self.shortcut = _ConvNorm(channels_in, channels, 1, norm, stride=stride, relu=False) if has_own else None
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        return F.relu(self.second(self.first(x)) + (x if self.shortcut is None else self.shortcut(x)))
+
+
+def _stage(
+    channels_in: int, channels: int, blocks: int, norm: Norm, *, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    first = _Block(channels_in, channels, norm, stride, dilation)
+    return nn.Sequential(first, *(_Block(channels, channels, norm, 1, dilation) for _ in range(blocks - 1)))
+
+
+def grid_means(maps: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c side side"]:
+    """Means over side x side windows, which overlap by a row where the map does not divide (adaptive pooling)."""
+    rows, columns = (_windows(size, side).to(maps) for size in maps.shape[2:])
+    return rows @ maps @ columns.t()
+
+
+def enlarged(maps: Float[Tensor, "n c h w"], size: torch.Size) -> Float[Tensor, "n c i j"]:
+    """Bilinear, corners not aligned (`torch.nn.functional.interpolate`)."""
+    rows, columns = (_between(old, new).to(maps) for old, new in zip(maps.shape[2:], size, strict=True))
+    return rows @ maps @ columns.t()
+
+
+def _windows(size: int, side: int) -> Float[Tensor, "side size"]:
+    places = torch.arange(size)
+    starts = torch.arange(side)[:, None] * size // side
+    ends = -(-(torch.arange(side)[:, None] + 1) * size // side)
+    inside = ((places >= starts) & (places < ends)).double()
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def _between(old: int, new: int) -> Float[Tensor, "new old"]:
+    """Each new row's two neighbours among the old ones, by nearness."""
+    places = ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new - 0.5).clamp(min=0)
+    below = places.floor().long().clamp(max=old - 1)
+    above = (below + 1).clamp(max=old - 1)
+    share = (places - below)[:, None]
+    return F.one_hot(below, old) * (1 - share) + F.one_hot(above, old) * share
