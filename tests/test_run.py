@@ -166,15 +166,15 @@ def repr_exact(value):
 def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
     """Checkpoints exist after rounds 2 and 4 of either arm; everything after the first few of them is thrown away."""
     directory, _ = finished
-    name = f"cut{num_kept}"
+    name = f"checkpoint{num_kept}"
     cifar("--quiet", *SMALL, "training.keep_checkpoints=9", f"name={name}", cwd=configs)
-    cut = configs / "runs" / name
-    for path in sorted((cut / "checkpoints").iterdir())[num_kept:]:
+    checkpoint = configs / "runs" / name
+    for path in sorted((checkpoint / "checkpoints").iterdir())[num_kept:]:
         shutil.rmtree(path)
     for path in ("metrics.parquet", "summary.json", "loss.safetensors"):
-        (cut / path).unlink()
-    cifar("--quiet", "--resume", str(cut), cwd=configs)
-    assert deterministic_part(cut) == deterministic_part(directory)
+        (checkpoint / path).unlink()
+    cifar("--quiet", "--resume", str(checkpoint), cwd=configs)
+    assert deterministic_part(checkpoint) == deterministic_part(directory)
 
 
 def interrupted(directory, name):

@@ -14,7 +14,7 @@ import torch
 
 from l2t_ray.run import Experiment
 from l2t_ray.stopping import listening
-from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.checkpoint import Checkpoint, CheckpointStore
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [
@@ -61,10 +61,10 @@ def ended(job: subprocess.Popen) -> tuple[int, str, float]:
     return job.returncode, said, time.monotonic() - began
 
 
-def last_cut(directory: Path) -> Cut:
-    cut = CheckpointStore(directory / "checkpoints").latest()
-    assert cut is not None
-    return cut
+def last_checkpoint(directory: Path) -> Checkpoint:
+    checkpoint = CheckpointStore(directory / "checkpoints").latest()
+    assert checkpoint is not None
+    return checkpoint
 
 
 def same(a, b) -> bool:
@@ -88,9 +88,9 @@ def test_a_stopped_job_keeps_its_last_round_and_goes_on_bit_for_bit(tmp_path, nu
     assert code == 130
     sentence = re.fullmatch(r"stopped after round (\d+) of 30 of (\w+); go on with --resume (\S+)\n", said)
     assert sentence, said
-    cut = last_cut(directory)
-    assert (cut.round, cut.arm, directory) == (int(sentence[1]), sentence[2], Path(sentence[3]))
-    assert cut.round not in (25, 30)
+    checkpoint = last_checkpoint(directory)
+    assert (checkpoint.round, checkpoint.arm, directory) == (int(sentence[1]), sentence[2], Path(sentence[3]))
+    assert checkpoint.round not in (25, 30)
     if is_tracked:
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert database in files
@@ -98,14 +98,14 @@ def test_a_stopped_job_keeps_its_last_round_and_goes_on_bit_for_bit(tmp_path, nu
         with sqlite3.connect(database) as store:  # without MLflow, whose import costs seconds
             assert store.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
             query = "SELECT value FROM latest_metrics WHERE key = ?"
-            assert store.execute(query, [f"{cut.arm}/round"]).fetchone() == (cut.round - 1,)
+            assert store.execute(query, [f"{checkpoint.arm}/round"]).fetchone() == (checkpoint.round - 1,)
         return
     Experiment.resume(directory).run(quiet=True)
     whole = Experiment.from_yaml(
         REPOSITORY / "configs/digits.yaml", [*SMALL, "tracking.mlflow=false", f"runs={tmp_path}", "name=whole"]
     )
     whole.run(quiet=True)
-    resumed, undisturbed = last_cut(directory), last_cut(whole.directory)
+    resumed, undisturbed = last_checkpoint(directory), last_checkpoint(whole.directory)
     for part in ("arm", "round", "state", "teacher", "snapshots", "finished"):
         assert same(getattr(resumed, part), getattr(undisturbed, part)), part
     assert [row["val_error"] for row in resumed.rows] == [row["val_error"] for row in undisturbed.rows]

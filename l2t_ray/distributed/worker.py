@@ -22,7 +22,7 @@ from l2t_ray.distributed.remote_teacher import RemoteTeacher, TeacherLostError
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.parallel.group import ProcessGroup
 from l2t_ray.settings.experiment import ExperimentConfig
-from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.checkpoint import Checkpoint, CheckpointStore
 from l2t_ray.training.loop import Run
 
 POST_EVERY_S = 0.5
@@ -97,8 +97,8 @@ def train_worker(arguments: Mapping[str, WorkerSpec]) -> dict[str, str]:
     return {"outcome": "finished", "checkpoint": last.name}
 
 
-def _train(spec: WorkerSpec, poster: Poster) -> Cut:
-    """The last cut, after training from the newest checkpoint to the end.
+def _train(spec: WorkerSpec, poster: Poster) -> Checkpoint:
+    """The last checkpoint, after training from the newest checkpoint to the end.
 
     A lost teacher costs the rounds since the last checkpoint, and no worker.
 
@@ -115,7 +115,7 @@ def _train(spec: WorkerSpec, poster: Poster) -> Cut:
     while True:
         try:
             return run.train(
-                start=start, store=store, on_row=poster.post, on_cut=report, should_stop=poster.should_stop
+                start=start, store=store, on_row=poster.post, on_checkpoint=report, should_stop=poster.should_stop
             )
         except TeacherLostError as error:
             before, start = start, _newest(store, spec, group)
@@ -152,8 +152,8 @@ def _build(spec: WorkerSpec, group: ProcessGroup) -> Run:
     )
 
 
-def _newest(store: CheckpointStore, spec: WorkerSpec, group: ProcessGroup) -> Cut | None:
-    """The cut to start from.
+def _newest(store: CheckpointStore, spec: WorkerSpec, group: ProcessGroup) -> Checkpoint | None:
+    """The checkpoint to start from.
 
     Raises:
         UserError: on all workers, if one of them cannot read it, or if they do not see the same one.
@@ -173,9 +173,9 @@ def _newest(store: CheckpointStore, spec: WorkerSpec, group: ProcessGroup) -> Cu
     return newest
 
 
-def _place(cut: Cut | None) -> tuple[int, int, str, int] | None:
-    """Of a cut among all of its run: the later, the larger."""
-    return cut and (len(cut.rows), len(cut.diverged), cut.arm, cut.round)
+def _place(checkpoint: Checkpoint | None) -> tuple[int, int, str, int] | None:
+    """Of a checkpoint among all of its run: the later, the larger."""
+    return checkpoint and (len(checkpoint.rows), len(checkpoint.diverged), checkpoint.arm, checkpoint.round)
 
 
 def _gathered(value: Any, group: ProcessGroup) -> list[Any]:
@@ -204,11 +204,11 @@ class Reporter:
         self._arm, self._num_rows = "", 0
         self._latest: dict[str, Any] = {}
 
-    def __call__(self, cut: Cut) -> None:
-        if cut.arm != self._arm or len(cut.rows) < self._num_rows:
-            self._arm, self._num_rows, self._latest = cut.arm, 0, {}
-        for row in cut.rows[self._num_rows :]:  # the others were seen before: a long run has many
-            if row["arm"] == cut.arm:
+    def __call__(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.arm != self._arm or len(checkpoint.rows) < self._num_rows:
+            self._arm, self._num_rows, self._latest = checkpoint.arm, 0, {}
+        for row in checkpoint.rows[self._num_rows :]:  # the others were seen before: a long run has many
+            if row["arm"] == checkpoint.arm:
                 self._latest |= row  # the test set is not measured in every round
-        self._num_rows = len(cut.rows)
+        self._num_rows = len(checkpoint.rows)
         ray.train.report(dict(self._latest))

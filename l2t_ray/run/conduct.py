@@ -27,7 +27,7 @@ from l2t_ray.stopping import StopRequest
 from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table
-from l2t_ray.training.checkpoint import FINGERPRINT, CheckpointStore, Cut
+from l2t_ray.training.checkpoint import FINGERPRINT, Checkpoint, CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Conduct:
             if start is not None:
                 self._show(start.rows, tracker)
             with notes_on(self.screen):
-                cut = self._train(store, start, tracker)
+                checkpoint = self._train(store, start, tracker)
             self.stop.rounds_ended()
-            result = self._close(cut, tracker, figures=figures)
+            result = self._close(checkpoint, tracker, figures=figures)
             status = "FINISHED"
         except BaseException as error:
             self.stop.rounds_ended()
@@ -98,8 +98,8 @@ class Conduct:
             self.screen.update(row)
         tracker.log_rows(rows)
 
-    def _train(self, store: CheckpointStore, start: Cut | None, tracker: Tracker) -> Cut:
-        """The cut at the end of the training: the one that was just made, whatever else the store may hold."""
+    def _train(self, store: CheckpointStore, start: Checkpoint | None, tracker: Tracker) -> Checkpoint:
+        """The checkpoint at the end of the training: the one that was just made, whatever else the store may hold."""
         config = self.config
 
         def on_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -116,8 +116,8 @@ class Conduct:
         run = build_run(config, group=SingleProcess(), device=self.device, run_dir=self.directory)
         return run.train(start=start, store=store, on_row=lambda row: on_rows([row]), should_stop=self.stop.is_asked)
 
-    def _close(self, cut: Cut, tracker: Tracker, *, figures: bool) -> Result:
-        result = write_results(self.config, self.directory, cut, figures=figures)
+    def _close(self, checkpoint: Checkpoint, tracker: Tracker, *, figures: bool) -> Result:
+        result = write_results(self.config, self.directory, checkpoint, figures=figures)
         tracker.log_rows([closing_row(summary) for summary in result.summaries])
         paths = (self.directory / name for name in sorted(ARTIFACTS))
         tracker.log_artifacts(*(str(path) for path in paths if path.exists()))
@@ -126,8 +126,8 @@ class Conduct:
         self.screen.message(f"results in {self.directory}")
         if isinstance(tracker, MlflowTracker):
             self.screen.message(f"look:  {tracker.ui_command()}")
-        if cut.diverged:
-            raise DivergenceError(" ".join(cut.diverged.values()))
+        if checkpoint.diverged:
+            raise DivergenceError(" ".join(checkpoint.diverged.values()))
         return result
 
     def _tracker(self) -> Tracker:

@@ -26,7 +26,7 @@ from l2t_ray.run.written import FINISHED
 from l2t_ray.settings.experiment import ExperimentConfig, L2TDLNConfig
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import write_rows
-from l2t_ray.training.checkpoint import Cut
+from l2t_ray.training.checkpoint import Checkpoint
 
 ARTIFACTS = (
     *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
@@ -44,9 +44,9 @@ class Result:
     loss_network: DynamicLossNetwork | None
 
 
-def write_results(config: ExperimentConfig, directory: Path, cut: Cut, *, figures: bool) -> Result:
-    """Everything but checkpoints and configuration, from the last cut. Each file is there whole or not at all, and
-    the summary, which says that the run is finished, comes last.
+def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
+    """Everything but checkpoints and configuration, from the last checkpoint. Each file is there whole or not at all,
+    and the summary, which says that the run is finished, comes last.
 
     Raises:
         UserError: if it cannot be written; the checkpoints hold everything.
@@ -55,7 +55,7 @@ def write_results(config: ExperimentConfig, directory: Path, cut: Cut, *, figure
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed here
         unfinished.mkdir()
-        result = _write(config, directory, unfinished, cut, figures=figures)
+        result = _write(config, directory, unfinished, checkpoint, figures=figures)
         _move(unfinished, directory)
         write_whole(directory / FINISHED, json.dumps(result.summaries, indent=1), mode=PUBLIC)
         return result
@@ -69,15 +69,15 @@ def write_results(config: ExperimentConfig, directory: Path, cut: Cut, *, figure
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write(config: ExperimentConfig, directory: Path, folder: Path, cut: Cut, *, figures: bool) -> Result:
-    write_rows(folder / "metrics.parquet", cut.rows)
-    looks = closing_look(config, cut.finished, resolve_device(config)) if figures else {}
+def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
+    write_rows(folder / "metrics.parquet", checkpoint.rows)
+    looks = closing_look(config, checkpoint.finished, resolve_device(config)) if figures else {}
     metrics = build_task(config).metrics
-    summaries = [_summary(name, cut, looks, metrics) for name in config.arms()]
+    summaries = [_summary(name, checkpoint, looks, metrics) for name in config.arms()]
     loss_network, surfaces = None, []
     if isinstance(config.method, L2TDLNConfig):
         num_classes = load_dataset(config.data).num_classes
-        for round_index, phi in sorted(cut.snapshots[config.method.arm].items()):
+        for round_index, phi in sorted(checkpoint.snapshots[config.method.arm].items()):
             loss_network = bare_loss_network(config.method.loss_network, num_classes)
             with torch.no_grad():
                 loss_network.phi.copy_(phi)
@@ -86,14 +86,14 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, cut: Cut, *,
         loss_network.save(folder / "loss.safetensors")
         (folder / "loss.md").write_text(loss_card(config, loss_network, summaries))
     if figures:
-        _write_figures(config, folder, cut, looks, surfaces)
+        _write_figures(config, folder, checkpoint, looks, surfaces)
     return Result(directory, summaries, loss_network)
 
 
 def _write_figures(
     config: ExperimentConfig,
     folder: Path,
-    cut: Cut,
+    checkpoint: Checkpoint,
     looks: Mapping[str, Closing],
     surfaces: Sequence[tuple[str, Callable[[np.ndarray], np.ndarray]]],
 ) -> None:
@@ -104,7 +104,7 @@ def _write_figures(
     noise = _write_noise(config, folder)
     write_figures(
         folder,
-        cut.rows,
+        checkpoint.rows,
         surfaces,
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
@@ -122,9 +122,11 @@ def _move(folder: Path, target: Path) -> None:
             path.replace(place)
 
 
-def _summary(arm: str, cut: Cut, looks: Mapping[str, Closing], metrics: Sequence[Metric]) -> dict[str, Any]:
+def _summary(
+    arm: str, checkpoint: Checkpoint, looks: Mapping[str, Closing], metrics: Sequence[Metric]
+) -> dict[str, Any]:
     look = looks.get(arm)
-    summary = summarise(arm, cut.rows, metrics, diverged=arm in cut.diverged)
+    summary = summarise(arm, checkpoint.rows, metrics, diverged=arm in checkpoint.diverged)
     return summary | {"reproduced": None if look is None else look.reproduced}
 
 

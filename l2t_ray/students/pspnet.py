@@ -1,7 +1,7 @@
 """Pyramid scene parsing networks (Zhao et al., CVPR 2017), in widths from two CPU cores up.
 
-A ResNet-like encoder at an eighth or a quarter of the image's size; its features beside their means over grids of 1, 2, 3
-and 6 windows a side; a prediction for each pixel, enlarged to the image's size; and an auxiliary prediction from an
+A ResNet-like encoder at an eighth or a quarter of the image's size; its features beside their means over grids of 1, 2,
+3 and 6 windows a side; a prediction for each pixel, enlarged to the image's size; and an auxiliary prediction from an
 earlier stage, in training alone.
 """
 

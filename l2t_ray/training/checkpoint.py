@@ -1,9 +1,9 @@
-"""Checkpoints: one consistent cut of a run, written whole or not at all.
+"""Checkpoints: all that a run is at one moment, written whole or not at all.
 
 A checkpoint is a directory. It is written under a temporary name, flushed, and renamed when complete; `manifest.json`
 holds a checksum of every file, so that a damaged one is noticed and the one before it is used. Rows are in files that
 the checkpoints share (`rows_file.py`). Replicas of the student are identical, so one worker's directory is the whole
-cut, whatever the number of workers.
+checkpoint, whatever the number of workers.
 
 Each holds the fingerprint of the experiment too, and one of another experiment is refused.
 """
@@ -41,7 +41,7 @@ _WRITER_FAILED = ("inline_container", "iostream error", "PytorchStreamWriter")
 
 
 @dataclass(frozen=True)
-class Cut:
+class Checkpoint:
     """Everything a run is at one moment, between two rounds.
 
     Attributes:
@@ -101,13 +101,13 @@ class CheckpointStore:
         self._rows = RowsFile()
         self._own_copies: set[str] = set()
 
-    def save(self, cut: Cut) -> Path:
-        """Writes a cut and forgets the oldest ones.
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Writes a checkpoint and forgets the oldest ones.
 
         Raises:
             UserError: if the directory or the storage cannot be written to; what was there stays.
         """
-        final, temporary = self._directory / cut.name, self._directory / f".{cut.name}.{os.getpid()}"
+        final, temporary = self._directory / checkpoint.name, self._directory / f".{checkpoint.name}.{os.getpid()}"
         try:
             self._directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
             for stale in self._directory.glob(".*-*-*.*"):  # of a writer that was killed: there is only one at a time
@@ -115,7 +115,7 @@ class CheckpointStore:
                     shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir(mode=PRIVATE_DIRECTORY)
             before = self._rows.mark
-            self._write(cut, temporary)
+            self._write(checkpoint, temporary)
             if final.exists():  # the same round, redone after a restart: the same content
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -135,9 +135,9 @@ class CheckpointStore:
             ) from None
         return final
 
-    def latest(self) -> Cut | None:
-        """The newest undamaged cut, here or in storage; None if there is none at all. Says so when it passes over a
-        damaged one.
+    def latest(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint, here or in storage; None if there is none at all. Says so when it passes
+        over a damaged one.
 
         Raises:
             UserError: if there are checkpoints and all are damaged, if one is of another experiment or an older
@@ -147,7 +147,7 @@ class CheckpointStore:
         found = in_order({*self._local(), *stored})
         for name in reversed(found):
             try:
-                return self._cut(name, is_stored=name in stored)
+                return self._checkpoint(name, is_stored=name in stored)
             except _Damage as damage:
                 warnings.warn(
                     f"checkpoint {self._directory / name} is damaged ({damage}); using the one before it", stacklevel=2
@@ -158,22 +158,22 @@ class CheckpointStore:
             )
         return None
 
-    def read(self, name: str) -> Cut:
-        """The cut of that name.
+    def read(self, name: str) -> Checkpoint:
+        """The checkpoint of that name.
 
         Raises:
             UserError: if it is not there, or damaged, or of another experiment.
         """
         try:
-            return self._cut(name, is_stored=name in self._from_storage(self._stored))
+            return self._checkpoint(name, is_stored=name in self._from_storage(self._stored))
         except _Damage as damage:
             raise UserError(
                 f"the checkpoint {self._directory / name} is damaged ({damage}); go on from the one before it with "
                 "--resume."
             ) from None
 
-    def share(self, cut: Cut) -> None:
-        """Copies a cut that was read to storage, if that has none as new: by one process at a time.
+    def share(self, checkpoint: Checkpoint) -> None:
+        """Copies a checkpoint that was read to storage, if that has none as new: by one process at a time.
 
         Raises:
             UserError: if storage cannot be written to.
@@ -181,14 +181,14 @@ class CheckpointStore:
         if self._mirror is None:
             return
         stored = self._from_storage(self._stored)
-        if cut.name in stored or newer(stored, cut.name):
+        if checkpoint.name in stored or newer(stored, checkpoint.name):
             return
         try:
-            self._copy(self._mirror, cut.name, EMPTY)
+            self._copy(self._mirror, checkpoint.name, EMPTY)
         except OSError as error:
             raise UserError(f"cannot write to {self._mirror.place}: {_reason(error)}; check its access.") from None
 
-    def _cut(self, name: str, *, is_stored: bool) -> Cut:
+    def _checkpoint(self, name: str, *, is_stored: bool) -> Checkpoint:
         path, mirror = self._directory / name, self._mirror if is_stored else None
         try:
             parts = _load(path)
@@ -203,7 +203,7 @@ class CheckpointStore:
             rows = self._rows_of(path, mark, mirror)
             student, progress, arms = StudentState(**parts["student"]), parts["progress"], parts["arms"]
             finished = {name: StudentState(**state) for name, state in arms["finished"].items()}
-            return Cut(
+            return Checkpoint(
                 arm=progress["arm"],
                 round=progress["round"],
                 state=MethodState(student, parts["method"]),
@@ -291,21 +291,21 @@ class CheckpointStore:
         later = newer(local, newest)
         return [name for name in local if name not in later][-self._keep :]
 
-    def _write(self, cut: Cut, directory: Path) -> None:
-        torch.save(_plain_student(cut.state.student), directory / "student.pt")
-        torch.save(dict(cut.state.extra), directory / "method.pt")
-        torch.save(None if cut.teacher is None else dict(cut.teacher), directory / "teacher.pt")
-        finished = {name: _plain_student(student) for name, student in cut.finished.items()}
-        torch.save({"snapshots": cut.snapshots, "finished": finished}, directory / "arms.pt")
+    def _write(self, checkpoint: Checkpoint, directory: Path) -> None:
+        torch.save(_plain_student(checkpoint.state.student), directory / "student.pt")
+        torch.save(dict(checkpoint.state.extra), directory / "method.pt")
+        torch.save(None if checkpoint.teacher is None else dict(checkpoint.teacher), directory / "teacher.pt")
+        finished = {name: _plain_student(student) for name, student in checkpoint.finished.items()}
+        torch.save({"snapshots": checkpoint.snapshots, "finished": finished}, directory / "arms.pt")
         (directory / "config.yaml").write_text(self._config)
         (directory / FINGERPRINT).write_text(json.dumps(self.fingerprint, indent=1))
-        mark = self._rows.append(cut.rows, directory)
+        mark = self._rows.append(checkpoint.rows, directory)
         progress = {
             "format": FORMAT,
-            "arm": cut.arm,
-            "round": cut.round,
+            "arm": checkpoint.arm,
+            "round": checkpoint.round,
             "rows": mark,
-            "diverged": cut.diverged,
+            "diverged": checkpoint.diverged,
             "torch": torch.__version__,
         }
         (directory / "progress.json").write_text(json.dumps(progress))

@@ -147,17 +147,17 @@ def fit(
         run, learner, estimates = _built(settings, FlatModule(student), data, network, seed, place)
         with warnings.catch_warnings(), applied(remedies):
             warnings.simplefilter("ignore")  # it is raised, below
-            cut = run.train(start=None, store=None, on_row=on_row)
-        if cut.diverged:
-            raise DivergenceError(*cut.diverged.values())
-        run.student.load(cut.state.student.theta, cut.state.student.buffers)
+            checkpoint = run.train(start=None, store=None, on_row=on_row)
+        if checkpoint.diverged:
+            raise DivergenceError(*checkpoint.diverged.values())
+        run.student.load(checkpoint.state.student.theta, checkpoint.state.student.buffers)
         learned = copied(network, "loss_network")
         with torch.no_grad():
-            learned.phi.copy_(learner.learned_loss(cut.state))
+            learned.phi.copy_(learner.learned_loss(checkpoint.state))
         return Fit(
             copied(student).to(home).eval(),
             learned.requires_grad_(False),
-            cut.rows,
+            checkpoint.rows,
             estimates[-1] if estimates else None,
         )
 

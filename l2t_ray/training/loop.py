@@ -31,13 +31,13 @@ from l2t_ray.interfaces import (
     UserError,
 )
 from l2t_ray.timing import part, timed
-from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.checkpoint import Checkpoint, CheckpointStore
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.probe import Probe
 from l2t_ray.training.profile import traced
 
 OnRow = Callable[[Mapping[str, Any]], None]
-OnCut = Callable[[Cut], None]
+OnCheckpoint = Callable[[Checkpoint], None]
 ShouldStop = Callable[[], bool]
 """Asked after every round; one worker that says yes stops all, after the same round."""
 
@@ -92,50 +92,51 @@ class Run:
     def train(
         self,
         *,
-        start: Cut | None,
+        start: Checkpoint | None,
         store: CheckpointStore | None,
         on_row: OnRow,
-        on_cut: OnCut = lambda cut: None,
+        on_checkpoint: OnCheckpoint = lambda checkpoint: None,
         should_stop: ShouldStop = lambda: False,
-    ) -> Cut:
-        """Trains every arm to its end, from a cut or from the beginning, and returns the last cut.
+    ) -> Checkpoint:
+        """Trains every arm to its end, from a checkpoint or from the beginning, and returns the last one.
 
-        Only the worker of rank 0 writes checkpoints and speaks to `on_row`; every worker calls `on_cut` after each.
-        An arm that diverges is given up, with a warning, and the others go on: `Cut.diverged` has what happened.
+        Only the worker of rank 0 writes checkpoints and speaks to `on_row`; every worker calls `on_checkpoint` after
+        each. An arm that diverges is given up, with a warning, and the others go on: `Checkpoint.diverged` has what
+        happened.
 
         Raises:
             UserError: on all workers, if a checkpoint cannot be written.
             StoppedError: on all workers, once a checkpoint is written, if one was asked to stop before the end.
         """
-        cut = start
+        checkpoint = start
         for arm in self.arms:
-            if cut is None or arm.name not in {*cut.finished, *cut.diverged}:
+            if checkpoint is None or arm.name not in {*checkpoint.finished, *checkpoint.diverged}:
                 with traced(self.trace_dir if self.group.rank == 0 else None, arm.name) as round_done:
-                    cut = self._train_arm(arm, cut, store, on_row, on_cut, should_stop, round_done)
-        assert cut is not None
-        return cut
+                    checkpoint = self._train_arm(arm, checkpoint, store, on_row, on_checkpoint, should_stop, round_done)
+        assert checkpoint is not None
+        return checkpoint
 
     def _train_arm(
         self,
         arm: Arm,
-        cut: Cut | None,
+        checkpoint: Checkpoint | None,
         store: CheckpointStore | None,
         on_row: OnRow,
-        on_cut: OnCut,
+        on_checkpoint: OnCheckpoint,
         should_stop: ShouldStop,
         round_done: Callable[[], None],
-    ) -> Cut:
-        resumes = cut is not None and cut.arm == arm.name
-        if cut is None or not resumes:
+    ) -> Checkpoint:
+        resumes = checkpoint is not None and checkpoint.arm == arm.name
+        if checkpoint is None or not resumes:
             state, begin, teacher_state = arm.method.init(), 0, None
         else:
-            state, begin, teacher_state = _like(arm.method.init(), cut), cut.round, cut.teacher
+            state, begin, teacher_state = _like(arm.method.init(), checkpoint), checkpoint.round, checkpoint.teacher
         if arm.teacher is not None:
             arm.teacher.begin(teacher_state)
-        rows = [] if cut is None else list(cut.rows)
-        snapshots = {} if cut is None else {name: dict(phis) for name, phis in cut.snapshots.items()}
-        finished = {} if cut is None else dict(cut.finished)
-        diverged = {} if cut is None else dict(cut.diverged)
+        rows = [] if checkpoint is None else list(checkpoint.rows)
+        snapshots = {} if checkpoint is None else {name: dict(phis) for name, phis in checkpoint.snapshots.items()}
+        finished = {} if checkpoint is None else dict(checkpoint.finished)
+        diverged = {} if checkpoint is None else dict(checkpoint.diverged)
         data = arm.data or self.data
 
         for index in range(begin, self.num_rounds):
@@ -153,9 +154,9 @@ class Run:
                 diverged[arm.name] = f"{arm.name} diverged in round {index}: {error}; {advice}."
                 if self.group.rank == 0:
                     warnings.warn(diverged[arm.name], stacklevel=2)
-                cut = Cut(arm.name, index, state, None, rows, snapshots, finished, diverged)
-                self._keep(cut, store, on_cut)
-                return cut
+                checkpoint = Checkpoint(arm.name, index, state, None, rows, snapshots, finished, diverged)
+                self._keep(checkpoint, store, on_checkpoint)
+                return checkpoint
             done = index + 1
             is_last = done == self.num_rounds
             seconds = time.perf_counter() - started
@@ -184,12 +185,12 @@ class Run:
             stops = not is_end and self._any_worker(should_stop(), state)
             if is_last or stops or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
-                cut = Cut(arm.name, done, state, teacher_state, rows, snapshots, finished, diverged)
-                self._keep(cut, store, on_cut)
+                checkpoint = Checkpoint(arm.name, done, state, teacher_state, rows, snapshots, finished, diverged)
+                self._keep(checkpoint, store, on_checkpoint)
             if stops:
                 raise StoppedError(f"stopped after round {done} of {self.num_rounds} of {arm.name}")
-        assert cut is not None
-        return cut
+        assert checkpoint is not None
+        return checkpoint
 
     def _advice(self, error: DivergenceError, arm: Arm, state: MethodState, index: int) -> str:
         """What helps against this divergence, to be read after what happened. All workers ask."""
@@ -220,20 +221,20 @@ class Run:
         metrics |= {f"validation_{name}": x for name, x in scores[-1].items()}
         return metrics if arm.probe is None else metrics | arm.probe(arm.method, state, index)
 
-    def _keep(self, cut: Cut, store: CheckpointStore | None, on_cut: OnCut) -> None:
+    def _keep(self, checkpoint: Checkpoint, store: CheckpointStore | None, on_checkpoint: OnCheckpoint) -> None:
         if store is not None:
-            self._save(store, cut)
-        on_cut(cut)
+            self._save(store, checkpoint)
+        on_checkpoint(checkpoint)
 
-    def _save(self, store: CheckpointStore, cut: Cut) -> None:
+    def _save(self, store: CheckpointStore, checkpoint: Checkpoint) -> None:
         """One worker writes, all hear whether it could: one that stops alone would leave the others waiting for it."""
         failure = None
         if self.group.rank == 0:
             try:
-                store.save(cut)
+                store.save(checkpoint)
             except UserError as error:
                 failure = error
-        if self._any_worker(failure is not None, cut.state):
+        if self._any_worker(failure is not None, checkpoint.state):
             raise failure or UserError("worker 0 could not write the checkpoint.")
 
 
@@ -249,18 +250,19 @@ def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, state: MethodSt
             snapshots.setdefault(arm.name, {})[round] = phi.cpu().clone()
 
 
-def _like(fresh: MethodState, cut: Cut) -> MethodState:
-    """The state of a cut on the device of a fresh one.
+def _like(fresh: MethodState, checkpoint: Checkpoint) -> MethodState:
+    """The state of a checkpoint on the device of a fresh one.
 
     Raises:
         UserError: if it is of another student, which the same settings can only give in another version.
     """
     device = fresh.student.theta.device
-    student, extra = cut.state
+    student, extra = checkpoint.state
     if (old := _shape(student)) != (new := _shape(fresh.student)):
         raise UserError(
-            f"the checkpoint after round {cut.round} of {cut.arm} holds a student of {old} and this version makes one "
-            f"of {new}; go on with the version that wrote it (`code` in its fingerprint.json), or start a new run."
+            f"the checkpoint after round {checkpoint.round} of {checkpoint.arm} holds a student of {old} and this "
+            f"version makes one of {new}; go on with the version that wrote it (`code` in its fingerprint.json), or "
+            "start a new run."
         )
     return MethodState(
         StudentState(

@@ -76,7 +76,7 @@ class RowsFile:
         Raises:
             OSError: if they cannot be written.
         """
-        if len(rows) < self._mark.count:  # a cut from before
+        if len(rows) < self._mark.count:  # a checkpoint from before
             self._mark, self._digest, self._sound = EMPTY, hashlib.sha256(), set()
         added = _encoded(rows[self._mark.count :])
         for name in NAMES:

@@ -578,9 +578,9 @@ def test_two_workers_take_the_rounds_of_one(run_on_two_workers, schedule, reweig
 
 def test_hypergradient_horizon_reaches_the_engine():
     full, teacher, _ = adam_method()
-    cut, cut_teacher, _ = adam_method(horizon=1)
+    checkpoint, cut_teacher, _ = adam_method(horizon=1)
     _, (metrics,) = run(full, 1)
-    _, (cut_metrics,) = run(cut, 1)
+    _, (cut_metrics,) = run(checkpoint, 1)
     assert metrics["val_error"] == cut_metrics["val_error"]
     assert metrics["hypergradient_norm"] != pytest.approx(cut_metrics["hypergradient_norm"], rel=1e-3)
     assert not torch.equal(teacher.read().phi, cut_teacher.read().phi)

@@ -81,14 +81,16 @@ def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_te
                 arm.method.objective._centers._data = data
         rows: list[Any] = []
         arms = [replace(arm, data=arm.data and InDtype(arm.data, dtype)) for arm in run.arms]
-        cut = replace(run, data=data, arms=arms).train(start=None, store=None, on_row=rows.append)
-    student: StudentState = cut.state.student
+        checkpoint = replace(run, data=data, arms=arms).train(start=None, store=None, on_row=rows.append)
+    student: StudentState = checkpoint.state.student
     assert student.theta.dtype == dtype
     end = {"theta": student.theta, "velocity": student.velocity}
-    if cut.teacher:
-        end |= {"phi": cut.teacher["phi"], "psi": cut.teacher["rule"]["psi"]}
+    if checkpoint.teacher:
+        end |= {"phi": checkpoint.teacher["phi"], "psi": checkpoint.teacher["rule"]["psi"]}
     errors = ("train_loss", "val_error", "hypergradient_norm")
-    end["rows"] = torch.tensor([[row[key] for key in errors if key in row] for row in cut.rows], dtype=torch.float64)
+    end["rows"] = torch.tensor(
+        [[row[key] for key in errors if key in row] for row in checkpoint.rows], dtype=torch.float64
+    )
     return end
 
 

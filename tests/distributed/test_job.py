@@ -52,8 +52,8 @@ def test_a_submitted_job_streams_its_progress_and_leaves_its_run(ray_cluster, sm
     assert done.returncode == 0, done.stdout + done.stderr
     assert "l2t_dln  round 10/10" in done.stdout
     assert f"results in {directory}" in done.stdout
-    cut = CheckpointStore(directory / "checkpoints").latest()
-    assert cut is not None and cut.round == 10
+    checkpoint = CheckpointStore(directory / "checkpoints").latest()
+    assert checkpoint is not None and checkpoint.round == 10
 
 
 def test_a_submitted_job_that_fails_says_so(ray_cluster, small_job, tmp_path):
@@ -88,6 +88,6 @@ def test_ray_job_stop_leaves_a_checkpoint_and_says_how_to_go_on(ray_cluster, sma
         time.sleep(1)
     sentence = re.search(r"stopped after round (\d+) of 2000 of cross_entropy; go on with --resume (\S+)", logs)
     assert sentence, logs
-    cut = CheckpointStore(directory / "checkpoints").latest()
-    assert cut is not None and cut.round == int(sentence[1])
+    checkpoint = CheckpointStore(directory / "checkpoints").latest()
+    assert checkpoint is not None and checkpoint.round == int(sentence[1])
     assert "STOPPED" in ray("status", "stopped").upper()

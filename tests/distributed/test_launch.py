@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from same_end import LONGER, assert_same_end, last_cut
+from same_end import LONGER, assert_same_end, last_checkpoint
 
 from l2t_ray.distributed import launch as launching
 from l2t_ray.distributed.launch import launch
@@ -36,7 +36,7 @@ def test_a_killed_driver_started_again_by_the_same_command_changes_nothing(
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    assert last_cut(directory).round < 40 or last_cut(directory).arm == "cross_entropy"
+    assert last_checkpoint(directory).round < 40 or last_checkpoint(directory).arm == "cross_entropy"
     done = subprocess.run(small_job(directory, LONGER), env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert_same_end(directory, undisturbed)
@@ -61,7 +61,7 @@ def test_divergence_names_its_round_and_leaves_the_checkpoint(ray_cluster, small
     )
     with pytest.raises(DivergenceError, match=r"l2t_dln diverged in round [1-9]: the .* try a smaller"):
         experiment.run(quiet=True)
-    assert last_cut(experiment.directory).diverged.keys() == {"l2t_dln"}
+    assert last_checkpoint(experiment.directory).diverged.keys() == {"l2t_dln"}
 
 
 def test_a_directory_in_training_already_is_refused_in_one_sentence(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from machines import cluster_of
-from same_end import LONGER, assert_same_end, last_cut
+from same_end import LONGER, assert_same_end, last_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent
@@ -66,10 +66,10 @@ def test_training_goes_on_with_fewer_workers(ray_cluster, small_experiment, smal
     with cluster_of({"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}) as cluster:
         said = train_on(cluster, tmp_path / "fewer", small_job, "worker", *settings, round_index=7)
     assert "going on from the last checkpoint" in said
-    fewer = last_cut(tmp_path / "fewer")
+    fewer = last_checkpoint(tmp_path / "fewer")
     whole = small_experiment(tmp_path / "whole", "controls=[]", "student.norm=group", "ray.enabled=false")
     whole.run(quiet=True)
-    one = last_cut(tmp_path / "whole")
+    one = last_checkpoint(tmp_path / "whole")
     assert [row["round"] for row in fewer.rows] == list(range(10))
     assert relative_distance(fewer.state.student.theta, one.state.student.theta) <= 1e-5
     assert relative_distance(fewer.teacher["phi"], one.teacher["phi"]) <= 1e-5

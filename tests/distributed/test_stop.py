@@ -11,15 +11,15 @@ from l2t_ray.distributed.launch import launch
 from l2t_ray.interfaces import StoppedError
 from l2t_ray.run import Experiment
 from l2t_ray.stopping import listening
-from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.checkpoint import Checkpoint, CheckpointStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
-def last_cut(directory: Path) -> Cut:
-    cut = CheckpointStore(directory / "checkpoints").latest()
-    assert cut is not None
-    return cut
+def last_checkpoint(directory: Path) -> Checkpoint:
+    checkpoint = CheckpointStore(directory / "checkpoints").latest()
+    assert checkpoint is not None
+    return checkpoint
 
 
 def test_ctrl_c_ends_the_round_and_the_run_goes_on_to_the_same_end(ray_cluster, small_experiment, tmp_path):
@@ -37,14 +37,14 @@ def test_ctrl_c_ends_the_round_and_the_run_goes_on_to_the_same_end(ray_cluster, 
         with pytest.raises(StoppedError, match=r"stopped after round \d+ of 60 of \w+$"):
             launch(experiment.config, experiment.directory, on_rows=on_rows, stop=stop)
     assert said == ["stopping after this round; Ctrl-C again ends at once"]
-    cut = last_cut(experiment.directory)
-    assert cut.round < 60
+    checkpoint = last_checkpoint(experiment.directory)
+    assert checkpoint.round < 60
 
     (experiment.directory / "config.yaml").write_text(experiment.config.to_yaml())
     Experiment.resume(experiment.directory, ["ray.enabled=false"]).run(quiet=True)
     undisturbed = small_experiment(tmp_path / "undisturbed", *many, "ray.enabled=false")
     undisturbed.run(quiet=True)
-    resumed, expected = last_cut(experiment.directory), last_cut(undisturbed.directory)
+    resumed, expected = last_checkpoint(experiment.directory), last_checkpoint(undisturbed.directory)
     assert torch.equal(resumed.state.student.theta, expected.state.student.theta)
     assert resumed.teacher is not None and expected.teacher is not None
     assert torch.equal(resumed.teacher["phi"], expected.teacher["phi"])

@@ -68,10 +68,10 @@ def of_config(name: str, rounds: int) -> str:
     overrides += ["training.eval_every=1000"] + (["controls=[cross_entropy]"] if "noise" in name else [])
     config = configuration.load(ROOT / f"configs/{name}.yaml", overrides)
     run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
-    cut = run.train(start=None, store=None, on_row=lambda row: None)
-    student = cut.state.student
-    phis = [phi for snapshots in cut.snapshots.values() for phi in snapshots.values()]
-    return digest(trace(cut.rows), student.theta, student.velocity, *student.buffers.values(), *phis)
+    checkpoint = run.train(start=None, store=None, on_row=lambda row: None)
+    student = checkpoint.state.student
+    phis = [phi for snapshots in checkpoint.snapshots.values() for phi in snapshots.values()]
+    return digest(trace(checkpoint.rows), student.theta, student.velocity, *student.buffers.values(), *phis)
 
 
 def of_two_workers(name: str) -> str:

@@ -44,5 +44,5 @@ def test_every_weight_is_trained():
 
 
 def test_another_stride_is_refused():
-    with pytest.raises(UserError, match="student.stride must be 4 or 8, got 5"):
+    with pytest.raises(UserError, match=r"student\.stride must be 4 or 8, got 5"):
         PSPNet(num_classes=2, stride=5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from l2t_ray.interfaces import MethodState, StudentState, UserError
-from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.checkpoint import Checkpoint, CheckpointStore
 from l2t_ray.training.checkpoint_names import in_order, newer
 from l2t_ray.training.rows_file import NAMES
 
@@ -21,7 +21,7 @@ def make_cut(round_index, arm="l2t_dln"):
     rows = [{"arm": arm, "round": i, "val_error": 0.1 + i / 3} for i in range(round_index)]
     teacher = {"version": round_index, "phi": torch.randn(4, generator=generator), "rule": {"states": [(theta, theta)]}}
     snapshots = {arm: {0: torch.zeros(4)}}
-    return Cut(arm, round_index, MethodState(student, {"centers": torch.eye(2)}), teacher, rows, snapshots)
+    return Checkpoint(arm, round_index, MethodState(student, {"centers": torch.eye(2)}), teacher, rows, snapshots)
 
 
 def assert_same(actual, expected):
@@ -73,8 +73,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, file, 
     else:
         path.unlink()
     with pytest.warns(UserWarning, match=r"0000002-l2t_dln-000002 is damaged .*using the one before"):
-        cut = store.latest()
-    assert_same(cut, make_cut(1))
+        checkpoint = store.latest()
+    assert_same(checkpoint, make_cut(1))
 
 
 def test_says_so_when_all_are_damaged(tmp_path):
@@ -189,10 +189,10 @@ def test_rows_of_a_moment_that_was_lost_are_cut_off(tmp_path):
     store = CheckpointStore(tmp_path)
     with pytest.warns(UserWarning, match="is damaged"):
         assert store.latest().round == 2
-    cut = make_cut(3)
-    cut.rows[2]["seconds"] = 7.5
-    store.save(cut)
-    assert CheckpointStore(tmp_path).latest().rows == cut.rows
+    checkpoint = make_cut(3)
+    checkpoint.rows[2]["seconds"] = 7.5
+    store.save(checkpoint)
+    assert CheckpointStore(tmp_path).latest().rows == checkpoint.rows
     assert in_order(path.name for path in tmp_path.iterdir()) == ["0000002-l2t_dln-000002", "0000003-l2t_dln-000003"]
 
 

@@ -63,9 +63,9 @@ def said(error, *, at=0, inputs=None, teacher=None, **options):
         **options,
     )
     with pytest.warns(UserWarning, match="diverged") as warned:
-        cut = run.train(start=None, store=None, on_row=lambda row: None)
-    assert str(warned[0].message) == cut.diverged["method"]
-    return cut.diverged["method"]
+        checkpoint = run.train(start=None, store=None, on_row=lambda row: None)
+    assert str(warned[0].message) == checkpoint.diverged["method"]
+    return checkpoint.diverged["method"]
 
 
 def test_steps_that_grew_ask_for_smaller_ones_in_the_callers_names():

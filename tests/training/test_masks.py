@@ -88,11 +88,11 @@ def test_engines_see_the_same_masks_all_along():
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_stopped_run_goes_on_with_the_masks_of_the_undisturbed_one(stop):
     expected = trained(run_of())
-    cuts = []
+    checkpoints = []
     with pytest.raises(StoppedError):
-        trained(run_of(), on_cut=cuts.append, should_stop=lambda: len(cuts) == stop - 1)
-    assert cuts[-1].round == stop
-    assert torch.equal(trained(run_of(), start=cuts[-1]), expected)
+        trained(run_of(), on_checkpoint=checkpoints.append, should_stop=lambda: len(checkpoints) == stop - 1)
+    assert checkpoints[-1].round == stop
+    assert torch.equal(trained(run_of(), start=checkpoints[-1]), expected)
 
 
 def test_evaluating_more_often_changes_no_masks():

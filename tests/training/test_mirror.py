@@ -10,7 +10,7 @@ from pyarrow.fs import FileSelector, LocalFileSystem, SubTreeFileSystem, _MockFi
 
 from l2t_ray.interfaces import MethodState, StudentState, UserError
 from l2t_ray.run import Experiment
-from l2t_ray.training.checkpoint import CheckpointStore, Cut
+from l2t_ray.training.checkpoint import Checkpoint, CheckpointStore
 from l2t_ray.training.mirror import Mirror
 
 
@@ -23,10 +23,10 @@ def mirror(request, tmp_path):
     return Mirror(SubTreeFileSystem(str(tmp_path / "remote"), LocalFileSystem()), "run/checkpoints")
 
 
-def make_cut(round: int) -> Cut:
+def make_cut(round: int) -> Checkpoint:
     student = StudentState(torch.full((3,), float(round)), torch.zeros(3), {})
     rows = [{"arm": "a", "round": i} for i in range(round)]
-    return Cut("a", round, MethodState(student, {}), None, rows)
+    return Checkpoint("a", round, MethodState(student, {}), None, rows)
 
 
 def test_another_machine_begins_from_the_newest_copy(tmp_path, mirror):
@@ -34,8 +34,12 @@ def test_another_machine_begins_from_the_newest_copy(tmp_path, mirror):
     assert there.latest() is None
     for round in (1, 2, 3):
         here.save(make_cut(round))
-    cut = there.latest()
-    assert cut is not None and cut.round == 3 and torch.equal(cut.state.student.theta, torch.full((3,), 3.0))
+    checkpoint = there.latest()
+    assert (
+        checkpoint is not None
+        and checkpoint.round == 3
+        and torch.equal(checkpoint.state.student.theta, torch.full((3,), 3.0))
+    )
     assert len(list((tmp_path / "b/checkpoints").iterdir())) == 1  # the one that is needed
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["checkpoints"]
     there.save(make_cut(4))
@@ -58,11 +62,11 @@ def test_a_copy_without_its_manifest_is_not_there(tmp_path, mirror):
     store.save(make_cut(1))
     path = store.save(make_cut(2))
     mirror._files.delete_file(f"{mirror._path}/{path.name}/manifest.json")
-    cut = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
-    assert cut is not None and cut.round == 1
+    checkpoint = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
+    assert checkpoint is not None and checkpoint.round == 1
     store.save(make_cut(2))  # the round is done again
-    cut = CheckpointStore(tmp_path / "c/checkpoints", mirror=mirror).latest()
-    assert cut is not None and cut.round == 2
+    checkpoint = CheckpointStore(tmp_path / "c/checkpoints", mirror=mirror).latest()
+    assert checkpoint is not None and checkpoint.round == 2
 
 
 def test_a_copy_that_was_damaged_on_the_way_is_passed_over(tmp_path, mirror):
@@ -72,8 +76,8 @@ def test_a_copy_that_was_damaged_on_the_way_is_passed_over(tmp_path, mirror):
     with mirror._files.open_output_stream(f"{mirror._path}/{path.name}/progress.json") as stream:
         stream.write(b"[]")
     with pytest.warns(UserWarning, match="is damaged"):
-        cut = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
-    assert cut is not None and cut.round == 1
+        checkpoint = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
+    assert checkpoint is not None and checkpoint.round == 1
 
 
 def test_each_copy_adds_its_own_rows_to_storage(tmp_path, mirror):
@@ -83,8 +87,8 @@ def test_each_copy_adds_its_own_rows_to_storage(tmp_path, mirror):
     found = mirror._files.get_file_info(FileSelector(mirror._rows))
     assert len(found) == 3
     assert sum(info.size for info in found) == (path / "rows.jsonl").stat().st_size
-    cut = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
-    assert cut is not None and cut.rows == make_cut(5).rows
+    checkpoint = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
+    assert checkpoint is not None and checkpoint.rows == make_cut(5).rows
 
 
 def test_rows_that_another_history_left_in_storage_are_not_mixed_in(tmp_path, mirror):
@@ -98,19 +102,19 @@ def test_rows_that_another_history_left_in_storage_are_not_mixed_in(tmp_path, mi
     store = CheckpointStore(tmp_path / "a/checkpoints", mirror=mirror)
     with pytest.warns(UserWarning, match="is damaged"):
         assert store.latest().round == 1
-    cut = make_cut(3)
-    cut.rows[1]["seconds"] = 2.5
-    store.save(cut)
+    checkpoint = make_cut(3)
+    checkpoint.rows[1]["seconds"] = 2.5
+    store.save(checkpoint)
     other = CheckpointStore(tmp_path / "b/checkpoints", mirror=mirror).latest()
-    assert other is not None and other.rows == cut.rows
+    assert other is not None and other.rows == checkpoint.rows
 
 
 def test_a_damaged_checkpoint_is_fetched_again(tmp_path, mirror):
     path = CheckpointStore(tmp_path / "a", mirror=mirror).save(make_cut(2))
     for name in ("student.pt", "rows.jsonl", "rows.copy.jsonl"):
         (path / name).write_bytes(b"")
-    cut = CheckpointStore(tmp_path / "a", mirror=mirror).latest()
-    assert cut is not None and cut.round == 2 and cut.rows == make_cut(2).rows
+    checkpoint = CheckpointStore(tmp_path / "a", mirror=mirror).latest()
+    assert checkpoint is not None and checkpoint.round == 2 and checkpoint.rows == make_cut(2).rows
 
 
 def test_storage_that_is_added_gets_what_is_here(tmp_path, mirror):
@@ -121,8 +125,8 @@ def test_storage_that_is_added_gets_what_is_here(tmp_path, mirror):
     assert newest is not None
     store.share(newest)
     assert mirror.names() == ["0000002-a-000002"]
-    cut = CheckpointStore(tmp_path / "b", mirror=mirror).latest()
-    assert cut is not None and cut.rows == newest.rows
+    checkpoint = CheckpointStore(tmp_path / "b", mirror=mirror).latest()
+    assert checkpoint is not None and checkpoint.rows == newest.rows
     store.save(make_cut(3))
     assert mirror.names() == ["0000002-a-000002", "0000003-a-000003"]
 
@@ -137,8 +141,8 @@ def test_a_run_that_began_at_once_under_the_same_name_is_not_written_over(tmp_pa
     here.save(make_cut(1))
     with pytest.raises(UserError, match="another experiment of this name: seed is 0 there and 1 here"):
         there.save(make_cut(1))
-    cut = CheckpointStore(tmp_path / "c", mirror=mirror, fingerprint={"settings": {"seed": 0}}).latest()
-    assert cut is not None and cut.round == 1
+    checkpoint = CheckpointStore(tmp_path / "c", mirror=mirror, fingerprint={"settings": {"seed": 0}}).latest()
+    assert checkpoint is not None and checkpoint.round == 1
 
 
 def test_directories_with_other_names_in_storage_are_left_alone(tmp_path, mirror):

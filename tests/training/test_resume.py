@@ -27,7 +27,7 @@ OVERRIDES = [
 ]
 VARIANTS = {
     "pipelined": [],
-    "batch_norm": ["student.name=resnet8", "student.norm=batch"],  # running statistics are part of a cut
+    "batch_norm": ["student.name=resnet8", "student.norm=batch"],  # running statistics are part of a checkpoint
     "lookahead": ["method.schedule=lookahead"],
     "adam": ["method.teacher=adam"],
     "reweighted": ["method.reweight={refresh_every: 3}"],
@@ -53,9 +53,9 @@ def train(config: ExperimentConfig, directory: Path, stop_after: int | None = No
             raise Stopped
 
     run.train(start=start, store=store, on_row=on_row)
-    cut = store.latest()
-    assert cut is not None
-    return cut
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    return checkpoint
 
 
 def same(a, b) -> bool:
@@ -109,8 +109,8 @@ def test_a_damaged_checkpoint_costs_rounds_and_no_more(plain, tmp_path, damage):
     newest = sorted(tmp_path.iterdir())[-1] / "student.pt"
     newest.write_bytes(damage(newest.read_bytes()))
     with pytest.warns(UserWarning, match=r"student\.pt does not match its checksum.*using the one before"):
-        cut = train(config, tmp_path)
-    assert_same(cut, expected)
+        checkpoint = train(config, tmp_path)
+    assert_same(checkpoint, expected)
 
 
 @pytest.mark.failure("checkpoint directory full, then freed", "this process")
@@ -151,8 +151,8 @@ def test_all_workers_stop_after_the_round_in_which_one_was_asked_to(tmp_path, ru
 
         with pytest.raises(StoppedError, match="stopped after round 3 of 7 of cross_entropy"):
             run.train(start=None, store=store, on_row=lambda row: None, should_stop=should_stop)
-        cut = store.latest()
-        return cut and cut.round
+        checkpoint = store.latest()
+        return checkpoint and checkpoint.round
 
     assert run_on_two_workers(work) == [3, 3]
 
