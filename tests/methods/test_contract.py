@@ -163,7 +163,10 @@ ONE_AT_A_TIME = threading.Lock()  # first weights are drawn from PyTorch's one g
 
 def make_arm(config, digits, group=None, student=None):
     with ONE_AT_A_TIME:
-        return unguarded_arm(config, digits, group, student)
+        arm = unguarded_arm(config, digits, group, student)
+    if group is not None:
+        group.sum(torch.zeros(1))  # a round of one thread would move that generator under another
+    return arm
 
 
 def unguarded_arm(config, digits, group, student):

@@ -61,6 +61,7 @@ def train(config, directory, group, stop_after=None):
                 build_teacher(method, num_classes, seed=config.seed), group
             ),
         )
+    group.sum(torch.zeros(1))  # a round of one thread would move the stream from which another draws its weights
     store = CheckpointStore(directory)
     num_rounds = 0
 
