@@ -10,7 +10,9 @@ from torch import Tensor
 
 from l2t_ray.assembly.parts import Parts
 from l2t_ray.data import catalog, label_files, noise, splits
+from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.catalog import Dataset
+from l2t_ray.data.labelled_images import LabelledImages
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.similar import similar_classes
@@ -142,17 +144,28 @@ def build_loader(parts: Parts, policy: Policy, *, trains_on_validation: bool = F
         val_batch=training.val_batch_size,
         at_pass_end=data.at_pass_end,
     )
+    judged = dataset.train.labels if data.validation_labels == "clean" else observed
+
+    def images(part: ImageSet, labels: Int[np.ndarray, " n"]) -> LabelledImages:
+        return LabelledImages(
+            part.images,
+            labels,
+            mean=dataset.mean,
+            std=dataset.std,
+            augment=data.augment,
+            padding_mode=data.crop_padding,
+        )
+
     return RoundLoader(
-        dataset,
+        images(dataset.train, observed),
+        images(dataset.train, judged),
+        images(dataset.test, dataset.test.labels),
         sampler,
         seed=config.seed,
-        observed_labels=observed,
-        validation_labels=data.validation_labels,
+        num_classes=dataset.num_classes,
         rank=parts.group.rank,
         world_size=parts.group.size,
         device=parts.device,
-        augment=data.augment,
-        padding_mode=data.crop_padding,
         augment_validation=data.augment_validation,
     )
 

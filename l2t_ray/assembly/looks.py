@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from l2t_ray.assembly.images import corrupted_labels
+from l2t_ray.assembly.images import corrupted_labels, load_dataset
 from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.trial import OTHERWISE
@@ -42,7 +42,7 @@ def closing_look(
     run = build_run(config, group=SingleProcess(), device=device)
     assert isinstance(run.data, RoundLoader)
     num_classes = run.data.num_classes
-    corrupted = corrupted_labels(config, run.data.dataset)
+    corrupted = corrupted_labels(config, load_dataset(config.data))
     looks = {}
     for arm, state in students.items():
         theta = state.theta.to(device)

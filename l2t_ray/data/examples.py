@@ -1,99 +1,87 @@
-"""Inputs and labels that people bring, made into tensors or refused in a sentence."""
+"""What a loader asks of a set of examples, whatever an example is."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from l2t_ray.interfaces import UserError
-
-Examples = tuple[Tensor, Tensor]
-"""`(inputs [n, ...], labels int64 [n])`."""
-
-_AT_ONCE = 500
+Draws = tuple[np.ndarray, ...]
+"""What is drawn for the examples of a minibatch: arrays with one entry an example. Empty: nothing is."""
 
 
-class Extremes(NamedTuple):
-    """Where derivatives are likeliest to be missing or to explode: norms at zero, deviations of a constant."""
+@runtime_checkable
+class Examples(Protocol):
+    """A set of examples, by row number. Nothing is drawn in `batch`: what is drawn comes from `draws`, for all workers.
 
-    rows: list[int]
-    """The examples with the smallest and the largest values, and the one whose values differ least."""
-    largest: float
-
-
-def as_examples(name: str, given: Any) -> Examples:
-    """Inputs and labels of the set that the caller calls `name`. NumPy arrays are taken too; nothing is scaled.
-
-    Raises:
-        UserError: if these are no inputs with one class number each.
+    Attributes:
+        extreme_rows: examples to try a model on first, for derivatives are likeliest to be missing or to explode there.
     """
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        what = f"{len(given)} things" if isinstance(given, tuple | list) else f"a {type(given).__name__}"
-        raise UserError(f"{name} must be (inputs, labels), two tensors or NumPy arrays, got {what}.")
-    inputs, labels = (_as_tensor(f"{name}[{i}] ({what})", given[i]) for i, what in enumerate(("inputs", "labels")))
-    if inputs.ndim == 0 or labels.ndim == 0:
-        raise UserError(
-            f"{name} must be (inputs [n, ...], labels [n]), got a single number; give it a first dimension."
+
+    @property
+    def extreme_rows(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def draws(self, generator: np.random.Generator, size: int) -> Draws:
+        """What is drawn for a whole minibatch of `size` examples, whichever they are."""
+        ...
+
+    def batch(self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device) -> tuple[Any, Any]:
+        """Inputs and targets on `device`, each a tensor or several by name, examples first.
+
+        Args:
+            draws: an entry for each row, cut from those of a whole minibatch; empty: the examples as they are.
+        """
+        ...
+
+
+class Joined:
+    """Two sets of the same form as one (the `Examples` protocol): the rows of the second follow those of the first."""
+
+    def __init__(self, first: Examples, second: Examples):
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @property
+    def extreme_rows(self) -> Sequence[int]:
+        return [*self.first.extreme_rows, *(len(self.first) + row for row in self.second.extreme_rows)]
+
+    def draws(self, generator: np.random.Generator, size: int) -> Draws:
+        return self.first.draws(generator, size)
+
+    def batch(self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device) -> tuple[Any, Any]:
+        is_second = rows >= len(self.first)
+        if not is_second.any():
+            return self.first.batch(rows, draws, device)
+        if is_second.all():
+            return self.second.batch(rows - len(self.first), draws, device)
+        sides = [np.flatnonzero(~is_second), np.flatnonzero(is_second)]
+        parts = [
+            part.batch(rows[side] - start, tuple(values[side] for values in draws), device)
+            for part, start, side in ((self.first, 0, sides[0]), (self.second, len(self.first), sides[1]))
+        ]
+        order = torch.from_numpy(np.argsort(np.concatenate(sides))).to(device)
+        inputs, targets = (
+            combined(lambda *tensors: torch.cat(tensors)[order], *two) for two in zip(*parts, strict=True)
         )
-    if len(inputs) != len(labels):
-        raise UserError(f"{name} has {len(inputs)} inputs but {len(labels)} labels; give one label each.")
-    if len(inputs) == 0:
-        raise UserError(f"{name} is empty; give at least one example of each class.")
-    if inputs.numel() == 0:
-        raise UserError(f"{name} has inputs without values, of shape {tuple(inputs.shape)}.")
-    return inputs, _class_numbers(name, labels)
+        return inputs, targets
 
 
-def extremes(name: str, inputs: Tensor) -> Extremes:
-    """One pass over the values of all inputs; of class numbers as of pixels, for an embedding knows the largest or not.
-
-    Raises:
-        UserError: if a value is not finite.
-    """
-    bounds = [torch.aminmax(_numbers(piece).reshape(len(piece), -1), dim=1) for piece in inputs.split(_AT_ONCE)]
-    lowest, highest = (torch.cat(ends).double() for ends in zip(*bounds, strict=True))
-    sizes, spreads = torch.maximum(lowest.abs(), highest.abs()), highest - lowest
-    is_bad = ~sizes.isfinite()
-    if is_bad.any():
-        raise UserError(
-            f"{name} has values that are not finite in {int(is_bad.sum())} of {len(inputs)} inputs, the first at "
-            f"position {int(is_bad.nonzero()[0])}; replace them or leave those examples out."
-        )
-    rows = {int(sizes.argmin()), int(sizes.argmax()), int(spreads.argmin())}
-    return Extremes(sorted(rows), float(sizes.max()))
+def combined(function: Callable[..., Tensor], *values: Any) -> Any:
+    """The function of tensors, or of those of each name in mappings of them."""
+    if isinstance(values[0], Mapping):
+        return {name: function(*(value[name] for value in values)) for name in values[0]}
+    return function(*values)
 
 
-def _numbers(values: Tensor) -> Tensor:
-    """Of a type that torch finds the largest of."""
-    return values if values.is_floating_point() else values.double()
-
-
-def _as_tensor(name: str, values: Any) -> Tensor:
-    if isinstance(values, np.ndarray):
-        if values.dtype == object or values.dtype.kind not in "biufc":
-            raise UserError(f"{name} is a NumPy array of {values.dtype}; give numbers in one array of equal shapes.")
-        native = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
-        values = torch.from_numpy(native if native.flags.writeable else native.copy())
-    if not isinstance(values, Tensor):
-        raise UserError(f"{name} must be a tensor or a NumPy array, got a {type(values).__name__}.")
-    if values.is_nested or values.layout is not torch.strided or values.is_quantized or values.is_meta:
-        raise UserError(f"{name} must be an ordinary dense tensor, got one that is nested, sparse, quantised or empty.")
-    if values.is_complex():
-        raise UserError(f"{name} is complex ({values.dtype}); give real numbers, such as torch.view_as_real(inputs).")
-    return values.detach()
-
-
-def _class_numbers(name: str, labels: Tensor) -> Tensor:
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        cure = (
-            "labels.argmax(1) for one-hot labels, labels.flatten() for a column" if labels.ndim > 1 else "labels.long()"
-        )
-        raise UserError(
-            f"{name}: labels must be one int64 class number an example, got shape {tuple(labels.shape)} of "
-            f"{labels.dtype}; give {cure}."
-        )
-    labels = labels.long()
-    if int(labels.min()) < 0:
-        raise UserError(f"{name}: labels must be at least 0, got {int(labels.min())}; leave such examples out.")
-    return labels
+def pieces(values: Any, sizes: Sequence[int]) -> list[Any]:
+    """A tensor, or each of several by name, cut into parts of so many examples."""
+    if isinstance(values, Mapping):
+        cut = {name: value.split(list(sizes)) for name, value in values.items()}
+        return [{name: parts[i] for name, parts in cut.items()} for i in range(len(sizes))]
+    return list(values.split(list(sizes)))

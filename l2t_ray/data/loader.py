@@ -1,100 +1,75 @@
-"""One worker's share of every round: gathered, augmented and normalised in one go."""
+"""One worker's share of every round, whatever the examples are."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.augment import crop_and_flip, normalise
-from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import numpy_generator
+from l2t_ray.data.examples import Draws, Examples, pieces
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.interfaces import Batch, RoundBatches, UserError
-
-Draws = tuple[Int[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]
-"""Window offsets and flips of one batch."""
 
 
 class RoundLoader:
     """Serves worker `rank` of `world_size` (the `Data` protocol).
 
-    A worker takes a contiguous slice of each global batch, cut as `np.array_split` does. Crops and flips are drawn for
-    the global batch and then cut, so that the number of workers changes no pixel. Batch `indices` are row numbers of
-    `dataset.train` (of `dataset.test` in `test()`), the ones that index `observed_labels`; `positions` of the image
-    set turns them into places in the published set.
+    A worker takes a contiguous slice of each global batch, cut as `np.array_split` does. What is drawn for the examples
+    is drawn for the global batch and then cut, so that the number of workers changes no value. Batch `indices` are
+    row numbers of the training set (of the test set in `test()`).
+
+    Args:
+        train: what the student is taught.
+        validation: what it is judged by; the same examples, row by row, possibly with other targets.
+        test: what it is tested on.
+        sampler: which rows make up which round.
+        seed: of all that is drawn for the examples.
+        num_classes: of the targets.
+        augment_validation: draw for the validation minibatches of the rounds too.
+        test_batch: examples in a batch of `validation()` and `test()`, for which nothing is drawn.
+
+    Raises:
+        UserError: if some worker would find a batch empty.
+        ValueError: if `train` and `validation` cannot be the same examples.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        train: Examples,
+        validation: Examples,
+        test: Examples,
         sampler: RoundSampler,
         *,
         seed: int,
-        observed_labels: Int[np.ndarray, " n"] | None = None,
-        validation_labels: Literal["clean", "observed"] = "clean",
+        num_classes: int,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
-        augment: Literal["none", "flip", "crop_flip"] = "none",
-        padding: int = 4,
-        padding_mode: Literal["zero", "reflect"] = "zero",
         augment_validation: bool = False,
         test_batch: int = 1_000,
     ):
-        """
-        Args:
-            dataset: images and clean labels.
-            sampler: which rows make up which round.
-            seed: of the augmentation.
-            observed_labels: what the student is taught, one a training image; None for the clean labels.
-            validation_labels: what the student is judged by.
-            augment: what is drawn for each training image.
-            padding, padding_mode: as in `crop_and_flip`.
-            augment_validation: augment validation batches too, as the released code does.
-            test_batch: images in a batch of `validation()` and `test()`, which are never augmented.
-
-        Raises:
-            UserError: if some worker would find a batch empty, or the padding does not fit the images.
-            ValueError: if `observed_labels` has not one label an image.
-        """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, {world_size}), got {rank}.")
+        if len(train) != len(validation):
+            raise ValueError(f"There are {len(train)} examples to train on, but {len(validation)} to validate on.")
         if sampler.smallest_batch < world_size:
             raise UserError(
                 f"The smallest batch of a round has {sampler.smallest_batch} images, too few for {world_size} workers: "
                 "enlarge training.batch_size and training.val_batch_size, set data.at_pass_end=wrap, or use "
                 "fewer workers."
             )
-        size = min(dataset.train.images.shape[2:])
-        if augment == "crop_flip" and padding_mode == "reflect" and padding >= size:
-            raise UserError(f"data.padding must be below the image size {size} to reflect, got {padding}.")
         if test_batch < 1:
             raise UserError(f"test_batch must be at least 1, got {test_batch}.")
-        clean = dataset.train.labels
-        observed = clean if observed_labels is None else observed_labels
-        if len(observed) != len(clean):
-            raise ValueError(f"There are {len(clean)} training images but {len(observed)} observed labels.")
-        self.dataset = dataset
         self.sampler = sampler
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.device = torch.device(device)
-        self.augment = augment
-        self.padding = padding if augment == "crop_flip" else 0
-        self.padding_mode: Literal["zero", "reflect"] = padding_mode
-        self.augment_validation = augment_validation
-        self.test_batch = test_batch
-        self._observed = observed
-        self._judged = clean if validation_labels == "clean" else observed
-
-    @property
-    def num_classes(self) -> int:
-        return self.dataset.num_classes
+        self.num_classes = num_classes
+        self._train, self._validation, self._test = train, validation, test
+        self._seed = seed
+        self._rank, self._world_size = rank, world_size
+        self._device = torch.device(device)
+        self._augment_validation = augment_validation
+        self._test_batch = test_batch
 
     def epoch(self, index: int) -> int:
         return self.sampler.epoch(index)
@@ -102,88 +77,76 @@ class RoundLoader:
     def round(self, index: int) -> RoundBatches:
         """This worker's slices of the round's batches. The same for the same `index`, whenever it is asked for."""
         plan = self.sampler.plan(index)
-        wholes = [*plan.train, plan.val]
-        shares = [self._share(rows) for rows in wholes]
-        rows = np.concatenate(shares)
-        labels = np.concatenate([*(self._observed[share] for share in shares[:-1]), self._judged[shares[-1]]])
-        weights = np.concatenate(
-            [np.full(len(share), 1 / len(whole)) for share, whole in zip(shares, wholes, strict=True)]
-        )
-        pixels = self._on_device(self.dataset.train.images[rows])
-        if self.augment != "none":
-            draws = [self._draws(index, step, len(whole)) for step, whole in enumerate(plan.train)]
-            draws.append(self._validation_draws(index, len(plan.val)))
-            offsets, flips = (
-                np.concatenate([self._share(part) for part in parts]) for parts in zip(*draws, strict=True)
-            )
-            pixels = crop_and_flip(
-                pixels,
-                self._on_device(offsets),
-                self._on_device(flips),
-                padding=self.padding,
-                mode=self.padding_mode,
-            )
-        *train, val = self._batches(pixels, labels, weights, rows, [len(share) for share in shares])
-        return RoundBatches(train, val)
+        drawn = [
+            self._train.draws(numpy_generator(self._seed, "augment", index, step), len(rows))
+            for step, rows in enumerate(plan.train)
+        ]
+        to_judge: Draws = ()
+        if self._augment_validation:
+            generator = numpy_generator(self._seed, "augment-validation", index)
+            to_judge = self._validation.draws(generator, len(plan.val))
+        (val,) = self._shares(self._validation, [plan.val], [to_judge])
+        return RoundBatches(self._shares(self._train, plan.train, drawn), val)
+
+    def dry_round(self) -> RoundBatches:
+        """Two steps and their validation minibatch to try things on, with the extreme examples of both parts in them;
+        the same on each worker, not a share."""
+        generator, split = numpy_generator(self._seed, "dry round"), self.sampler.split(0)
+
+        def batch(examples: Examples, part: Int[np.ndarray, " n"], size: int, *, draw: bool) -> Batch:
+            first = np.intersect1d(examples.extreme_rows, part)
+            others = np.setdiff1d(generator.choice(part, size, replace=False), first)
+            rows = np.concatenate((first, others)).astype(np.int64)[:size]
+            draws = examples.draws(generator, size) if draw else ()
+            return self._gathered(examples, rows, draws, [1 / size])[0]
+
+        train = batch(self._train, split.train, self.sampler.train_batch, draw=True)
+        val = batch(self._validation, split.validation, self.sampler.val_batch, draw=self._augment_validation)
+        return RoundBatches([train, train], val)
 
     def validation(self, epoch: int) -> Iterator[Batch]:
-        return self._in_order(self.dataset.train, self.sampler.split(epoch).validation, self._judged)
+        return self._in_order(self._validation, self.sampler.split(epoch).validation)
 
     def test(self) -> Iterator[Batch]:
-        test = self.dataset.test
-        return self._in_order(test, np.arange(len(test)), test.labels)
+        return self._in_order(self._test, np.arange(len(self._test)))
 
     def training_images(self, rows: Int[np.ndarray, " n"]) -> list[Batch]:
-        """Images of the training set with their observed labels, unaugmented; the same on each worker, not a share."""
-        pieces = np.array_split(rows, -(-len(rows) // self.test_batch))
+        """Training examples as they are, with the targets they are taught with; the same on each worker, not a
+        share."""
         return [
             batch
-            for here in pieces
-            for batch in self._batches(
-                self._on_device(self.dataset.train.images[here]),
-                self._observed[here],
-                np.full(len(here), 1 / len(rows)),
-                here,
-                [len(here)],
-            )
+            for here in np.array_split(rows, -(-len(rows) // self._test_batch))
+            for batch in self._gathered(self._train, here, (), [1 / len(rows)])
         ]
 
-    def _in_order(
-        self, images: ImageSet, rows: Int[np.ndarray, " n"], labels: Int[np.ndarray, " l"]
-    ) -> Iterator[Batch]:
+    def _in_order(self, examples: Examples, rows: Int[np.ndarray, " n"]) -> Iterator[Batch]:
         share = self._share(rows)
-        for start in range(0, len(share), self.test_batch):
-            here = share[start : start + self.test_batch]
-            weights = np.full(len(here), 1 / len(rows))
-            yield from self._batches(self._on_device(images.images[here]), labels[here], weights, here, [len(here)])
+        for start in range(0, len(share), self._test_batch):
+            yield from self._gathered(examples, share[start : start + self._test_batch], (), [1 / len(rows)])
 
     def _share(self, whole: np.ndarray) -> np.ndarray:
-        return np.array_split(whole, self.world_size)[self.rank]
+        return np.array_split(whole, self._world_size)[self._rank]
 
-    def _batches(
-        self, pixels: Tensor, labels: np.ndarray, weights: np.ndarray, rows: np.ndarray, sizes: Sequence[int]
+    def _shares(self, examples: Examples, wholes: Sequence[np.ndarray], drawn: Sequence[Draws]) -> list[Batch]:
+        """This worker's slices of several global batches, gathered together."""
+        shares = [self._share(whole) for whole in wholes]
+        draws = tuple(np.concatenate([self._share(part) for part in parts]) for parts in zip(*drawn, strict=True))
+        sizes = [len(share) for share in shares]
+        return self._gathered(examples, np.concatenate(shares), draws, [1 / len(whole) for whole in wholes], sizes)
+
+    def _gathered(
+        self,
+        examples: Examples,
+        rows: Int[np.ndarray, " n"],
+        draws: Draws,
+        weights: Sequence[float],
+        sizes: Sequence[int] | None = None,
     ) -> list[Batch]:
-        parts = (
-            normalise(pixels, self.dataset.mean, self.dataset.std),
-            self._on_device(labels),
-            self._on_device(weights.astype(np.float32)),
-            self._on_device(rows),
-        )
-        return [Batch(*slices) for slices in zip(*(part.split(list(sizes)) for part in parts), strict=True)]
-
-    def _draws(self, index: int, step: int, size: int) -> Draws:
-        return self._drawn(numpy_generator(self.seed, "augment", index, step), size)
-
-    def _validation_draws(self, index: int, size: int) -> Draws:
-        if self.augment_validation:
-            return self._drawn(numpy_generator(self.seed, "augment-validation", index), size)
-        return np.full((size, 2), self.padding), np.zeros(size, dtype=bool)
-
-    def _drawn(self, generator: np.random.Generator, size: int) -> Draws:
-        flips = generator.random(size) < 0.5
-        if self.augment == "flip":
-            return np.full((size, 2), self.padding), flips
-        return generator.integers(0, 2 * self.padding, (size, 2), endpoint=True), flips
+        """Batches of these sizes, whose examples have these weights."""
+        sizes = [len(rows)] if sizes is None else sizes
+        inputs, targets = examples.batch(rows, draws, self._device)
+        parts = (inputs, targets, self._on_device(np.repeat(weights, sizes).astype(np.float32)), self._on_device(rows))
+        return [Batch(*slices) for slices in zip(*(pieces(part, sizes) for part in parts), strict=True)]
 
     def _on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return torch.from_numpy(array).to(self._device, non_blocking=True)

@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2t_ray.data.counted import numpy_generator
-from l2t_ray.data.examples import Examples, as_examples, extremes
+from l2t_ray.data.tensor_checks import Examples, as_examples, check_same_form, count_classes, extremes
+from l2t_ray.data.tensor_examples import fits
 from l2t_ray.interfaces import Batch, RoundBatches, UserError
 
 _AT_ONCE = 500
 _PER_VAL_BATCH = 5
 """So many validation minibatches at once, and `_AT_ONCE` examples at most: without a graph each takes far less."""
-_DEVICE_SHARE = 0.25
 
 
 class TensorData:
@@ -56,18 +55,12 @@ class TensorData:
         ):
             if len(inputs) < size:
                 raise UserError(f"{name} has {len(inputs)} examples, fewer than {key}={size}; lower {key}.")
-        shapes = [tuple(inputs.shape[1:]) for inputs, _ in (self._train, self._validation)]
-        dtypes = [inputs.dtype for inputs, _ in (self._train, self._validation)]
-        if shapes[0] != shapes[1] or dtypes[0] != dtypes[1]:
-            raise UserError(
-                f"inputs of train are {shapes[0]} of {dtypes[0]} each, those of validation {shapes[1]} of {dtypes[1]}; "
-                "give both sets the same form."
-            )
-        self.num_classes = _num_classes(self._train[1], self._validation[1])
+        check_same_form(self._train[0], self._validation[0])
+        self.num_classes = count_classes(self._train[1], self._validation[1])
         self.num_train = len(self._train[1])
         self.extremes = extremes("train", self._train[0])
         self._val_extremes = extremes("validation", self._validation[0])
-        if _fits(self._train + self._validation, torch.device(device)):
+        if fits(self._train + self._validation, torch.device(device)):
             self._train, self._validation = (
                 (inputs.to(device), labels.to(device)) for inputs, labels in (self._train, self._validation)
             )
@@ -134,36 +127,3 @@ class TensorData:
         inputs, labels = examples[0][here].to(self._device), examples[1][here].to(self._device)
         weights = torch.full((len(rows),), 1 / len(rows), device=self._device)
         return Batch(inputs, labels, weights, indices.to(self._device))
-
-
-def _num_classes(train: Tensor, validation: Tensor) -> int:
-    """How many classes there are, with those below the highest that have no examples.
-
-    Raises:
-        UserError: if there are fewer than two, or one is in one set alone.
-    """
-    in_train, in_validation = (set(labels.unique().tolist()) for labels in (train, validation))
-    if foreign := sorted(in_validation - in_train):
-        raise UserError(
-            f"validation has the label {foreign[-1]}, and train has classes {_listed(in_train)}; "
-            "every class must be trained on."
-        )
-    missing = sorted(in_train - in_validation)
-    if len(in_train) < 2 or missing:
-        what = f"class {missing[0]} is absent from validation" if missing else "there are fewer than two classes"
-        raise UserError(f"{what}; every class of train must be validated on.")
-    return max(in_train) + 1
-
-
-def _listed(classes: set[int]) -> str:
-    if classes == set(range(len(classes))):
-        return f"0 to {len(classes) - 1}"
-    shown = sorted(classes)[:10]
-    return ", ".join(map(str, shown)) + (", ..." if len(classes) > len(shown) else "")
-
-
-def _fits(tensors: tuple[Tensor, ...], device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return sum(tensor.nbytes for tensor in tensors) <= _DEVICE_SHARE * free

@@ -1,0 +1,141 @@
+"""Tensors that are in memory, as examples and as a loader of all that training needs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from l2t_ray.data.examples import Draws, Joined, combined
+from l2t_ray.data.loader import RoundLoader
+from l2t_ray.data.sampler import RoundSampler
+from l2t_ray.data.splits import Policy, Split
+from l2t_ray.data.tensor_checks import as_inputs_and_targets, by_name, check_same_form, count_classes, extremes
+from l2t_ray.interfaces import UserError
+
+_DEVICE_SHARE = 0.25
+_AT_ONCE = 500
+_PER_VAL_BATCH = 5
+"""So many validation minibatches at once, and `_AT_ONCE` examples at most: without a graph each takes far less."""
+
+
+class TensorExamples:
+    """Serves rows of tensors (the `Examples` protocol); nothing is drawn.
+
+    Args:
+        inputs, targets: a tensor or several by name, of any type and on any device, one row an example.
+
+    Attributes:
+        largest: of the inputs' values, by size.
+
+    Raises:
+        UserError: if an input has a value that is not finite; `name` is what its user calls the set.
+    """
+
+    def __init__(self, name: str, inputs: Any, targets: Any):
+        self.inputs, self.targets = inputs, targets
+        found = [extremes(name, values) for values in by_name(inputs).values()]
+        self.extreme_rows: Sequence[int] = sorted({row for each in found for row in each.rows})
+        self.largest = max(each.largest for each in found)
+
+    def __len__(self) -> int:
+        return len(next(iter(by_name(self.inputs).values())))
+
+    def keep_on(self, device: torch.device) -> None:
+        self.inputs, self.targets = (combined(lambda v: v.to(device), part) for part in (self.inputs, self.targets))
+
+    def tensors(self) -> list[Tensor]:
+        return [*by_name(self.inputs).values(), *by_name(self.targets).values()]
+
+    def draws(self, generator: np.random.Generator, size: int) -> Draws:
+        del generator, size
+        return ()
+
+    def batch(self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device) -> tuple[Any, Any]:
+        del draws
+        here = torch.from_numpy(rows)
+
+        def gathered(values: Tensor) -> Tensor:
+            return values[here.to(values.device)].to(device)
+
+        return combined(gathered, self.inputs), combined(gathered, self.targets)
+
+
+def loader_of_tensors(
+    train: Any,
+    validation: Any,
+    *,
+    num_steps: int,
+    batch_size: int,
+    val_batch_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    num_classes: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> RoundLoader:
+    """Serves two sets in memory; the test batches are the validation set.
+
+    Rows of the validation set are numbered on from those of the training set.
+
+    Args:
+        train, validation: `(inputs, targets)`, each a tensor, a NumPy array or several by name. The inputs of both
+            sets have the same form.
+        num_steps, batch_size, val_batch_size, seed: as in `RoundSampler`.
+        device: where batches are. The sets are kept there while they take a quarter of what is free, and else stay.
+        num_classes: of targets that are no class numbers; None: they are class numbers, and as many as they need.
+
+    Raises:
+        UserError: if inputs and targets do not match or are not finite, labels are no class numbers, a set is smaller
+            than its batch, or a class is in one set alone.
+    """
+    device, are_labels = torch.device(device), num_classes is None
+    parts = []
+    for name, given, key, size in (
+        ("train", train, "batch_size", batch_size),
+        ("validation", validation, "val_batch_size", val_batch_size),
+    ):
+        examples = TensorExamples(name, *as_inputs_and_targets(name, given, are_labels=are_labels))
+        if len(examples) < size:
+            raise UserError(f"{name} has {len(examples)} examples, fewer than {key}={size}; lower {key}.")
+        parts.append(examples)
+    first, second = parts
+    check_same_form(first.inputs, second.inputs)
+    if num_classes is None:
+        num_classes = count_classes(first.targets, second.targets)
+    else:
+        check_same_form(first.targets, second.targets, what="targets")
+    if fits(first.tensors() + second.tensors(), device):
+        first.keep_on(device)
+        second.keep_on(device)
+    rows = np.arange(len(first) + len(second))
+    split, both = Split(rows[: len(first)], rows[len(first) :]), Joined(first, second)
+    sampler = RoundSampler(
+        Policy(lambda epoch: split, lasts=None),
+        seed=seed,
+        num_steps=num_steps,
+        train_batch=batch_size,
+        val_batch=val_batch_size,
+    )
+    return RoundLoader(
+        both,
+        both,
+        second,
+        sampler,
+        seed=seed,
+        num_classes=num_classes,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        test_batch=min(_AT_ONCE, _PER_VAL_BATCH * val_batch_size),
+    )
+
+
+def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether the tensors take no more than a quarter of a GPU's free memory."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors) <= _DEVICE_SHARE * free
