@@ -95,3 +95,10 @@ def run_on_two_workers():
             return list(pool.map(guarded, range(2)))
 
     return run
+
+
+@pytest.fixture
+def make_problem():
+    from bilevel_problem import Problem
+
+    return Problem

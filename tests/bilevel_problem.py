@@ -1,7 +1,6 @@
 """Small random problems in float64 on which every engine can be checked against autograd."""
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
@@ -90,8 +89,3 @@ class Problem:
 
     def outer_error(self, theta, buffers, batch):
         return self.task.error(self.student(theta, buffers, batch.inputs, training=True), batch, SingleProcess())
-
-
-@pytest.fixture
-def make_problem():
-    return Problem
