@@ -18,7 +18,7 @@ from torch.func import functional_call
 from l2t_ray.bilevel.flat import FlatModule, clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, sgd_steps
-from l2t_ray.core.loss.network import DynamicLossNetwork, layer_weights
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher, preprocess_gradient
 from l2t_ray.core.teacher import LocalTeacher, LstmRule
 from l2t_ray.interfaces import Batch, StudentState
@@ -167,8 +167,8 @@ def released(setting: Setting, *, on_hypergradient: Callable[[], None] | None = 
     Without `on_hypergradient`, which is called in between, the procedure ends with the hypergradient.
     """
     s = setting
-    spec = s.loss_network.spec
-    sizes = [weight.numel() for weight in layer_weights(spec, s.phi)]
+    parts = s.loss_network.spec.parts
+    sizes = [weight.numel() for weight in parts.network.matrices(parts.cut(s.phi).network)]
     sizes[-1] += len(s.phi) - sum(sizes)  # a label-pair table goes with the last layer: five tensors in any case
     lstm = LSTMTeacher().to(s.phi.dtype)
     adam = torch.optim.Adam(lstm.parameters(), lr=1e-3)

@@ -10,9 +10,8 @@ from l2t_ray.assembly.images import build_loader, build_policy, clean_images, ob
 from l2t_ray.assembly.parts import Parts, ending_start, estimate_rounds, warm_rounds
 from l2t_ray.assembly.students import num_features
 from l2t_ray.assembly.teachers import bare_loss_network, build_loss_network
-from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.memory import Memory
-from l2t_ray.core.loss.network import started_at
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.noise_estimate import estimate_noise
 from l2t_ray.core.objective import LearnedObjective, shifted
@@ -98,13 +97,13 @@ def learned_phases(
     if not has_channel:
         return [warm_up, Phase(warm, learner, own)]
 
-    assert isinstance(objective.loss, PairLoss)
-    spec = objective.loss.network.spec
+    loss = objective.loss
+    assert isinstance(loss, PairLoss)
 
     def with_estimate(state: MethodState, index: int) -> MethodState:
         phi = (objective.initial_phi() if teacher is None else teacher.read().phi).to(parts.device)
         channel = estimated_channel(state.student, parts, main.epoch(index))
-        return shifted(state, started_at(spec, phi, channel))
+        return shifted(state, loss.shift_to(channel, phi))
 
     return [warm_up, *(Phase(first, learner, own, with_estimate) for first in estimate_rounds(method, num_rounds))]
 

@@ -163,15 +163,16 @@ def outputs_of(
     return model(theta, buffers, batch.inputs, training=training, **options)
 
 
-def rows_of(terms: Terms, task: Task) -> Rows:
+def rows_of(terms: Terms, task: Task | None) -> Rows:
     """The class decisions of a minibatch, with what is minimised beside them.
 
     Raises:
         UserError: if the task has none.
     """
     if terms.rows is None:
+        name = "this task" if task is None else task.name
         raise UserError(
-            f"this method or loss reads class decisions, and {task.name} has none; take one that combines the task's "
+            f"this method or loss reads class decisions, and {name} has none; take one that combines the task's "
             "own terms."
         )
     return terms.rows if terms.rest is None else terms.rows._replace(rest=terms.rest)

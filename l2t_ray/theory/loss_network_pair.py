@@ -60,7 +60,7 @@ class LossNetworkPair:
     @property
     def first_layer_of_loss(self) -> int:
         """The number of weights in the loss network's first layer."""
-        rows, columns = self.loss_network.spec.shapes[0]
+        rows, columns = self.loss_network.spec.parts.network.shapes[0]
         return rows * columns
 
     def logits(self, theta: Float[Tensor, " p"], inputs: Float[Tensor, "n i"]) -> Float[Tensor, "n c"]:

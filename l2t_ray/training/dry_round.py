@@ -14,8 +14,7 @@ from l2t_ray.bilevel.derivative_check import check_derivatives
 from l2t_ray.bilevel.draws import unmoved_draws
 from l2t_ray.bilevel.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss import file as loss_file
-from l2t_ray.core.loss.family import PairLoss
-from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec
+from l2t_ray.core.loss.family import KeptFamily
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
 from l2t_ray.methods.phases import methods_of
@@ -112,8 +111,8 @@ def dry_round(
                     part.round(part.init(), batches, 0)
             elif learns_loss:
                 _try_products(part, batches, words, here)
-                if isinstance(part.objective.loss, PairLoss):
-                    _try_export(part.objective.loss.network)
+                if isinstance(part.objective.loss, KeptFamily):
+                    _try_export(part.objective.loss)
 
 
 def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
@@ -133,7 +132,7 @@ def _nudged(theta: Tensor) -> Tensor:
     return theta + _NUDGE * noise * theta.square().mean().sqrt().clamp(min=_NUDGE)
 
 
-def _try_export(loss_network: DynamicLossNetwork) -> None:
+def _try_export(loss: KeptFamily) -> None:
     """Writes the loss to a temporary place and reads it again.
 
     Raises:
@@ -141,9 +140,9 @@ def _try_export(loss_network: DynamicLossNetwork) -> None:
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "loss.safetensors"
-        loss_file.write(path, asdict(loss_network.spec), loss_network.phi)
-        if not torch.equal(loss_file.read(path, LossNetworkSpec)[1], loss_network.phi.detach().cpu()):
-            raise UserError("the loss network cannot be saved: what is read again is not what was written.")
+        loss_file.write(path, loss.family, asdict(loss.spec), loss.phi)
+        if not torch.equal(loss_file.read(path, {loss.family: loss.spec_type})[2], loss.phi.cpu()):
+            raise UserError("the learned loss cannot be saved: what is read again is not what was written.")
 
 
 def shortened(batches: RoundBatches, num_train: int, num_val: int) -> RoundBatches:

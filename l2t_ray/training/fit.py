@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.refusals import is_compiled
-from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.memory import Memory
-from l2t_ray.core.loss.network import DynamicLossNetwork, started_at
+from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.loss.slope_bound import SlopeBound
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN
@@ -221,32 +221,31 @@ def _built(
     device: torch.device,
 ) -> tuple[Run, L2TDLN, list[NoiseEstimate]]:
     """Everything that is trained, at its beginning; the list is filled with what is found of the noise."""
-    group, task, spec, warm_rounds = SingleProcess(), Classification(), loss_network.spec, settings.warm_rounds
-    phi = loss_network.phi.detach()
+    group, task, warm_rounds = SingleProcess(), Classification(), settings.warm_rounds
+    loss = PairLoss(loss_network, task)
+    phi = loss.phi
     rule = adam = AdamRule(phi.numel(), clip=1.0)
     if settings.teacher == "lstm":
         lstm = LSTMTeacher((20, 20), head="linear", seed=seed)
         rule = LstmRule(lstm, phi.numel(), step_size=3e-4, horizon=10, clip=1.0, base=adam)
-    local = LocalTeacher(phi, rule, SlopeBound(spec, phi))
+    local = LocalTeacher(phi, rule, SlopeBound(loss.spec, phi))
     estimates: list[NoiseEstimate] = []
 
     trainee = Trainee(student, task, settings.sgd, group, device)
-    memory = Memory(trainee, data.num_train, data.num_classes) if spec.memory is not None else None
-    has_offset = bool(warm_rounds and spec.channel)
-    learner = L2TDLN(
-        LearnedObjective(trainee, PairLoss(loss_network, task), has_offset=has_offset, memory=memory), local
-    )
+    memory = Memory(trainee, data.num_train, data.num_classes) if loss.reads_memory else None
+    has_offset = bool(warm_rounds and loss.has_channel)
+    learner = L2TDLN(LearnedObjective(trainee, loss, has_offset=has_offset, memory=memory), local)
 
     def with_estimate(state: MethodState, index: int) -> MethodState:
         del index
         estimates.append(_estimated_noise(student, state.student, data))
         phi = local.read().phi.to(device)
-        return shifted(state, started_at(spec, phi, estimates[-1].channel.to(phi)))
+        return shifted(state, loss.shift_to(estimates[-1].channel.to(phi), phi))
 
     method: Method = learner
     if warm_rounds:
         plain = FixedLoss(trainee, cross_entropy, memory=memory)
-        on_enter = with_estimate if spec.channel else None
+        on_enter = with_estimate if loss.has_channel else None
         method = Phases([Phase(0, plain, data), Phase(warm_rounds, learner, data, on_enter)])
     run = Run(
         arms=[Arm("l2t_dln", method, local)],

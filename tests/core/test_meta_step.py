@@ -18,9 +18,9 @@ from torch.func import functional_call
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import ENGINES, naive_hypergradient
-from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.memory import DECAY, Memory
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective

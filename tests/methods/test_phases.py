@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_problem import NUM_CLASSES, small_batch, small_round, small_trainee
 
-from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.memory import DECAY, Memory
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import OFFSET, LearnedObjective, shifted
 from l2t_ray.core.student import cross_entropy

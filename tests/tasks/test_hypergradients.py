@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import ENGINES, hypergradient
-from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee

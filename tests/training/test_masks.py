@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy

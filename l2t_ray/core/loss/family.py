@@ -1,16 +1,15 @@
 """Families of learned losses: what is done with a task's rows or terms, under weights phi that a teacher may change.
 
 The paper's family reads class decisions two by two (`PairLoss`). Another combines the task's own terms with a few
-numbers (`term_loss`). An objective, a teacher and an engine see no difference.
+numbers (`TermLoss`). An objective, a teacher and an engine see no difference, nor do a file, a page and a figure.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.loss.network import DynamicLossNetwork, memory_weight
-from l2t_ray.core.student import cross_entropy, rows_of
 from l2t_ray.interfaces import Metrics, Task, Terms
 
 
@@ -20,6 +19,32 @@ class RowLosses(NamedTuple):
     values: Float[Tensor, " n"]
     weights: Float[Tensor, " n"]
     owner: Int[Tensor, " n"]
+
+
+class Surface(NamedTuple):
+    """A loss of pairs `[m, 2]` (p_true, p_other), to be drawn over both."""
+
+    losses: Callable[[Float[Tensor, "m 2"]], Float[Tensor, " m"]]
+
+
+class Bars(NamedTuple):
+    """A number by name; where nothing was learned, each is `start`."""
+
+    title: str
+    numbers: Mapping[str, float]
+    start: float
+
+
+class Curve(NamedTuple):
+    """A line through these points, straight between them; where nothing was learned, the identity."""
+
+    title: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+Picture = Surface | Bars | Curve
+"""What may be drawn of a loss, as plain data."""
 
 
 @runtime_checkable
@@ -51,29 +76,39 @@ class LossFamily(Protocol):
         ...
 
 
-class PairLoss:
-    """A loss network on class decisions (supplement, Sec. 2)."""
+@runtime_checkable
+class KeptFamily(LossFamily, Protocol):
+    """A family whose losses outlive their training: they have a file, a page and pictures (`learned.LearnedLoss`).
 
-    def __init__(self, network: DynamicLossNetwork, task: Task):
-        self.network, self._task = network, task
+    Attributes:
+        family: what files call it (`learned.FAMILIES`).
+        spec_type: the type of `spec`: a frozen dataclass of plain values, with `num_weights`.
+        spec: everything about the loss but its weights.
+    """
+
+    family: ClassVar[str]
+    spec_type: ClassVar[type]
 
     @property
-    def phi(self) -> Float[Tensor, " m"]:
-        return self.network.phi.detach()
+    def spec(self) -> Any: ...
+    @classmethod
+    def of(cls, spec: Any) -> "KeptFamily":
+        """The family that `spec` is of; where its phi begins does not count."""
+        ...
 
-    @property
-    def reads_memory(self) -> bool:
-        return self.network.spec.memory is not None
+    def loss(self, phi: Float[Tensor, " m"], *given: Any, **more: Any) -> Float[Tensor, ""]:
+        """The loss in a training loop of somebody's own; what it is given is the family's affair."""
+        ...
 
-    def losses(self, phi: Float[Tensor, " m"], terms: Terms, memory: Float[Tensor, "n c"] | None) -> RowLosses:
-        rows = rows_of(terms, self._task)
-        own_memory = None if memory is None else memory[rows.owner]
-        values = self.network.losses_at(phi, rows.logits, rows.labels, own_memory)
-        return RowLosses(values, rows.weights, rows.owner)
+    def check(self, task: Task, num_classes: int | None = None) -> None:
+        """
+        Raises:
+            ValueError: in a sentence without a subject, if it is no loss for this task and so many classes.
+        """
+        ...
 
-    def fixed(self, terms: Terms) -> Float[Tensor, " n"]:
-        rows = rows_of(terms, self._task)
-        return cross_entropy(rows.logits, rows.labels)
+    def describe(self, phi: Float[Tensor, " m"]) -> str:
+        """What it is and how it is used, in Markdown: the body of its page."""
+        ...
 
-    def report(self, phi: Float[Tensor, " m"]) -> Metrics:
-        return {"memory_weight": memory_weight(self.network.spec, phi).item()} if self.reads_memory else {}
+    def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[Picture]: ...

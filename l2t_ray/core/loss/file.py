@@ -1,4 +1,4 @@
-"""A learned loss as one file: safetensors, with the architecture in its header and a checksum over both.
+"""A learned loss as one file: safetensors, with family and architecture in its header and a checksum over all.
 
 A file may come from anywhere. So its sizes are compared with each other before anything is built from them, and a file
 that was cut, changed, or written by a newer version is refused with a sentence.
@@ -11,9 +11,9 @@ import os
 import re
 import stat
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -22,37 +22,49 @@ from torch import Tensor
 
 from l2t_ray.files import replaced
 
-FORMAT = "l2t_ray.loss/2"
-WITHOUT_CHECKSUM = "l2t_ray.loss/1"
-"""Written until 2026-11, and read still."""
-LARGEST_HEADER = 16_384
+FORMAT = "l2t_ray.loss/3"
+ENTRIES = {
+    "l2t_ray.loss/1": {"format", "spec"},
+    "l2t_ray.loss/2": {"format", "spec", "sha256"},
+    FORMAT: {"format", "family", "spec", "sha256"},
+}
+"""What the header of each format holds. The older ones, written until 2026-11, are read still."""
+OLD_FAMILY = "pairs"
+"""Of the formats that name none."""
+LARGEST_HEADER = 2**20
 SMALL = 1024
 """A size that is harmless whatever the number of weights."""
 
-Spec = TypeVar("Spec")
 
-
-def write(path: str | Path, spec: Mapping[str, Any], phi: Float[Tensor, " m"]) -> None:
+def write(path: str | Path, family: str, spec: Mapping[str, Any], phi: Float[Tensor, " m"]) -> None:
     """Writes a loss in single precision. A file that was there stays whole until the new one is.
 
     Raises:
         OSError: if it cannot be written; nothing is left behind then.
+        ValueError: if its architecture is too large to be read again.
     """
     from safetensors.torch import save
 
     path = Path(path)
     weights, text = phi.detach().cpu().float().contiguous(), json.dumps(dict(spec))
-    metadata = {"format": FORMAT, "spec": text, "sha256": _checksum(text, weights.numpy().astype("<f4").tobytes())}
+    if len(text) > LARGEST_HEADER // 2:
+        raise ValueError(f"a loss file's architecture must be below {LARGEST_HEADER // 2:,} bytes, got {len(text):,}.")
+    checksum = _checksum(FORMAT, [family, text], weights.numpy().astype("<f4").tobytes())
+    metadata = {"format": FORMAT, "family": family, "spec": text, "sha256": checksum}
     with replaced(path) as temporary:
         temporary.write_bytes(save({"phi": weights}, metadata))
 
 
-def read(path: str | Path, spec_type: type[Spec]) -> tuple[Spec, Float[Tensor, " m"]]:
-    """The architecture of a file that `write` wrote, and as many weights as the file has.
+def read(path: str | Path, families: Mapping[str, type]) -> tuple[str, Any, Float[Tensor, " m"]]:
+    """Family, architecture and weights of a file that `write` wrote.
+
+    Args:
+        families: by name, those that may be read, with the type of their architecture: a dataclass of plain values
+            that knows its `num_weights`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds something else, or is of a newer version.
+        ValueError: if the file is damaged, holds something else, is of another family, or of a newer version.
     """
     path = Path(path)
     header, data = _parts(path)
@@ -60,19 +72,34 @@ def read(path: str | Path, spec_type: type[Spec]) -> tuple[Spec, Float[Tensor, "
     if not isinstance(metadata, dict) or not str(metadata.get("format")).startswith("l2t_ray.loss/"):
         raise ValueError(f"{path} is not a learned loss: expected format {FORMAT!r} in its header.")
     _check_format(path, metadata["format"])
-    has_checksum = metadata["format"] == FORMAT
-    if metadata.keys() != ({"format", "spec", "sha256"} if has_checksum else {"format", "spec"}):
+    if metadata.keys() != ENTRIES[metadata["format"]]:
         raise _damaged(path, f"its header has the entries {', '.join(sorted(metadata))[:100]}")
-    if has_checksum and metadata["sha256"] != _checksum(metadata["spec"], data):
+    texts = [metadata[key] for key in ("family", "spec") if key in metadata]
+    if not all(isinstance(text, str) for text in texts):
+        raise _damaged(path, "its header holds something else than text")
+    if "sha256" in metadata and metadata["sha256"] != _checksum(metadata["format"], texts, data):
         raise _damaged(path, "its checksum does not fit its content")
     wanted = {"dtype": "F32", "shape": [count], "data_offsets": [0, len(data)]}
     if header.keys() != {"__metadata__", "phi"} or header["phi"] != wanted or len(data) != 4 * count:
         raise _damaged(path, f"its header does not describe one vector of {count:,} weights in single precision")
-    spec = _spec(path, metadata["spec"], spec_type, count)
+    family = metadata.get("family", OLD_FAMILY)
+    if family not in families:
+        raise _of_other_family(path, family, families)
+    spec = _spec(path, metadata["spec"], families[family], count)
+    if spec.num_weights != count:
+        raise ValueError(f"{path} is damaged: its architecture has {spec.num_weights} weights, the file holds {count}.")
     phi = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
     if not phi.isfinite().all():
         raise ValueError(f"{path} holds weights that are not finite: training had diverged when it was written.")
-    return spec, phi
+    return family, spec, phi
+
+
+def _of_other_family(path: Path, family: str, families: Mapping[str, type]) -> ValueError:
+    known = " or ".join(repr(name) for name in families)
+    return ValueError(
+        f"{path} holds a loss of the family {family[:40]!r}, and {known} was asked for; "
+        "load it with l2t_ray.LearnedLoss.load, or update l2t_ray."
+    )
 
 
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -100,14 +127,14 @@ def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _check_format(path: Path, name: Any) -> None:
-    if name in (FORMAT, WITHOUT_CHECKSUM):
+    if name in ENTRIES:
         return
     if re.fullmatch(r"l2t_ray\.loss/[1-9]\d{0,5}", name):
         raise ValueError(f"{path} is of the format {name}, and this version reads up to {FORMAT}; update l2t_ray.")
     raise _damaged(path, f"its header names the format {name[:40]!r}")
 
 
-def _spec(path: Path, text: Any, spec_type: type[Spec], count: int) -> Spec:
+def _spec(path: Path, text: Any, spec_type: type, count: int) -> Any:
     """The architecture, whose sizes are small or below the number of weights: nothing large is built from it."""
     try:
         fields = json.loads(text)
@@ -133,13 +160,17 @@ def _is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return any(_is_of(value, part) for part in get_args(hint))
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_is_of(part, get_args(hint)[1]) for part in value.values())
+    if get_origin(hint) is tuple:  # of any length: a list in JSON
+        return isinstance(value, list) and all(_is_of(part, get_args(hint)[0]) for part in value)
     if hint is float:
         return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
-def _checksum(spec: Any, weights: bytes) -> str:
-    return hashlib.sha256(f"{FORMAT}\n{spec}\n".encode() + weights).hexdigest()
+def _checksum(name: str, texts: Sequence[str], weights: bytes) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in (name, *texts)).encode() + weights).hexdigest()
 
 
 def _damaged(path: Path, what: str) -> ValueError:

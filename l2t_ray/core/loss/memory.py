@@ -2,19 +2,24 @@
 
 A student learns what is regular in its labels before it memorises those that are wrong, and its early answers remember
 the former. Early-learning regularisation (Liu et al., NeurIPS 2020) holds it to them: `log(1 - <p, q>)` is the smaller,
-the more its answer p agrees with its memory q, and pulls the harder, the surer both are. How much that counts is a
-weight of the loss network (`LossNetworkSpec.memory`).
+the more its answer p agrees with its memory q, and pulls the harder, the surer both are. How much that counts is one
+learned weight: a part that composes with a loss of rows (`MemoryTerm`).
 
 Here the memory of a round's images is brought up to date before the round, by the student as it then is, and stays as
 it is during the K steps: to the hypergradient it is a constant, and the derivative is exact.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from l2t_ray.core.loss.family import Bars, Picture
+from l2t_ray.core.loss.pairs import TABLE_SCALE
+from l2t_ray.core.loss.part import Part
 from l2t_ray.core.student import Trainee
-from l2t_ray.interfaces import Group, MethodState, RoundBatches
+from l2t_ray.interfaces import Group, MethodState, Metrics, RoundBatches
 from l2t_ray.parallel.gather import gathered
 from l2t_ray.parallel.group import SingleProcess
 
@@ -72,3 +77,55 @@ class Memory:
 def agreement_losses(logits: Float[Tensor, "n c"], memory: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
     """`log(1 - <p, q>)` of each row, p = softmax(logits) and q its memory; 0 where nothing is remembered."""
     return (1 - (logits.softmax(dim=1) * memory).sum(dim=1)).clamp(min=LEAST_DISAGREEMENT).log()
+
+
+@dataclass(frozen=True)
+class MemoryTerm(Part):
+    """What the memory adds to a row's loss: `w log(1 - <p, q>)`, with a learned w between 0 and twice `start`."""
+
+    start: float
+
+    @property
+    def num_weights(self) -> int:
+        return 1
+
+    def weight(self, entry: Float[Tensor, "1"]) -> Float[Tensor, ""]:
+        """w; `start` where its entry is zero."""
+        # An entry of one dimension: forward mode makes double precision of a product of numbers and a tensor of none.
+        return (2 * self.start * (TABLE_SCALE * entry).sigmoid()).squeeze(0)
+
+    def losses(
+        self, entry: Float[Tensor, "1"], logits: Float[Tensor, "n c"], memory: Float[Tensor, "n c"]
+    ) -> Float[Tensor, " n"]:
+        return self.weight(entry) * agreement_losses(logits, memory)
+
+    def report(self, numbers: Float[Tensor, "1"]) -> Metrics:
+        return {"memory_weight": self.weight(numbers).item()}
+
+    def describe(self, numbers: Float[Tensor, "1"]) -> str:
+        return _CARD.format(weight=self.weight(numbers).item())
+
+    def pictures(self, numbers: Float[Tensor, "1"]) -> list[Picture]:
+        return [Bars("weight of the memory", {"memory": self.weight(numbers).item()}, start=self.start)]
+
+
+_CARD = """It has a memory too, of the weight {weight:.3g}, which counts where it is given one (rows are the images
+of your training set). In training it was brought up to date before each round; at each step is as good a time:
+
+```python
+from l2t_ray.core.loss.memory import nothing_remembered, remembered
+
+memory = nothing_remembered(num_images, num_classes, device)
+for images, labels, indices in batches:
+    logits = student(images)
+    memory = remembered(memory, indices, logits.detach().softmax(dim=1))
+    loss(logits, labels, memory=memory[indices]).backward()
+```
+"""
+
+
+class NoMemory(Part):
+    """A loss that knows the moment alone."""
+
+    def losses(self, entry: Tensor, logits: Tensor, memory: Tensor) -> Tensor:
+        raise ValueError("this loss has no memory: leave the argument `memory` out.")

@@ -3,32 +3,72 @@
 It reads one 1-vs-1 pair at a time, `(p_true, p_other)`, with two label entries `(1, 0)` behind it, and gives the loss
 of that comparison. A row's loss is the mean over its C - 1 pairs. Its weights `phi` are one flat vector: the teacher
 rewrites them coordinate by coordinate, and `losses_at(phi, ...)` evaluates the network anywhere without copying.
+
+The network itself stands in `layers.py`. It may be composed with a memory, a table of label pairs and a channel of
+label noise: each is a part with numbers of its own in phi (`Parts`).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from l2t_ray.core.lbfgs import LBFGS
 from l2t_ray.core.loss import file as loss_file
-from l2t_ray.core.loss.memory import agreement_losses
-from l2t_ray.core.loss.pairs import PairTransform, one_vs_one, other_classes, pairs_of
+from l2t_ray.core.loss.channel import Channel, NoChannel
+from l2t_ray.core.loss.layers import Activation, CrossEntropy, Layers, LossInit
+from l2t_ray.core.loss.memory import MemoryTerm, NoMemory
+from l2t_ray.core.loss.pairs import LabelTable, NoTable, PairTransform
 
-LossInit = Literal["released", "linear", "cross_entropy", "gce"]
-Activation = Literal["leaky_relu", "silu"]
+FAMILY = "pairs"
+"""What a loss file calls losses of this kind."""
 
-# Weights that are no layer's are stored at a tenth of their effect: a teacher whose steps are about 1e-3 moves them.
-TABLE_SCALE = 10.0
-# What a channel adds to probabilities before their logarithm: nothing is impossible, and all of it can be learned.
-CHANNEL_FLOOR = 1e-3
-GCE_Q = 0.7  # Zhang & Sabuncu 2018
+
+class Pieces(NamedTuple):
+    """phi, cut into the numbers of each part."""
+
+    network: Float[Tensor, " m"]
+    memory: Float[Tensor, " w"]
+    table: Float[Tensor, " t"]
+    channel: Float[Tensor, " e"]
+
+
+class Parts(NamedTuple):
+    """What a loss is composed of, in the order in which phi holds the numbers of each."""
+
+    network: Layers | CrossEntropy
+    memory: MemoryTerm | NoMemory
+    table: LabelTable | NoTable
+    channel: Channel | NoChannel
+
+    @property
+    def num_weights(self) -> int:
+        return sum(part.num_weights for part in self)
+
+    def cut(self, phi: Float[Tensor, " m"]) -> Pieces:
+        """
+        Raises:
+            ValueError: if phi has another number of weights.
+        """
+        if phi.shape[0] != self.num_weights:
+            raise ValueError(f"this loss network has {self.num_weights} weights, got a vector of {phi.shape[0]}.")
+        return Pieces(*phi.split([part.num_weights for part in self]))
+
+    def shift_to(self, matrix: Float[Tensor, "c c"], phi: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """What to add to phi so that its channel, whatever it is, becomes `matrix`, but for the floor.
+
+        Raises:
+            ValueError: if there is no channel.
+        """
+        if not isinstance(self.channel, Channel):
+            raise ValueError("this loss has no channel of label noise.")
+        entries = self.cut(phi).channel
+        others = phi.new_zeros(len(phi) - len(entries))
+        return torch.cat((others, self.channel.entries_of(matrix).to(phi) - entries))
 
 
 @dataclass(frozen=True)
@@ -77,6 +117,8 @@ class LossNetworkSpec:
             )
         if self.layers == 0 and self.pairs != "softmax":
             raise ValueError("a loss network of 0 layers is cross-entropy, which is of softmax pairs.")
+        if self.layers == 0 and self.label_table is not None:
+            raise ValueError("a loss network of 0 layers is cross-entropy, which reads no label-pair table.")
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise ValueError(f"the weight of a loss network's memory must start above 0, got {self.memory}.")
         if self.num_classes is not None and self.num_classes < 2:
@@ -84,32 +126,23 @@ class LossNetworkSpec:
         if self.channel is not None and (self.label_table is not None or self.pairs != "softmax"):
             raise ValueError("a loss network with a channel needs softmax pairs and no label-pair table.")
 
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """`(outputs, inputs)` of each linear map."""
-        if self.layers == 0:
-            return []
-        widths = [4, *[self.hidden] * (self.layers - 1), 1]
-        return [(widths[i + 1], widths[i]) for i in range(self.layers)]
+    @cached_property
+    def parts(self) -> Parts:
+        return Parts(
+            CrossEntropy() if self.layers == 0 else Layers(self.hidden, self.layers, self.pairs, self.activation),
+            NoMemory() if self.memory is None else MemoryTerm(self.memory),
+            NoTable() if self.label_table is None else LabelTable(self.label_table),
+            NoChannel() if self.channel is None else Channel(self.channel),
+        )
 
     @property
     def num_weights(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Weights of each part, in the order in which phi holds them: layers, memory, table or channel."""
-        return [*(rows * columns for rows, columns in self.shapes), int(self.memory is not None), self.num_entries]
+        return self.parts.num_weights
 
     @property
     def num_classes(self) -> int | None:
         """The number of classes that a table or channel ties the loss to; None: it is for any number."""
         return self.channel if self.label_table is None else self.label_table
-
-    @property
-    def num_entries(self) -> int:
-        """The last weights: the entries of the label-pair table or of the channel."""
-        return (self.num_classes or 0) ** 2
 
 
 class DynamicLossNetwork(nn.Module):
@@ -148,7 +181,8 @@ class DynamicLossNetwork(nn.Module):
         self, pairs: Float[Tensor, "*batch 2"], table_entries: Float[Tensor, "*batch"] | None = None
     ) -> Float[Tensor, "*batch"]:
         """The loss of each pair; `table_entries` are the label-pair entries, absent in the paper's network."""
-        return pair_losses(self.spec, self.phi, pairs, table_entries)
+        parts = self.spec.parts
+        return parts.network.losses(parts.cut(self.phi).network, pairs, table_entries)
 
     def losses(
         self,
@@ -186,30 +220,12 @@ class DynamicLossNetwork(nn.Module):
                 f"this loss was learned for {spec.num_classes} classes (it holds a table of them), "
                 f"got logits of {num_classes} classes."
             )
-        if spec.layers == 0:
-            losses = -self._log_given(phi, logits.log_softmax(dim=1), labels)
-        else:
-            losses = pair_losses(spec, phi, *self._pairs(phi, logits, labels)).mean(dim=1)
+        parts, own = spec.parts, spec.parts.cut(phi)
+        entries = parts.table.of_pairs(own.table, labels)
+        losses = parts.network.row_losses(own.network, logits, labels, parts.channel, own.channel, entries)
         if spec.mean == "released":
             losses = losses * ((num_classes - 1) / num_classes)
-        return losses if memory is None else losses + memory_weight(spec, phi) * agreement_losses(logits, memory)
-
-    def _log_given(self, phi: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
-        """log (p T)_y of each row; log p_y without a channel."""
-        if self.spec.channel is None:
-            return log_p.gather(1, labels[:, None])[:, 0]
-        return (log_p + log_channel(self.spec, phi).t()[labels]).logsumexp(dim=1)
-
-    def _pairs(self, phi: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The C - 1 pairs of each row, and their entries of the label-pair table, if there is one."""
-        spec, num_classes = self.spec, logits.shape[1]
-        if spec.channel is not None:
-            return pairs_of(logits.softmax(dim=1) @ log_channel(spec, phi).exp(), labels), None
-        pairs = one_vs_one(logits, labels, spec.pairs)
-        if spec.label_table is None:
-            return pairs, None
-        table = phi[-spec.num_entries :].view(num_classes, num_classes)
-        return pairs, TABLE_SCALE * table[labels].gather(1, other_classes(labels, num_classes))
+        return losses if memory is None else losses + parts.memory.losses(own.memory, logits, memory)
 
     def save(self, path: str | Path) -> None:
         """Writes weights and architecture to one `.safetensors` file; `load` needs nothing else.
@@ -217,7 +233,7 @@ class DynamicLossNetwork(nn.Module):
         Raises:
             OSError: if the file cannot be written.
         """
-        loss_file.write(path, asdict(self.spec), self.phi)
+        loss_file.write(path, FAMILY, asdict(self.spec), self.phi)
 
     @classmethod
     def load(cls, path: str | Path) -> "DynamicLossNetwork":
@@ -227,76 +243,15 @@ class DynamicLossNetwork(nn.Module):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged, holds something else, or is of a newer version.
         """
-        spec, phi = loss_file.read(path, LossNetworkSpec)
-        if spec.num_weights != len(phi):
-            raise ValueError(
-                f"{path} is damaged: its architecture has {spec.num_weights} weights, the file holds {len(phi)}."
-            )
+        _, spec, phi = loss_file.read(path, {FAMILY: LossNetworkSpec})
+        return cls.of(spec, phi)
+
+    @classmethod
+    def of(cls, spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> "DynamicLossNetwork":
+        """The loss network with these weights."""
         network = cls(**asdict(spec))
         network.phi = nn.Parameter(phi)
         return network
-
-
-def pair_losses(
-    spec: LossNetworkSpec,
-    phi: Float[Tensor, " m"],
-    pairs: Float[Tensor, "*batch 2"],
-    table_entries: Float[Tensor, "*batch"] | None = None,
-) -> Float[Tensor, "*batch"]:
-    """The network itself, on rows `[p_true, p_other, 1, r]` with r = 0 or the label-pair entry."""
-    if phi.shape[0] != spec.num_weights:
-        raise ValueError(f"this loss network has {spec.num_weights} weights, got a vector of {phi.shape[0]}.")
-    if spec.layers == 0:
-        return -pairs[..., 0].log()
-    first, *others = layer_weights(spec, phi)
-    # The constant entry 1 acts as the first layer's bias: no constant columns are materialised.
-    x = F.linear(pairs, first[:, :2], first[:, 2])
-    if table_entries is not None:
-        x = x + table_entries[..., None] * first[:, 3]
-    activation = F.silu if spec.activation == "silu" else F.leaky_relu
-    for weight in others:
-        x = F.linear(activation(x), weight)
-    return x.squeeze(-1)
-
-
-def memory_weight(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """How much the memory counts: between 0 and twice its start, which it has where its entry of phi is zero.
-
-    Raises:
-        ValueError: if the loss has no memory.
-    """
-    if spec.memory is None:
-        raise ValueError("this loss has no memory: leave the argument `memory` out.")
-    start = phi.shape[0] - spec.num_entries - 1
-    # A slice: forward mode makes double precision of a product of numbers and a tensor without dimensions.
-    return (2 * spec.memory * (TABLE_SCALE * phi[start : start + 1]).sigmoid()).squeeze(0)
-
-
-def log_channel(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, "c c"]:
-    """Logarithm of the noise channel: row the class, column the label that it is given. The channel is the identity,
-    but for a floor, where the entries of phi are zero."""
-    assert spec.channel is not None
-    entries = phi[-spec.num_entries :].view(spec.channel, spec.channel)
-    return (_log_floored(torch.eye(spec.channel).to(phi)) + TABLE_SCALE * entries).log_softmax(dim=1)
-
-
-def started_at(spec: LossNetworkSpec, phi: Float[Tensor, " m"], matrix: Float[Tensor, "c c"]) -> Float[Tensor, " m"]:
-    """What to add to phi so that its channel, whatever it is, becomes `matrix`, but for the floor."""
-    shift = torch.zeros_like(phi)
-    identity = torch.eye(len(matrix)).to(matrix)
-    entries = ((_log_floored(matrix) - _log_floored(identity)) / TABLE_SCALE).flatten()
-    shift[-spec.num_entries :] = entries - phi[-spec.num_entries :]
-    return shift
-
-
-def _log_floored(matrix: Tensor) -> Tensor:
-    return (matrix + CHANNEL_FLOOR).log()
-
-
-def layer_weights(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> list[Tensor]:
-    """`phi` cut into the weight matrices of its layers."""
-    pieces = phi.split(spec.sizes)
-    return [piece.view(shape) for piece, shape in zip(pieces, spec.shapes, strict=False)]
 
 
 def initial_weights(spec: LossNetworkSpec, init: LossInit, seed: int) -> Float[Tensor, " m"]:
@@ -305,52 +260,5 @@ def initial_weights(spec: LossNetworkSpec, init: LossInit, seed: int) -> Float[T
     Raises:
         ValueError: if `init` is unknown.
     """
-    phi = _kaiming_weights(spec, seed)
-    if init == "released" or spec.layers == 0:
-        return phi
-    if init == "linear":
-        return _fit(spec, phi, lambda p: 1 - p[:, 0] + p[:, 1])
-    if init == "cross_entropy":
-        if spec.pairs == "softmax":
-            return _fit(spec, phi, lambda p: -p[:, 0].log())
-        return _fit(spec, phi, lambda p: -p[:, 0].log() - (1 - p[:, 1]).log())
-    if init == "gce":
-        return _fit(spec, phi, lambda p: (1 - p[:, 0] ** GCE_Q) / GCE_Q)
-    raise ValueError(f"init must be 'released', 'linear', 'cross_entropy' or 'gce', got {init!r}.")
-
-
-def _kaiming_weights(spec: LossNetworkSpec, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    gain = nn.init.calculate_gain("leaky_relu", 0.01)
-    # fan out, as released: std 0.22 for the 40-wide layers and 1.4 for the last.
-    pieces = [torch.randn(rows * cols, generator=generator) * (gain / math.sqrt(rows)) for rows, cols in spec.shapes]
-    return torch.cat([*pieces, torch.zeros(sum(spec.sizes[len(pieces) :]))])
-
-
-def _fit(spec: LossNetworkSpec, phi: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
-    """Least squares of the network to `target` on a grid of pairs, from the random weights `phi`.
-
-    Half of the grid is uniform and half logarithmic towards (p_true = 0, p_other = 1), where the steep part of a
-    logarithmic loss lies; values are clipped at 1e-2, where its slope is already a hundred times that at 1.
-    """
-    line = torch.linspace(0.01, 0.99, 21, dtype=torch.float64)
-    steep = torch.logspace(-2, 0, 11, dtype=torch.float64).clamp(max=0.99)
-    p_true = torch.cat((line, steep))
-    p_other = torch.cat((line, 1 - steep))
-    pairs = torch.cartesian_prod(p_true, p_other)
-    if spec.pairs == "softmax":
-        pairs = pairs[pairs.sum(dim=1) <= 1.0]
-    goal = target(pairs)
-    bare = LossNetworkSpec(spec.hidden, spec.layers, spec.pairs, spec.activation)
-    weights, rest = phi.split([bare.num_weights, spec.num_weights - bare.num_weights])
-    weights = weights.double().requires_grad_()
-    optimizer = LBFGS([weights], max_iter=150, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        weights.grad = None
-        residual = (pair_losses(bare, weights, pairs) - goal).square().mean()
-        residual.backward()
-        return residual.item()
-
-    optimizer.step(closure)
-    return torch.cat((weights.detach().float(), rest))
+    network, *others = spec.parts
+    return torch.cat((network.initial(init, seed), torch.zeros(sum(part.num_weights for part in others))))

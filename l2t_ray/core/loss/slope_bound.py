@@ -13,14 +13,14 @@ Under label noise a loss that pushes away a little is right: it takes back what 
 such push at all, digits with 40 % flips end at 75 % instead of 94 % (docs/log.md).
 
 What is bounded is the network on its pairs. A memory pulls towards what it remembers, whatever the label, its weight
-bounded by itself (`loss_network.memory_weight`); a channel has nothing that could push too hard.
+bounded by itself (`memory.MemoryTerm`); a channel has nothing that could push too hard.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.loss.network import TABLE_SCALE, LossNetworkSpec, layer_weights, pair_losses
+from l2t_ray.core.loss.network import LossNetworkSpec
 
 _P_TRUE = torch.cat((torch.tensor([0.001, 0.01]), torch.linspace(0.05, 1.0, 20)))
 _SHARES = torch.tensor([0.0, 0.1, 1.0])  # of what is left of the probability, that the other class of the pair has
@@ -34,17 +34,15 @@ def push(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, " poi
 
     It is 1 everywhere for -log p_true. Of a label-pair table the quartiles stand for all entries.
     """
+    parts, own = spec.parts, spec.parts.cut(phi.detach())
     pairs = torch.cat([torch.stack((_P_TRUE, (1 - _P_TRUE) * share), dim=1) for share in _SHARES]).to(phi)
-    entries = None
-    if spec.label_table is not None:
-        table = TABLE_SCALE * phi[-spec.num_entries :].detach().view(spec.label_table, spec.label_table)
-        others = table[~torch.eye(len(table), dtype=torch.bool)]
-        quartiles = torch.quantile(others, torch.linspace(0, 1, 5).to(others))
+    entries, quartiles = None, parts.table.quartiles(own.table)
+    if quartiles is not None:
         entries = quartiles.repeat_interleave(len(pairs))
         pairs = pairs.repeat(len(quartiles), 1)
     pairs.requires_grad_()
     with torch.enable_grad():
-        (slopes,) = torch.autograd.grad(pair_losses(spec, phi.detach(), pairs, entries).sum(), pairs)
+        (slopes,) = torch.autograd.grad(parts.network.losses(own.network, pairs, entries).sum(), pairs)
     return -slopes[:, 0] * pairs[:, 0].detach()
 
 
@@ -71,8 +69,8 @@ class SlopeBound:
         most = push(self._spec, phi).max().item()
         if most <= self._most:
             return phi
-        scaled = phi.clone()
-        layer_weights(self._spec, scaled)[-1].mul_(self._most / most)
+        scaled, parts = phi.clone(), self._spec.parts
+        parts.network.scale(parts.cut(scaled).network, self._most / most)
         return scaled
 
     def _turned_back(self, phi: Tensor) -> Tensor:

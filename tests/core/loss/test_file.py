@@ -44,14 +44,14 @@ def test_a_file_without_a_checksum_is_read_still(path, put):
 
 def test_a_foreign_file_is_refused(path):
     save_file({"weight": torch.zeros(3)}, str(path))
-    refused(path, r"loss.safetensors is not a learned loss: expected format 'l2t_ray.loss/2'")
+    refused(path, r"loss.safetensors is not a learned loss: expected format 'l2t_ray.loss/3'")
     path.write_text("not a tensor file at all")
     refused(path, r"is not a learned loss, or is damaged")
 
 
 def test_a_file_of_a_later_version_says_so(path, put):
-    put(SPEC, format="l2t_ray.loss/3")
-    refused(path, r"is of the format l2t_ray.loss/3, and this version reads up to l2t_ray.loss/2; update l2t_ray")
+    put(SPEC, format="l2t_ray.loss/4")
+    refused(path, r"is of the format l2t_ray.loss/4, and this version reads up to l2t_ray.loss/3; update l2t_ray")
     put({**SPEC, "temperature": 2})
     refused(path, r"has 'temperature' in its architecture, which this version does not know")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from l2t_ray.core.loss.memory import DECAY, agreement_losses, nothing_remembered, remembered
+from l2t_ray.core.loss.memory import DECAY, MemoryTerm, agreement_losses, nothing_remembered, remembered
 
 
 def answers(n, c=3, seed=0):
@@ -79,3 +79,11 @@ def test_it_stays_finite_where_both_are_certain(certainty):
     loss = agreement_losses(logits, torch.tensor([[1.0, 0.0]])).sum()
     loss.backward()
     assert loss.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_its_weight_is_as_precise_forward_as_it_is():
+    """A Python number times a tensor without dimensions has a double tangent under forward over reverse."""
+    term, entry = MemoryTerm(1.0), torch.zeros(1)
+    _, tangent = torch.func.jvp(torch.func.grad(term.weight), (entry,), (torch.ones(1),))
+    assert tangent.dtype == torch.float32
+    assert term.weight(entry).shape == ()

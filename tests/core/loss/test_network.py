@@ -8,17 +8,9 @@ import torch
 from torch import nn
 
 from l2t_ray.bilevel.hypergradient import hypergradient
-from l2t_ray.core.loss.network import (
-    CHANNEL_FLOOR,
-    DynamicLossNetwork,
-    LossNetworkSpec,
-    initial_weights,
-    layer_weights,
-    log_channel,
-    memory_weight,
-    pair_losses,
-    started_at,
-)
+from l2t_ray.core.loss.channel import FLOOR
+from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec, initial_weights
+from l2t_ray.core.loss.pair_loss import PairLoss
 
 GENERATOR_SEED = 0
 
@@ -116,7 +108,7 @@ def test_is_positively_homogeneous_of_degree_one_in_the_input_of_each_layer(laye
     network = double_network(seed=4)
     pairs = draws(8, 2).sigmoid()
     scaled = network.phi.detach().clone()
-    layer_weights(network.spec, scaled)[layer].mul_(2.5)
+    network.spec.parts.network.matrices(scaled)[layer].mul_(2.5)
     expected = 2.5 * network(pairs)
     network.phi.data = scaled
     torch.testing.assert_close(network(pairs), expected)
@@ -140,7 +132,8 @@ def test_released_init_is_kaiming_normal_fan_out():
 
     Bands are five standard errors: std / sqrt(2 n) of a standard deviation, std / sqrt(n) of a mean.
     """
-    stacks = [layer_weights(LossNetworkSpec(), DynamicLossNetwork(seed=seed).phi.detach()) for seed in range(20)]
+    network = LossNetworkSpec().parts.network
+    stacks = [network.matrices(DynamicLossNetwork(seed=seed).phi.detach()) for seed in range(20)]
     for layer, std in enumerate([0.2236, 0.2236, 0.2236, 0.2236, 1.414]):
         values = torch.cat([stack[layer].flatten() for stack in stacks])
         n = values.numel()
@@ -254,15 +247,20 @@ def channel_network(**options):
     return double_network(channel=3, pairs="softmax", seed=1, **options)
 
 
+def channel_of(network, phi):
+    parts = network.spec.parts
+    return parts.channel.log_matrix(parts.cut(phi).channel).exp()
+
+
 def test_a_channel_pairs_the_probabilities_of_noisy_labels():
     network = channel_network()
     logits, labels = draws(7, 3), torch.arange(7) % 3
     learned = network.phi.detach().clone()
     learned[-9:] = torch.linspace(-1, 1, 9)
-    phi = learned + started_at(network.spec, learned, MATRIX)
+    phi = learned + network.spec.parts.shift_to(MATRIX, learned)
     assert torch.equal(phi[:-9], learned[:-9])
-    floored = (MATRIX + CHANNEL_FLOOR) / (MATRIX + CHANNEL_FLOOR).sum(dim=1, keepdim=True)
-    torch.testing.assert_close(log_channel(network.spec, phi).exp(), floored)
+    floored = (MATRIX + FLOOR) / (MATRIX + FLOOR).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(channel_of(network, phi), floored)
     seen = (logits.softmax(dim=1) @ floored).tolist()
     stack = explicit_network(network.phi)
     expected = []
@@ -277,9 +275,7 @@ def test_a_channel_begins_as_the_identity():
     network, plain = channel_network(), double_network(pairs="softmax", seed=1)
     logits, labels = draws(5, 3), torch.tensor([0, 1, 2, 0, 1])
     assert torch.equal(network.phi[-9:], torch.zeros(9, dtype=torch.float64))
-    torch.testing.assert_close(
-        network.losses(logits, labels), plain.losses(logits, labels), rtol=0, atol=20 * CHANNEL_FLOOR
-    )
+    torch.testing.assert_close(network.losses(logits, labels), plain.losses(logits, labels), rtol=0, atol=20 * FLOOR)
 
 
 def test_a_channel_is_for_its_own_number_of_classes_and_for_probabilities():
@@ -294,11 +290,11 @@ def test_a_channel_alone_is_the_likelihood_of_the_noisy_label():
     network = channel_network(layers=0)
     assert network.phi.shape == (9,)
     logits, labels = draws(7, 3), torch.arange(7) % 3
-    phi = network.phi + started_at(network.spec, network.phi, MATRIX)
-    seen = logits.softmax(dim=1) @ log_channel(network.spec, phi).exp()
+    phi = network.phi + network.spec.parts.shift_to(MATRIX, network.phi)
+    seen = logits.softmax(dim=1) @ channel_of(network, phi)
     expected = -seen[torch.arange(7), labels].log()
     torch.testing.assert_close(network.losses_at(phi, logits, labels), expected)
-    torch.testing.assert_close(pair_losses(network.spec, phi, seen[:, :2]), -seen[:, 0].log())
+    torch.testing.assert_close(network(seen[:, :2]), -seen[:, 0].log())
 
 
 def test_a_channel_alone_stays_finite_where_probabilities_vanish():
@@ -313,6 +309,8 @@ def test_without_layers_channel_and_memory_nothing_is_learned():
         DynamicLossNetwork(layers=0, pairs="softmax")
     with pytest.raises(ValueError, match="cross-entropy, which is of softmax pairs"):
         DynamicLossNetwork(layers=0, pairs="sigmoid", memory=1.0)
+    with pytest.raises(ValueError, match="cross-entropy, which reads no label-pair table"):
+        DynamicLossNetwork(layers=0, pairs="softmax", memory=1.0, label_table=3)
 
 
 # -- the memory
@@ -329,7 +327,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_memory_adds_its_share_and_leaves_the_rest_alone(kind):
     network, plain = (double_network(hidden=4, seed=1, **KINDS[kind], **more) for more in ({"memory": 1.5}, {}))
-    num_layers = plain.phi.numel() - plain.spec.num_entries
+    num_layers = plain.spec.parts.network.num_weights
     phi = 0.05 * draws(plain.phi.numel()) + plain.phi.detach()
     entry = torch.tensor([0.03], dtype=torch.float64)
     phi_with = torch.cat((phi[:num_layers], entry, phi[num_layers:]))
@@ -341,15 +339,18 @@ def test_a_memory_adds_its_share_and_leaves_the_rest_alone(kind):
     torch.testing.assert_close(network.losses_at(phi_with, logits, labels, memory), bare + weight * agreement)
 
 
+def memory_weight(network, phi):
+    return PairLoss(network).report(phi)["memory_weight"]
+
+
 @pytest.mark.parametrize("init", ["released", "linear"])
 def test_the_memorys_weight_starts_where_it_is_said_to_and_stays_between_0_and_twice_that(init):
     network = DynamicLossNetwork(hidden=4, init=init, label_table=3, memory=0.7)
-    weight = memory_weight(network.spec, network.phi)
-    assert weight.item() == pytest.approx(0.7)
+    assert memory_weight(network, network.phi) == pytest.approx(0.7)
     moved = network.phi.detach().clone()
     for entry, expected in ((-20.0, 0.0), (20.0, 1.4)):
         moved[-10] = entry  # 9 entries of the table lie behind it
-        assert memory_weight(network.spec, moved).item() == pytest.approx(expected, abs=1e-6)
+        assert memory_weight(network, moved) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_memory_alone_is_early_learning_regularisation():
@@ -359,14 +360,6 @@ def test_a_memory_alone_is_early_learning_regularisation():
     expected = -p[torch.arange(6), labels].log() + 3 * (1 - (p * memory).sum(dim=1)).log()
     torch.testing.assert_close(network.losses(logits, labels, memory), expected)
     torch.testing.assert_close(network.loss(logits, labels, memory=memory), expected.mean())
-
-
-def test_the_memorys_weight_is_as_precise_forward_as_it_is():
-    """A Python number times a tensor without dimensions has a double tangent under forward over reverse."""
-    spec, phi = LossNetworkSpec(hidden=2, layers=2, memory=1.0), torch.zeros(11)
-    _, tangent = torch.func.jvp(torch.func.grad(lambda phi: memory_weight(spec, phi)), (phi,), (torch.ones(11),))
-    assert tangent.dtype == torch.float32
-    assert memory_weight(spec, phi).shape == ()
 
 
 def test_a_loss_without_memory_is_given_none():
