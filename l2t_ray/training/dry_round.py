@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from l2t_ray.bilevel.derivative_check import check_derivatives
 from l2t_ray.bilevel.draws import unmoved_draws
 from l2t_ray.bilevel.flat import FlatModule, clone_buffers
+from l2t_ray.core.loss import file as loss_file
 from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec
 from l2t_ray.core.meta_step import L2TDLN

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from l2t_ray.core.lbfgs import LBFGS
+from l2t_ray.core.loss import file as loss_file
 from l2t_ray.core.loss.memory import agreement_losses
 from l2t_ray.core.loss.pairs import PairTransform, one_vs_one, other_classes, pairs_of
 
