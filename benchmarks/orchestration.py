@@ -34,8 +34,8 @@ from rich.table import Table
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.distributed.launch import ray_session
 from l2t_ray.distributed.teacher_actor import TeacherService
+from l2t_ray.methods.l2t_dln import L2TDLNConfig
 from l2t_ray.run import Experiment
-from l2t_ray.settings.experiment import L2TDLNConfig
 from l2t_ray.tracking.metrics import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import sys
 from l2t_ray import run
-from l2t_ray.settings.experiment import L2TDLNConfig
+from l2t_ray.methods.l2t_dln import L2TDLNConfig
 from l2t_ray.assembly.teachers import build_teacher
 
 teacher = build_teacher(L2TDLNConfig(), 10, seed=0)  # its loss network is fitted

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from l2t_ray.assembly.images import corrupted_labels, load_dataset
-from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.run import build_run, build_trainee
+from l2t_ray.assembly.source import Source
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.trial import OTHERWISE
 from l2t_ray.bilevel.derivative_check import check_derivatives
@@ -18,11 +18,10 @@ from l2t_ray.bilevel.flat import clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.bilevel.unroll import plain_steps
 from l2t_ray.core.meta_step import L2TDLN
-from l2t_ray.data.loader import RoundLoader
 from l2t_ray.interfaces import Batch, Method, StudentState, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.parallel.group import SingleProcess
-from l2t_ray.settings.experiment import CrossEntropyConfig, ExperimentConfig, L2TDLNConfig
+from l2t_ray.settings.experiment import ExperimentConfig
 
 
 @dataclass(frozen=True)
@@ -34,29 +33,24 @@ class Closing:
 
 
 @torch.no_grad()
-def closing_look(
-    config: ExperimentConfig, students: Mapping[str, StudentState], device: torch.device
-) -> dict[str, Closing]:
+def closing_look(config: ExperimentConfig, source: Source, students: Mapping[str, StudentState]) -> dict[str, Closing]:
     """A look at each trained student, on all test images and all training images with wrong labels."""
-    config = config.model_copy(update={"controls": (), "method": CrossEntropyConfig()})
-    run = build_run(config, group=SingleProcess(), device=device)
-    assert isinstance(run.data, RoundLoader)
-    num_classes = run.data.num_classes
-    corrupted = corrupted_labels(config, load_dataset(config.data))
+    trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
+    num_classes, corrupted = data.num_classes, source.corrupted
     looks = {}
     for arm, state in students.items():
         theta = state.theta.to(device)
         buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
 
         def answers(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
-            return run.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
+            return trainee.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
 
         confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-        for batch in run.data.test():
+        for batch in data.test():
             np.add.at(confusion, (batch.targets.cpu().numpy(), answers(batch).cpu().numpy()), 1)
         reproduced = None
         if corrupted is not None:
-            batches = run.data.training_images(corrupted.rows[corrupted.is_wrong])
+            batches = source.images(corrupted.rows[corrupted.is_wrong])
             reproduced = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
         looks[arm] = Closing(confusion, reproduced)
     return looks
@@ -80,7 +74,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
         UserError: if the method has no hypergradient, or a derivative that it needs is missing or not finite.
     """
     method = config.method
-    if not isinstance(method, L2TDLNConfig):
+    if not method.has_teacher:
         raise UserError(f"--check-hypergradient needs method.name=l2t_dln, got {method.name!r}.")
     group, device = SingleProcess(), torch.device("cpu")
     run = build_run(config.model_copy(update={"controls": ()}), group=group, device=device)
@@ -88,7 +82,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     assert arm.teacher is not None
     learner = learner_of(arm.method)
     phi = arm.teacher.read().phi
-    engine = "store" if method.engine == "auto" else method.engine
+    engine, horizon = learner.engine, getattr(method, "horizon", None)
     student, batches = learner.init().student, run.data.round(0)
     rates = build_sgd(config.training).rates(0, len(batches.train))
 
@@ -110,9 +104,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
 
     def of_engine(start: StudentState, weights: Tensor, train: list[Batch], val: Batch) -> Tensor:
         with counted_draws(config.seed, device):
-            result = hypergradient(
-                problem, start, weights, train, val, rates=rates, engine=engine, horizon=method.horizon
-            )
+            result = hypergradient(problem, start, weights, train, val, rates=rates, engine=engine, horizon=horizon)
         return result.gradient.double()
 
     def error_at(weights: Tensor) -> float:
@@ -125,7 +117,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     with counted_draws(config.seed, device):
         start, weights, train, val = in_float64
         reference = naive_hypergradient(problem, start, weights, train, val, rates=rates).gradient
-    is_exact = method.horizon is None and engine not in ("one_step", "finite_difference")
+    is_exact = horizon is None and engine not in ("one_step", "finite_difference")
     errors = {
         name: ((of_engine(*given) - reference).norm() / reference.norm()).item()
         for name, given in (("float64", in_float64), ("float32", in_float32))

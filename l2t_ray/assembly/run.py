@@ -1,22 +1,22 @@
 """All parts of a run, from its configuration."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from l2t_ray.assembly.identity import fingerprint, shown_yaml
-from l2t_ray.assembly.images import build_loader, build_policy, corrupted_labels, load_dataset
+from l2t_ray.assembly.images import load_dataset
 from l2t_ray.assembly.methods import build_arm
-from l2t_ray.assembly.parts import MakeTeacher, Parts
+from l2t_ray.assembly.source import Source
 from l2t_ray.assembly.students import build_sgd, build_student
 from l2t_ray.assembly.tasks import build_task
-from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.assembly.teachers import MakeTeacher, build_teacher
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.counted import numpy_generator
 from l2t_ray.interfaces import Group, UserError
+from l2t_ray.methods.parts import Parts
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.training.checkpoint import CheckpointStore
 from l2t_ray.training.loop import Run
@@ -35,18 +35,16 @@ def build_run(
     run_dir: Path | None = None,
 ) -> Run:
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
-    dataset = load_dataset(config.data)
-    student = FlatModule(build_student(config.student, dataset, group=group, seed=config.seed))
-    training = config.training
-    trainee = Trainee(student, build_task(config), build_sgd(training), group, device)
+    source = Source(config, load_dataset(config.data), group=group, device=device)
+    trainee, training = build_trainee(config, source, group), config.training
     make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
-    parts = Parts(config, dataset, trainee, group, device, make_teacher)
-    parts = replace(parts, probe=build_probe(parts))
+    parts = Parts(trainee, source, training.num_rounds, config.seed)
+    probe = build_probe(trainee.student, source, seed=config.seed)
     return Run(
-        arms=[build_arm(method, parts) for method in config.arms().values()],
-        student=student,
+        arms=[build_arm(method, parts, make_teacher, probe) for method in config.arms().values()],
+        student=trainee.student,
         task=trainee.task,
-        data=build_loader(parts, build_policy(config, dataset)),
+        data=source.plain(),
         group=group,
         num_rounds=training.num_rounds,
         num_steps=training.num_steps,
@@ -58,14 +56,19 @@ def build_run(
     )
 
 
-def build_probe(parts: Parts) -> Probe | None:
+def build_trainee(config: ExperimentConfig, source: Source, group: Group) -> Trainee:
+    """The student at its beginning, with its task and its optimiser."""
+    student = FlatModule(build_student(config.student, source.dataset, group=group, seed=config.seed))
+    return Trainee(student, build_task(config), build_sgd(config.training), group, source.device)
+
+
+def build_probe(student: FlatModule, source: Source, *, seed: int) -> Probe | None:
     """A look at `PROBED` of the training images while an arm trains; None where there is nothing wrong to see."""
-    corrupted = corrupted_labels(parts.config, parts.dataset)
+    corrupted = source.corrupted
     if corrupted is None or corrupted.is_wrong.all():
         return None
-    chosen = np.sort(numpy_generator(parts.config.seed, "probe").permutation(len(corrupted.rows))[:PROBED])
-    batches = build_loader(parts, build_policy(parts.config, parts.dataset)).training_images(corrupted.rows[chosen])
-    return Probe(parts.trainee.student, batches, corrupted.is_wrong[chosen])
+    chosen = np.sort(numpy_generator(seed, "probe").permutation(len(corrupted.rows))[:PROBED])
+    return Probe(student, source.images(corrupted.rows[chosen]), corrupted.is_wrong[chosen])
 
 
 def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:

@@ -4,7 +4,7 @@ from math import cos, pi
 
 import torch
 
-from l2t_ray.core.student import RateSchedule, StudentSgd, Trainee
+from l2t_ray.core.student import RateSchedule, StudentSgd
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Group
@@ -36,14 +36,6 @@ def build_student(student: StudentConfig, dataset: Dataset, *, group: Group, see
 
     model = seeded(build, torch_seed(seed, "student"))
     return with_global_batch_norm(model, group) if student.sync_batchnorm else model
-
-
-@torch.no_grad()
-def num_features(trainee: Trainee, dataset: Dataset) -> int:
-    """Length of the features that the student gives with its logits."""
-    initial, shape = trainee.initial(), dataset.train.images.shape[1:]
-    image = torch.zeros(1, *shape, device=trainee.device)
-    return trainee.student(initial.theta, initial.buffers, image, with_embedding=True, training=False)[1].shape[1]
 
 
 def build_sgd(training: TrainingConfig) -> StudentSgd:

@@ -17,7 +17,7 @@ from typing import Any
 from l2t_ray.assembly.images import load_dataset
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
-from l2t_ray.settings.experiment import ExperimentConfig, L2TDLNConfig, RayConfig
+from l2t_ray.settings.experiment import ExperimentConfig, RayConfig
 from l2t_ray.stopping import StopRequest
 
 OnRows = Callable[[list[Mapping[str, Any]]], None]
@@ -137,7 +137,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopR
     # A teacher that dies comes back empty and refuses the attempt it had served: the workers begin another one from the
     # checkpoint. Its calls are never retried: a hypergradient must not be applied twice.
     teacher = None
-    if isinstance(method, L2TDLNConfig):
+    if method.has_teacher:
         teacher = (
             ray.remote(TeacherService)
             .options(**_named("teacher", run_dir), **central, max_task_retries=0)

@@ -1,10 +1,31 @@
 """Generalised cross-entropy (Zhang & Sabuncu, NeurIPS 2018): between cross-entropy and mean absolute error."""
 
+from typing import Annotated, ClassVar, Literal
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from l2t_ray.core.student import RowLoss
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
+from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.settings.record import Real
+
+
+class GCEConfig(MethodSettings):
+    """Generalised cross-entropy, a fixed loss made for noisy labels (Zhang & Sabuncu 2018)."""
+
+    paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
+
+    name: Literal["gce"] = "gce"
+    q: Annotated[Real, Field(gt=0, le=1)] = 0.7
+    """0 would be cross-entropy, 1 is the mean absolute error (paper: 0.7)."""
+
+    def fixed_loss(self, parts: Parts) -> RowLoss:
+        del parts
+        return generalised_cross_entropy(self.q)
 
 
 def generalised_cross_entropy(q: float) -> RowLoss:

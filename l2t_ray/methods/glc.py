@@ -1,31 +1,51 @@
-"""Loss correction by a matrix of label noise: estimated on clean images (GLC), or the true one (an oracle).
-
-T[i, j] is the probability that an image of class i carries the label j. Forward correction (Patrini et al., CVPR 2017)
-trains on `-log sum_i p_i T[i, y]`: the student's p is to explain the noisy label after it went through the noise, so
-the p that fits best is that of the clean labels.
-"""
+"""Gold loss correction (Hendrycks et al., NeurIPS 2018): forward correction by a matrix estimated on clean images."""
 
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from l2t_ray.core.student import RowLoss, Trainee, cross_entropy
+from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.interfaces import Batch, Data, Group, MethodState, Metrics, RoundBatches, StudentState
+from l2t_ray.methods.fixed_loss import FixedLoss
+from l2t_ray.methods.forward_correction import forward_corrected
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.phases import Phase, rounds_of
+from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
+from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.settings.record import Share
 
 
-def forward_corrected(
-    logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], matrix: Float[Tensor, "c c"]
-) -> Float[Tensor, " n"]:
-    """`-log sum_i softmax(logits)_i matrix[i, y]`, the cross-entropy where the matrix is the identity."""
-    # In logarithms, since p underflows where the student is sure; log 0 = -inf drops out of the sum.
-    return -(logits.log_softmax(dim=1) + matrix.log().T[labels]).logsumexp(dim=1)
+class GLCConfig(MethodSettings):
+    """Gold loss correction: through a noise matrix estimated on the clean images (Hendrycks et al. 2018)."""
 
+    paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
 
-def forward_correction(matrix: Float[Tensor, "c c"]) -> RowLoss:
-    """The corrected loss with a matrix that is known, for `FixedLoss`."""
-    return lambda logits, labels: forward_corrected(logits, labels, matrix.to(logits))
+    name: Literal["glc"] = "glc"
+    warm_share: Share = 0.3
+    """Share of the rounds that train with plain cross-entropy before the matrix is estimated (not in the paper, whose
+    first network has a budget of its own)."""
+    restarts: bool = False
+    """Begin with a new student after the warm rounds, as the paper does; false: go on with the warm one."""
+    clean_images: Literal["mixed"] = "mixed"
+    """After the warm rounds the validation images are trained on as well, with uncorrected cross-entropy (paper)."""
+
+    @property
+    def arm(self) -> str:
+        return self.label or self.name
+
+    @property
+    def needs_clean_validation_labels(self) -> bool:
+        return True
+
+    def phases(self, parts: Parts) -> list[Phase]:
+        plain = parts.source.plain()
+        warm_up = Phase(0, FixedLoss(parts.trainee, cross_entropy), plain)
+        corrected = ForwardCorrected(parts.trainee, plain, parts.is_clean, restarts=self.restarts)
+        switch = rounds_of(self.warm_share, parts.num_rounds)
+        return [warm_up, Phase(switch, corrected, parts.source.mixed(), corrected.begin)]
 
 
 class ForwardCorrected:

@@ -12,7 +12,7 @@ global minibatch. The last layer starts at zero, so that training begins as plai
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -22,9 +22,47 @@ from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import EngineName, hypergradient
 from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
+from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.group import GlobalSum
+from l2t_ray.settings.record import Count
 from l2t_ray.students.initialise import seeded
+
+HIDDEN = 128
+"""Hidden units of the teacher."""
+LABEL_SIZE = 16
+"""Length of the label embedding."""
+LEARNING_RATE = 1e-3
+"""Of Adam on the teacher's weights."""
+
+
+class L2RConfig(MethodSettings):
+    """Learning to reweight with deep interactions (Fan et al. 2021): a teacher that reads the student's features."""
+
+    constants: ClassVar[Mapping[str, str]] = {
+        "hidden": "HIDDEN",
+        "label_size": "LABEL_SIZE",
+        "learning_rate": "LEARNING_RATE",
+    }
+
+    name: Literal["l2r"] = "l2r"
+    horizon: Count | None = None
+    """B, student steps the derivative goes back through (not published); null: all of a round's."""
+    engine: Literal["store", "recompute"] = "store"
+    """As the method's; the mean weight of a global minibatch cannot be differentiated forward."""
+
+    def build(self, parts: Parts) -> "L2R":
+        return L2R(
+            parts.trainee,
+            num_features=parts.num_features(),
+            num_classes=parts.num_classes,
+            num_rounds=parts.num_rounds,
+            horizon=self.horizon,
+            engine=self.engine,
+            seed=torch_seed(parts.seed, "l2r"),
+        )
 
 
 class Weigher(nn.Module):
@@ -61,9 +99,9 @@ class L2R:
         num_features: int,
         num_classes: int,
         num_rounds: int,
-        hidden: int = 128,
-        label_size: int = 16,
-        learning_rate: float = 1e-3,
+        hidden: int = HIDDEN,
+        label_size: int = LABEL_SIZE,
+        learning_rate: float = LEARNING_RATE,
         horizon: int | None = None,
         engine: Literal["store", "recompute"] = "store",
         seed: int = 0,

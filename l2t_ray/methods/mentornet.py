@@ -21,7 +21,7 @@ the percentile of those losses as m.
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +33,69 @@ from l2t_ray.bilevel.unroll import StepStatistics
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import numpy_generator, torch_seed
 from l2t_ray.interfaces import Batch, Data, MethodState, Metrics, RoundBatches, StudentState
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.schedules import JIANG_2018, PaperSchedule
+from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.gather import gathered
+from l2t_ray.settings.record import Share
 from l2t_ray.students.initialise import seeded
 
 Curriculum = Literal["predefined", "data_driven"]
-LINEAR_FROM = 90  # percentage of the training at which PD turns from self-paced to linear weights
+DECAY = 0.5
+"""d, of the moving percentile (authors' flag)."""
+BURN_IN = 18
+"""Percentage of the training during which all weights are 1 (authors' flag)."""
+LINEAR_FROM = 90
+"""Percentage of the training at which PD turns from self-paced to linear weights."""
+GAMMA = 1.0
+"""Width of PD's linear weights (authors' flag)."""
+DROPOUT = 0.5, 0.05
+"""r, the share of each minibatch that is dropped at random, at first and then (authors' example)."""
 DROPOUT_CHANGES_AT = 17
+"""Percentage of the training at which it does."""
+FIT_STEPS = 3_000
+"""Adam steps that fit the DD network (authors: 30,000, on far more than 1,000 samples)."""
+
+
+class MentorNetConfig(MethodSettings):
+    """MentorNet (Jiang et al. 2018): a curriculum over samples, predefined or learned from data."""
+
+    paper_schedule: ClassVar[PaperSchedule | None] = JIANG_2018
+    constants: ClassVar[Mapping[str, str]] = {
+        "decay": "DECAY",
+        "burn_in": "BURN_IN",
+        "gamma": "GAMMA",
+        "dropout_first": "DROPOUT",
+        "dropout_rest": "DROPOUT",
+        "fit_steps": "FIT_STEPS",
+    }
+
+    name: Literal["mentornet"] = "mentornet"
+    curriculum: Curriculum = "predefined"
+    """`predefined`: the closed form of the authors' PD curriculum; `data_driven`: a network fitted to which of the
+    validation images' observed labels are right (DD)."""
+    percentile: Share = 0.75
+    """Of a minibatch's losses, below which samples count as easy (authors: 0.75 for PD)."""
+
+    @property
+    def needs_clean_validation_labels(self) -> bool:
+        return self.curriculum == "data_driven"
+
+    def build(self, parts: Parts) -> "MentorNet":
+        return MentorNet(
+            parts.trainee,
+            parts.source.plain(),
+            torch.tensor(parts.labels.observed),
+            num_rounds=parts.num_rounds,
+            curriculum=self.curriculum,
+            percentile=self.percentile,
+            fit_steps=FIT_STEPS,
+            seed=parts.seed,
+        )
 
 
 def predefined_weights(
-    excess: Float[Tensor, " n"], percentage: int, *, burn_in: int = 18, gamma: float = 1.0
+    excess: Float[Tensor, " n"], percentage: int, *, burn_in: int = BURN_IN, gamma: float = GAMMA
 ) -> Float[Tensor, " n"]:
     """The PD curriculum's v for losses that exceed the moving percentile by `excess` (module docstring)."""
     if percentage <= burn_in:
@@ -108,11 +161,11 @@ class MentorNet:
         num_rounds: int,
         curriculum: Curriculum = "predefined",
         percentile: float = 0.75,
-        decay: float = 0.5,
-        burn_in: int = 18,
-        gamma: float = 1.0,
-        dropout: tuple[float, float] = (0.5, 0.05),
-        fit_steps: int = 3000,
+        decay: float = DECAY,
+        burn_in: int = BURN_IN,
+        gamma: float = GAMMA,
+        dropout: tuple[float, float] = DROPOUT,
+        fit_steps: int = FIT_STEPS,
         seed: int = 0,
     ):
         """

@@ -11,6 +11,7 @@ that every method sees the same images as often.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,8 +20,36 @@ from torch import Tensor, nn
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
+from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
+from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.settings.record import NonNegative, Positive, Width
 from l2t_ray.students.initialise import seeded
+
+
+class MWNetConfig(MethodSettings):
+    """Meta-Weight-Net (Shu et al. 2019): a network from a sample's loss to its weight."""
+
+    paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
+
+    name: Literal["mw_net"] = "mw_net"
+    hidden: Width = 100
+    """Hidden units (paper: 100)."""
+    learning_rate: Positive = 1e-3
+    """Of Adam on the weight network (authors' later script: 1e-3)."""
+    weight_decay: NonNegative = 1e-4
+    """Of the same Adam (authors' later script: 1e-4)."""
+
+    def build(self, parts: Parts) -> "MWNet":
+        return MWNet(
+            parts.trainee,
+            hidden=self.hidden,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            seed=torch_seed(parts.seed, "mw_net"),
+        )
 
 
 class MWNet:

@@ -29,6 +29,11 @@ class Phase:
     on_enter: OnEnter | None = None
 
 
+def rounds_of(share: float, num_rounds: int) -> int:
+    """That share of the rounds, but neither none nor all of them where there are two or more."""
+    return max(1, min(num_rounds - 1, round(share * num_rounds)))
+
+
 class Phases:
     """A method that is another one in each phase. They share the student, and each keeps what the others carry.
 

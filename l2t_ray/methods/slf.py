@@ -18,7 +18,7 @@ published description suggests; it then favours whatever is small, which is why 
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,50 @@ from l2t_ray.core.student import RowLoss, Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, Rows, StudentState
 from l2t_ray.methods.gce import generalised_cross_entropy
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.schedules import HAI_2023, PaperSchedule
+from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.group import GlobalSum
 from l2t_ray.students.initialise import seeded
 
 Mode = Literal["validation", "single"]
 LARGE_MARGIN = 1.0
+HIDDEN = 64
+"""Hidden units of the decision network."""
+LEARNING_RATE = 1e-3
+"""Of Adam on the decision network's weights."""
+TEMPERATURES = 1.0, 0.1
+"""Of the gates, at the beginning and at the end of the training."""
+SCALE_DECAY = 0.9
+"""Of the running mean by which each candidate loss is divided."""
+
+
+class SLFConfig(MethodSettings):
+    """Stochastic loss function (Liu & Lai 2020): gates over fixed losses. Our rendering; no code was published."""
+
+    # Its authors published no schedule; L2T-DLN compares with it on its own.
+    paper_schedule: ClassVar[PaperSchedule | None] = HAI_2023
+    constants: ClassVar[Mapping[str, str]] = {
+        "hidden": "HIDDEN",
+        "learning_rate": "LEARNING_RATE",
+        "temperature_start": "TEMPERATURES",
+        "temperature_end": "TEMPERATURES",
+        "scale_decay": "SCALE_DECAY",
+    }
+
+    name: Literal["slf"] = "slf"
+    mode: Mode = "validation"
+    """`validation`: gates learn from the validation error through one virtual step; `single`: from the training loss,
+    in the same pass as the student."""
+
+    def build(self, parts: Parts) -> "SLF":
+        return SLF(
+            parts.trainee,
+            num_classes=parts.num_classes,
+            num_rounds=parts.num_rounds,
+            mode=self.mode,
+            seed=parts.seed,
+        )
 
 
 def label_smoothed(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -106,10 +145,10 @@ class SLF:
         num_classes: int,
         num_rounds: int,
         mode: Mode = "validation",
-        hidden: int = 64,
-        learning_rate: float = 1e-3,
-        temperatures: tuple[float, float] = (1.0, 0.1),
-        scale_decay: float = 0.9,
+        hidden: int = HIDDEN,
+        learning_rate: float = LEARNING_RATE,
+        temperatures: tuple[float, float] = TEMPERATURES,
+        scale_decay: float = SCALE_DECAY,
         seed: int = 0,
     ):
         """

@@ -1,11 +1,40 @@
 """The learned loss as it starts, without a teacher: what L2T-DLN has beyond this is the teacher's doing."""
 
+from typing import ClassVar, Literal
+
 from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.bilevel.unroll import plain_steps
 from l2t_ray.core.objective import LearnedObjective
-from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
+from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, RoundBatches
+from l2t_ray.methods.learned_loss import LearnedLossSettings
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.phases import Phase
+from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
+
+
+class StaticDLNConfig(LearnedLossSettings):
+    """The loss network as it starts and as the noise is estimated, without a teacher: what L2T-DLN has beyond this, if
+    its other settings are the same, is the teacher's doing. (No clean image has to judge here: where they are
+    `trusted`, all of them are trained on at any time.)"""
+
+    paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
+
+    name: Literal["static_dln"] = "static_dln"
+
+    def learner(self, objective: LearnedObjective, parts: Parts) -> "StaticDLN":
+        del parts
+        return StaticDLN(objective)
+
+    def _rounds(self, learner: Method, objective: LearnedObjective, parts: Parts) -> list[Phase]:
+        if self.clean_images != "trusted" or self.warm_share:
+            return super()._rounds(learner, objective, parts)
+        # As under any other fixed loss, the last rounds train on the validation images as well.
+        return [
+            Phase(0, learner, parts.source.plain()),
+            Phase(self.ending_start(parts.num_rounds), learner, parts.source.mixed()),
+        ]
 
 
 class StaticDLN:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from l2t_ray.assembly.images import CorruptedLabels, corrupted_labels, load_dataset
 from l2t_ray.assembly.looks import Closing, closing_look
 from l2t_ray.assembly.run import resolve_device
+from l2t_ray.assembly.source import CorruptedLabels, Source
 from l2t_ray.assembly.tasks import build_task
-from l2t_ray.assembly.teachers import bare_loss_network
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.files import PUBLIC, write_whole
@@ -23,7 +22,7 @@ from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.run.loss_card import loss_card
 from l2t_ray.run.written import FINISHED
-from l2t_ray.settings.experiment import ExperimentConfig, L2TDLNConfig
+from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.training.checkpoint import Checkpoint
@@ -71,27 +70,27 @@ def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpo
 
 def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
     write_rows(folder / "metrics.parquet", checkpoint.rows)
-    looks = closing_look(config, checkpoint.finished, resolve_device(config)) if figures else {}
+    source = Source.of(config, resolve_device(config))
+    looks = closing_look(config, source, checkpoint.finished) if figures else {}
     metrics = build_task(config).metrics
     summaries = [_summary(name, checkpoint, looks, metrics) for name in config.arms()]
     loss_network, surfaces = None, []
-    if isinstance(config.method, L2TDLNConfig):
-        num_classes = load_dataset(config.data).num_classes
-        for round_index, phi in sorted(checkpoint.snapshots[config.method.arm].items()):
-            loss_network = bare_loss_network(config.method.loss_network, num_classes)
-            with torch.no_grad():
-                loss_network.phi.copy_(phi)
-            surfaces.append((f"round {round_index}", _on_arrays(loss_network.requires_grad_(False))))
-        assert loss_network is not None
+    for round_index, phi in sorted(checkpoint.snapshots.get(config.method.arm, {}).items()):
+        loss_network = config.method.learned_network(phi, source.dataset.num_classes)
+        if loss_network is None:
+            break
+        surfaces.append((f"round {round_index}", _on_arrays(loss_network.requires_grad_(False))))
+    if loss_network is not None:
         loss_network.save(folder / "loss.safetensors")
         (folder / "loss.md").write_text(loss_card(config, loss_network, summaries))
     if figures:
-        _write_figures(config, folder, checkpoint, looks, surfaces)
+        _write_figures(config, source, folder, checkpoint, looks, surfaces)
     return Result(directory, summaries, loss_network)
 
 
 def _write_figures(
     config: ExperimentConfig,
+    source: Source,
     folder: Path,
     checkpoint: Checkpoint,
     looks: Mapping[str, Closing],
@@ -101,14 +100,14 @@ def _write_figures(
 
     confusions = {arm: look.confusion for arm, look in looks.items()}
     np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
-    noise = _write_noise(config, folder)
+    noise = _write_noise(config, source, folder)
     write_figures(
         folder,
         checkpoint.rows,
         surfaces,
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
-        class_names=load_dataset(config.data).train.class_names,
+        class_names=source.dataset.train.class_names,
         headline=build_task(config).metrics[0],
     )
 
@@ -178,7 +177,7 @@ def closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise that the training images really have, for tracking."""
-    noise = corrupted_labels(config, load_dataset(config.data))
+    noise = Source.of(config).corrupted
     if noise is None:
         return {}
     return {
@@ -189,9 +188,8 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def _write_noise(config: ExperimentConfig, folder: Path) -> CorruptedLabels | None:
-    dataset = load_dataset(config.data)
-    noise = corrupted_labels(config, dataset)
+def _write_noise(config: ExperimentConfig, source: Source, folder: Path) -> CorruptedLabels | None:
+    dataset, noise = source.dataset, source.corrupted
     if noise is not None:
         facts = {
             "kind": config.data.noise.kind,

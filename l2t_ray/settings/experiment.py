@@ -6,58 +6,35 @@ refused with one sentence.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from l2t_ray.interfaces import UserError
+from l2t_ray.methods.registry import DEFAULT_CONTROL, DEFAULT_METHOD, METHODS
+from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings import yaml_file
-from l2t_ray.settings.methods import (
-    AdamConfig,
-    CrossEntropyConfig,
-    ForwardCorrectionConfig,
-    GCEConfig,
-    GLCConfig,
-    L2RConfig,
-    L2TDLNConfig,
-    LossNetworkConfig,
-    LstmConfig,
-    MentorNetConfig,
-    MethodConfig,
-    MethodRecord,
-    MWNetConfig,
-    ReweightConfig,
-    SLFConfig,
-    StaticDLNConfig,
-)
+from l2t_ray.settings.import_path import own_record
 from l2t_ray.settings.record import FilePath, Natural, Record, Text, named
 from l2t_ray.settings.sections import DataConfig, NoiseConfig, RayConfig, StudentConfig, TrackingConfig, TrainingConfig
 from l2t_ray.settings.sentence import sentence
-from l2t_ray.settings.tree import COMMAND_LINE, VARIANTS, Settings, parsed
+from l2t_ray.settings.tree import COMMAND_LINE, Settings, parsed
 
 __all__ = [
-    "AdamConfig",
-    "CrossEntropyConfig",
     "DataConfig",
     "ExperimentConfig",
-    "ForwardCorrectionConfig",
-    "GCEConfig",
-    "GLCConfig",
-    "L2RConfig",
-    "L2TDLNConfig",
-    "LossNetworkConfig",
-    "LstmConfig",
-    "MWNetConfig",
-    "MentorNetConfig",
-    "MethodConfig",
-    "MethodRecord",
     "NoiseConfig",
     "RayConfig",
-    "ReweightConfig",
-    "SLFConfig",
-    "StaticDLNConfig",
     "StudentConfig",
     "TrackingConfig",
     "TrainingConfig",
@@ -79,6 +56,27 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Mapping) else value
 
 
+def _one_of_ones_own(value: Any, by_name: Callable[[Any], Any]) -> Any:
+    """A method that the user brings, by import path or as an object; any other one `by_name`."""
+    if isinstance(value, MethodSettings) and type(value) not in METHODS:
+        return value
+    own = own_record(value, MethodSettings)
+    return by_name(value) if own is None else own.model_validate(value)
+
+
+if TYPE_CHECKING:
+    MethodConfig = ControlConfig = MethodSettings
+else:
+    _Known = Annotated[
+        Union[METHODS],  # noqa: UP007 (a value, not an annotation)
+        Field(discriminator="name"),
+        WrapValidator(_one_of_ones_own),
+        SerializeAsAny(),
+    ]
+    MethodConfig = Annotated[_Known, named(DEFAULT_METHOD.model_fields["name"].default)]
+    ControlConfig = Annotated[_Known, named(DEFAULT_CONTROL.model_fields["name"].default)]
+
+
 class ExperimentConfig(Record):
     """One experiment: a student trained on the same data by each of `controls`, and by `method`."""
 
@@ -93,10 +91,8 @@ class ExperimentConfig(Record):
     data: DataConfig = DataConfig()
     student: StudentConfig = StudentConfig()
     training: TrainingConfig = TrainingConfig()
-    method: Annotated[MethodConfig, named(VARIANTS["method"])] = L2TDLNConfig()
-    controls: Annotated[tuple[Annotated[MethodConfig, named("cross_entropy")], ...], BeforeValidator(_as_list)] = (
-        CrossEntropyConfig(),
-    )
+    method: MethodConfig = DEFAULT_METHOD()
+    controls: Annotated[tuple[ControlConfig, ...], BeforeValidator(_as_list)] = (DEFAULT_CONTROL(),)
     """Trained first, in this order, with the same student, steps and seed; []: none."""
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -117,28 +113,24 @@ class ExperimentConfig(Record):
                     f"two of controls and method are both called {name!r}; give one a label of its own, leave it out "
                     "of controls, or set controls=[] to train the method alone"
                 )
-        if self.ray.enabled and any(isinstance(control, L2TDLNConfig) for control in self.controls):
+        taught = next((control for control in self.controls if control.has_teacher), None)
+        if self.ray.enabled and taught is not None:
             raise ValueError(
-                "on Ray l2t_dln can be the method alone, since a run has one teacher; take it out of controls or set "
-                "ray.enabled=false"
+                f"on Ray {taught.name} can be the method alone, since a run has one teacher; take it out of controls "
+                "or set ray.enabled=false"
             )
         for method in self._methods():
-            if method.clean_images != "judge" and self.data.split == "redivide":
+            if method.trains_on_validation and self.data.split == "redivide":
                 raise ValueError(
                     f"{method.arm} trains on validation images, and data.split is 'redivide': every image would be "
                     "trained on with its clean label; set data.split=fixed"
                 )
-        for method in self._methods():
-            if self.data.validation_labels == "observed" and (
-                isinstance(method, GLCConfig)
-                or (isinstance(method, MentorNetConfig) and method.curriculum == "data_driven")
-            ):
+            if method.needs_clean_validation_labels and self.data.validation_labels == "observed":
                 raise ValueError(
                     f"{method.arm} learns from clean validation labels which of the others are wrong, and "
                     "data.validation_labels is 'observed'; set data.validation_labels=clean or leave it out"
                 )
-        for method in self._methods():
-            if self.student.sync_batchnorm and getattr(method, "engine", "store") == "forward_over_reverse":
+            if method.needs_forward_derivatives and self.student.sync_batchnorm:
                 raise ValueError(
                     "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
                 )
@@ -154,11 +146,11 @@ class ExperimentConfig(Record):
             )
         return self
 
-    def arms(self) -> dict[str, MethodConfig]:
+    def arms(self) -> dict[str, MethodSettings]:
         """The methods to train, by name, in order."""
         return {method.arm: method for method in self._methods()}
 
-    def _methods(self) -> list[MethodConfig]:
+    def _methods(self) -> list[MethodSettings]:
         return [*self.controls, self.method]
 
     def to_yaml(self) -> str:

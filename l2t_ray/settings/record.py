@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -90,7 +90,14 @@ Text = Annotated[str, AfterValidator(_without_nul), Field(max_length=4096)]
 
 
 class Record(BaseModel):
+    """Settings that belong together. They do not change; keys that are not known are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions, and what they are called now."""
+    constants: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions that are settings no more, and the constants of the record's module that they are."""
 
 
 def named(default: str) -> BeforeValidator:

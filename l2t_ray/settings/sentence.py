@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from l2t_ray.settings.import_path import own_record
+from l2t_ray.settings.record import Record
 from l2t_ray.settings.tree import Settings
 
 LONGEST_VALUE = 80
@@ -25,15 +27,17 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
         return f"{context['error']} ({contradiction if isinstance(first['input'], Mapping) else origin})."
     match first["type"]:
         case "extra_forbidden":
-            return _unknown(first, keys, record, origin)
+            section = record_at(record, [str(part) for part in first["loc"][:-1]], settings.tree)
+            return _unknown(keys, section, origin)
         case "union_tag_invalid":
             return f"{key}.name {origin} must be one of {context['expected_tags']}, got {shown(context['tag'])}."
         case "missing":
             lacking = shown_key([*keys, str(first["loc"][-1])])
             return f"{settings.place.removeprefix('in ')} lacks {lacking}, which must be given."
         case "model_type" | "model_attributes_type":
-            section = fields_at(record, [str(part) for part in first["loc"]])
-            if section:
+            found = record_at(record, [str(part) for part in first["loc"]], settings.tree)
+            if found is not None:
+                section = list(found.model_fields)
                 value = shown(first["input"], quotes=False) if isinstance(first["input"], str) else "VALUE"
                 example = f"{key}.{section[0]}={value}"
                 return f"{key} {origin} is a section with the keys {', '.join(section)}; set for instance {example}."
@@ -51,11 +55,19 @@ _IN_YAML = {
 """pydantic's messages speak of Python where people wrote YAML."""
 
 
-def _unknown(first: ErrorDetails, keys: Sequence[str], record: type[BaseModel], origin: str) -> str:
-    fields = fields_at(record, [str(part) for part in first["loc"][:-1]])
-    near = difflib.get_close_matches(keys[-1], fields, n=1, cutoff=0.5)
+def _unknown(keys: Sequence[str], section: type[BaseModel] | None, origin: str) -> str:
+    """What to say of a key that a section does not have, or has no more."""
+    key, name = shown_key(keys), keys[-1]
+    if section is not None and issubclass(section, Record):
+        if name in section.renamed:
+            return f"{key} {origin} is called {shown_key([*keys[:-1], section.renamed[name]])} now; write that."
+        if name in section.constants:
+            constant = f"{section.constants[name]} of {section.__module__}"
+            return f"{key} {origin} is no setting any more but the constant {constant}; leave it out."
+    fields = [] if section is None else list(section.model_fields)
+    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
     hint = f"did you mean {shown_key([*keys[:-1], near[0]])}?" if near else f"valid: {', '.join(fields)}."
-    return f"unknown key {shown_key(keys)} {origin}; {hint}"
+    return f"unknown key {key} {origin}; {hint}"
 
 
 def shown(value: Any, *, quotes: bool = True) -> str:
@@ -86,20 +98,39 @@ def _has(value: Any, part: str | int) -> bool:
     return isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
 
 
-def fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Names of the fields of the record at `location`; tags choose a variant of a union, numbers a place in a list."""
+def record_at(model: type[BaseModel], location: list[str], value: Any) -> type[BaseModel] | None:
+    """The record at `location`; tags choose a variant of a union, numbers a place in a list.
+
+    Args:
+        value: the settings that were meant for `model`: they say which class of the user's own is at its place.
+    """
     if not location:
-        return list(model.model_fields)
+        return model
     head, *rest = location
+    inner = _at(value, head)
     if head not in model.model_fields:  # a key of a mapping of records
-        return fields_at(model, rest)
-    rest = rest[1:] if rest and rest[0].isdigit() else rest
+        return record_at(model, rest, inner)
+    if rest and rest[0].isdigit():
+        inner, rest = _at(inner, int(rest[0])), rest[1:]
+    if (own := _own(inner)) is not None:
+        return record_at(own, rest, inner)
     for candidate in _records(model.model_fields[head].annotation):
         is_tagged = bool(rest) and rest[0] in _tags(model)
         if is_tagged and candidate.model_fields["name"].default != rest[0]:
             continue
-        return fields_at(candidate, rest[1:] if is_tagged else rest)
-    return []
+        return record_at(candidate, rest[1:] if is_tagged else rest, inner)
+    return None
+
+
+def _at(value: Any, part: str | int) -> Any:
+    return value[part] if _has(value, part) else None
+
+
+def _own(section: Any) -> type[Record] | None:
+    try:
+        return own_record(section, Record)
+    except ValueError:  # which is what there is to say then
+        return None
 
 
 def _tags(model: type[BaseModel]) -> Iterator[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from l2t_ray.interfaces import UserError
+from l2t_ray.methods.l2t_dln import DEFAULT_TEACHER
+from l2t_ray.methods.registry import DEFAULT_METHOD
 from l2t_ray.settings import yaml_file
-from l2t_ray.settings.methods import DEFAULT_TEACHER
 from l2t_ray.settings.yaml_file import Place
 
-VARIANTS = {"method": "l2t_dln", "teacher": DEFAULT_TEACHER}
+VARIANTS: dict[str, str] = {"method": DEFAULT_METHOD.model_fields["name"].default, "teacher": DEFAULT_TEACHER}
 """Sections that hold one of several variants, told apart by their `name`; and the variant meant without one."""
 
 COMMAND_LINE = "on the command line"

@@ -27,16 +27,17 @@ from l2t_ray.assembly.tasks import headline_for
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import FailureLimitError, Metric, StoppedError, UserError
 from l2t_ray.masking import masked, masked_tree
+from l2t_ray.methods.cross_entropy import CrossEntropyConfig
+from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports.comparison import TrialResult, trial_directory
 from l2t_ray.reports.figures import save_figures, write_figures
 from l2t_ray.reports.published import noisy_labels
 from l2t_ray.run import protocol, with_absolute_paths
 from l2t_ray.settings import experiment as configuration
-from l2t_ray.settings.experiment import CrossEntropyConfig, ExperimentConfig, MethodConfig, RayConfig
+from l2t_ray.settings.experiment import ExperimentConfig, RayConfig, TrainingConfig
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.outcome import read_outcome
-from l2t_ray.studies.protocols import own_schedule
 from l2t_ray.studies.sweep import run_in_turn
 from l2t_ray.studies.trials import Trial, check_trials
 from l2t_ray.tracking.screen import Screen
@@ -95,7 +96,7 @@ class Comparison:
         """What the table is about."""
         return headline_for(self.config)
 
-    def methods(self) -> dict[str, MethodConfig]:
+    def methods(self) -> dict[str, MethodSettings]:
         """By name, in the order of the table."""
         methods = self.config.arms()
         return methods if self.budget == "parity" else {SHORT: CrossEntropyConfig(label=SHORT), **methods}
@@ -119,11 +120,13 @@ class Comparison:
         )
         return Trial(f"{arm} seed {seed}", (arm,), seed, config, is_lean=False)
 
-    def _training(self, arm: str, method: MethodConfig) -> configuration.TrainingConfig:
-        if self.budget == "parity" or arm == SHORT:
-            return self.config.training
+    def _training(self, arm: str, method: MethodSettings) -> TrainingConfig:
+        """The configuration's schedule, or that of the method's own paper where it is asked for and known."""
+        training, schedule = self.config.training, method.paper_schedule
+        if self.budget == "parity" or arm == SHORT or schedule is None:
+            return training
         num_train = len(build_policy(self.config, load_dataset(self.config.data)).at(0).train)
-        return own_schedule(self.config.training, method, num_train)
+        return training.model_copy(update=schedule.training(num_train, training.num_steps))
 
     def run(self, *, quiet: bool = False) -> str:
         """Trains what has not ended yet, and writes tables and figures.

@@ -1,5 +1,6 @@
 """How the parts of a run follow from its configuration."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,19 +8,20 @@ import pytest
 import torch
 
 from l2t_ray.assembly import run as run_module
-from l2t_ray.assembly.images import build_policy, data_root, fold_epochs, load_dataset, observed_labels
+from l2t_ray.assembly.images import build_policy, data_root, load_dataset, observed_labels
 from l2t_ray.assembly.looks import check_hypergradient
-from l2t_ray.assembly.methods import estimated_channel
-from l2t_ray.assembly.parts import Parts, estimate_rounds
 from l2t_ray.assembly.run import build_run
-from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.assembly.source import Source, fold_epochs
 from l2t_ray.data.splits import Split
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.glc import noise_matrix
+from l2t_ray.methods.l2t_dln import L2TDLNConfig
+from l2t_ray.methods.learned_loss import estimated_channel
+from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.static_dln import StaticDLN
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings import experiment as configuration
-from l2t_ray.settings.experiment import L2TDLNConfig
+from l2t_ray.settings.sections import TrainingConfig
 
 
 def experiment(**sections):
@@ -116,7 +118,7 @@ def test_the_channel_is_estimated_by_one_worker_for_all():
     dataset = load_dataset(config.data)
     _, matrix = observed_labels(config, dataset)
     first, second = (
-        Parts(config, dataset, method._trainee, _GroupOfTwo(rank), torch.device("cpu"), make_teacher=build_teacher)
+        Parts(replace(method._trainee, group=_GroupOfTwo(rank)), Source.of(config), num_rounds=10, seed=0)
         for rank in (0, 1)
     )
     found = estimated_channel(state.student, first, 0)
@@ -225,8 +227,8 @@ def test_static_dln_trains_on_all_clean_images_once_the_warm_rounds_are_over(war
     [(15, 8), (150, 1), (1500, 1), (1, 116)],  # 5,800 images in batches of 25; an epoch is 2 rounds
 )
 def test_a_fold_judges_for_about_a_pass(num_steps, epochs):
-    config = experiment(training={"num_steps": num_steps, "batch_size": 25, "val_batch_size": 100}, controls=[])
-    assert fold_epochs(5, config, Split(np.arange(5_000), np.arange(1_000))) == epochs
+    training = TrainingConfig(num_steps=num_steps, batch_size=25, val_batch_size=100)
+    assert fold_epochs(5, training, Split(np.arange(5_000), np.arange(1_000))) == epochs
 
 
 @pytest.mark.parametrize(
@@ -240,4 +242,4 @@ def test_a_fold_judges_for_about_a_pass(num_steps, epochs):
     ],
 )
 def test_rounds_of_the_estimates(settings, num_rounds, expected):
-    assert estimate_rounds(L2TDLNConfig(**settings), num_rounds) == expected
+    assert L2TDLNConfig(**settings).estimate_rounds(num_rounds) == expected

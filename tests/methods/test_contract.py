@@ -3,6 +3,7 @@
 import io
 import threading
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from torch import nn
 
 from l2t_ray.assembly.images import load_dataset
 from l2t_ray.assembly.methods import build_arm
-from l2t_ray.assembly.parts import Parts
+from l2t_ray.assembly.source import Source
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.loss import network
 from l2t_ray.core.student import Trainee
 from l2t_ray.interfaces import MethodState, StudentState, Weighing
+from l2t_ray.methods import mentornet
+from l2t_ray.methods.parts import Parts
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import NoiseConfig, validate
 from l2t_ray.students.initialise import seeded
@@ -94,7 +97,7 @@ METHODS = {
     "glc": {"name": "glc"},
     "mw_net": {"name": "mw_net"},
     "mentornet": {"name": "mentornet"},
-    "mentornet-dd": {"name": "mentornet", "curriculum": "data_driven", "fit_steps": 40, "label": "mentornet-dd"},
+    "mentornet-dd": {"name": "mentornet", "curriculum": "data_driven", "label": "mentornet-dd"},
     "l2r": {"name": "l2r", "horizon": 2},
     "slf": {"name": "slf"},
     "slf-single": {"name": "slf", "mode": "single", "label": "slf-single"},
@@ -153,8 +156,8 @@ def batch_norm_student():
 def loss_networks_are_fitted_once():
     """The fit of a loss network's first weights takes seconds, and is the same for all."""
     known = cache(network.initial_weights)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "initial_weights", lambda *key: known(*key).clone())
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(network, "initial_weights", lambda *key: known(*key).clone())
         yield
 
 
@@ -163,10 +166,7 @@ ONE_AT_A_TIME = threading.Lock()  # first weights are drawn from PyTorch's one g
 
 def make_arm(config, digits, group=None, student=None):
     with ONE_AT_A_TIME:
-        arm = unguarded_arm(config, digits, group, student)
-    if group is not None:
-        group.sum(torch.zeros(1))  # a round of one thread would move that generator under another
-    return arm
+        return unguarded_arm(config, digits, group, student)
 
 
 def unguarded_arm(config, digits, group, student):
@@ -178,7 +178,10 @@ def unguarded_arm(config, digits, group, student):
         teacher = build_teacher(method, num_classes, seed=0)
         return teacher if group.size == 1 else SharedTeacher(teacher, group)
 
-    arm = build_arm(config.method, Parts(config, digits, trainee, group, device, make_teacher))
+    source = Source(config, digits, group=group, device=device)
+    parts = Parts(trainee, source, config.training.num_rounds, config.seed)
+    with patch.object(mentornet, "FIT_STEPS", 40):
+        arm = build_arm(config.method, parts, make_teacher)
     if arm.teacher is not None:
         arm.teacher.begin(None)
     return arm

@@ -7,8 +7,8 @@ from torch.optim import SGD
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.student import cross_entropy
 from l2t_ray.methods.fixed_loss import FixedLoss
+from l2t_ray.methods.forward_correction import forward_correction
 from l2t_ray.methods.gce import generalised_cross_entropy
-from l2t_ray.methods.glc import forward_correction
 
 LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 2, 3, 0, 2])

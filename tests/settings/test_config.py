@@ -6,15 +6,11 @@ import pytest
 import yaml
 
 from l2t_ray.interfaces import UserError
+from l2t_ray.methods.cross_entropy import CrossEntropyConfig
+from l2t_ray.methods.gce import GCEConfig
+from l2t_ray.methods.l2t_dln import AdamConfig, L2TDLNConfig, LstmConfig
 from l2t_ray.settings import experiment as configuration
-from l2t_ray.settings.experiment import (
-    AdamConfig,
-    CrossEntropyConfig,
-    ExperimentConfig,
-    GCEConfig,
-    L2TDLNConfig,
-    LstmConfig,
-)
+from l2t_ray.settings.experiment import ExperimentConfig
 
 CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name != "studies")
 
@@ -116,11 +112,11 @@ def test_controls_are_a_list_of_methods(load):
         (["data.noise.kind=labels", "data.noise.file=x.npy", "data.noise.rate=0.2"], "the file decides; remove it"),
         (
             ["method.loss_network.layers=1"],
-            "layers is 1, which is no network; set 2 or more, or 0 with a channel or memory",
+            "loss_network cannot be made with layers=1, .* needs hidden >= 1 and layers >= 2, .*; set loss_network",
         ),
         (
             ["method.loss_network.layers=0", "method.loss_network.label_entries=constant"],
-            "needs a channel or memory to have something to learn; set loss_network.label_entries=channel, ",
+            "without channel and memory it has nothing to learn; set loss_network.layers to 2 or more, or ",
         ),
         (
             ["method.loss_network.layers=0", "method.loss_network.init=gce"],

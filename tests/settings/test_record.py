@@ -76,7 +76,7 @@ FIELDS = list(fields(ExperimentConfig))
 def test_the_walk_meets_numbers_at_every_depth():
     names = {".".join([*(section for section, _ in path), name]) for path, name, _ in FIELDS}
     assert {"seed", "training.drops", "method.teacher.cells", "method.teacher.base.step_size", "method.q"} <= names
-    assert len(FIELDS) > 80
+    assert len(FIELDS) > 70
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD.keys())

@@ -3,8 +3,8 @@
 import pytest
 
 from l2t_ray.interfaces import UserError
+from l2t_ray.methods.gce import GCEConfig
 from l2t_ray.settings import experiment as configuration
-from l2t_ray.settings.experiment import GCEConfig
 from l2t_ray.settings.tree import parsed
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 
+from l2t_ray.methods.mw_net import MWNetConfig
+from l2t_ray.methods.slf import SLFConfig
 from l2t_ray.reports import comparison as table
 from l2t_ray.reports import figures
 from l2t_ray.run import Experiment, conduct
-from l2t_ray.settings.experiment import MWNetConfig, SLFConfig, TrainingConfig
+from l2t_ray.settings.experiment import TrainingConfig
 from l2t_ray.studies.comparison import SHORT, Comparison
 from l2t_ray.studies.outcome import run_trial
-from l2t_ray.studies.protocols import own_schedule
 
 JOB = Path(__file__).parents[2] / "jobs" / "noisy_labels.py"
 SMALL = [
@@ -146,11 +147,13 @@ def test_a_trial_that_fails_is_named_and_the_others_go_on(work, monkeypatch):
 
 
 def test_each_paper_has_its_schedule():
-    training = TrainingConfig(num_steps=15, batch_size=25)
-    mw_net = own_schedule(training, MWNetConfig(), 50_000)
+    def own_schedule(method, num_train):
+        return TrainingConfig(**method.paper_schedule.training(num_train, num_steps=15))
+
+    mw_net = own_schedule(MWNetConfig(), 50_000)
     assert mw_net.num_rounds * 15 == 60_000 and mw_net.decay == "drops"  # drops after 40,000 and 50,000
     assert [round(share * 60_000) for share in mw_net.drops] == [40_000, 50_000]
-    slf = own_schedule(training, SLFConfig(), 25_000)
+    slf = own_schedule(SLFConfig(), 25_000)
     assert slf.num_rounds * 15 == 37_500 and slf.batch_size == 25 and slf.momentum == 0
     made = Comparison.of(Path("configs/digits_noise40.yaml"), SMALL, budget="protocol", seeds=[0])
     by_arm = {trial.cell[0]: trial.config.training for trial in made.trials()}

@@ -1,0 +1,139 @@
+"""Training under a loss network, taught or not: warm-up, estimates of the label noise, phases."""
+
+import logging
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from l2t_ray.core.loss.memory import Memory
+from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.noise_estimate import estimate_noise
+from l2t_ray.core.objective import LearnedObjective, shifted
+from l2t_ray.core.reweight import ClassCenters
+from l2t_ray.core.student import cross_entropy
+from l2t_ray.interfaces import Data, Method, MethodState, StudentState
+from l2t_ray.methods.fixed_loss import FixedLoss
+from l2t_ray.methods.loss_network import LossNetworkConfig
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.phases import Phase, rounds_of
+from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.settings.record import Count, Fraction
+
+_LOG = logging.getLogger(__name__)
+
+
+class LearnedLossSettings(MethodSettings):
+    """What a method with a loss network has, whether that is taught or not."""
+
+    loss_network: LossNetworkConfig = LossNetworkConfig()
+    warm_share: Fraction = 0
+    """Share of the rounds, the first ones, that train with plain cross-entropy. A channel is then estimated from the
+    student's embeddings (`core/noise_estimate.py`)."""
+    channel_estimates: Count = 1
+    """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with
+    a better student each time. Each estimate takes the place of the channel as it was learned until then."""
+
+    @property
+    def has_channel(self) -> bool:
+        return self.loss_network.label_entries == "channel"
+
+    def network(self, num_classes: int, *, seed: int) -> DynamicLossNetwork:
+        """The loss network that the student starts with."""
+        return self.loss_network.build(num_classes, seed=seed)
+
+    def learner(self, objective: LearnedObjective, parts: Parts) -> Method:
+        """The method of every round after the warm ones."""
+        raise NotImplementedError
+
+    def centers(self, parts: Parts) -> ClassCenters | None:
+        """Data reweighting; None: every sample counts alike."""
+        del parts
+        return None
+
+    def data_with_clean(self, parts: Parts) -> Data:
+        """The method's own batches where validation images are trained on under it."""
+        return parts.source.mixed()
+
+    def phases(self, parts: Parts) -> list[Phase]:
+        """The learned loss, after its warm-up, and begun anew with each estimate of the label noise."""
+        objective = self._objective(parts)
+        learner = self.learner(objective, parts)
+        ending = [] if self.clean_images == "trusted" else self.ending(parts)
+        return [*self._rounds(learner, objective, parts), *ending]
+
+    def warm_rounds(self, num_rounds: int) -> int:
+        return rounds_of(self.warm_share, num_rounds) if self.warm_share else 0
+
+    def estimate_rounds(self, num_rounds: int) -> list[int]:
+        """The rounds that begin with an estimate of the noise: after the warm ones, and then evenly spaced until half
+        of all are done. Shorter runs have fewer."""
+        first = self.warm_rounds(num_rounds)
+        last = max(first, num_rounds // 2)
+        gap = (last - first) / max(1, self.channel_estimates - 1)
+        return sorted({round(first + i * gap) for i in range(self.channel_estimates)})
+
+    def _rounds(self, learner: Method, objective: LearnedObjective, parts: Parts) -> list[Phase]:
+        plain, warm = parts.source.plain(), self.warm_rounds(parts.num_rounds)
+        own = self.data_with_clean(parts) if self.clean_images in ("mixed", "trusted") else plain
+        if not warm:
+            return [Phase(0, learner, own)]
+        warm_data = own if self.clean_images == "mixed" else plain
+        memory = self._memory(parts) if self.loss_network.memory is not None else None
+        warm_up = Phase(0, FixedLoss(parts.trainee, cross_entropy, memory=memory), warm_data)
+        if not self.has_channel:
+            return [warm_up, Phase(warm, learner, own)]
+
+        loss = objective.loss
+        assert isinstance(loss, PairLoss)
+
+        def with_estimate(state: MethodState, index: int) -> MethodState:
+            phi = objective.initial_phi() if parts.teacher is None else parts.teacher.read().phi
+            channel = estimated_channel(state.student, parts, plain.epoch(index))
+            return shifted(state, loss.shift_to(channel, phi.to(parts.device)))
+
+        return [
+            warm_up,
+            *(Phase(first, learner, own, with_estimate) for first in self.estimate_rounds(parts.num_rounds)),
+        ]
+
+    def _objective(self, parts: Parts) -> LearnedObjective:
+        centers = self.centers(parts)
+        return LearnedObjective(
+            parts.trainee,
+            PairLoss(self.network(parts.num_classes, seed=parts.seed), parts.trainee.task),
+            has_offset=bool(self.warm_share) and self.has_channel,
+            memory=self._memory(parts),
+            centers=centers,
+            is_clean=parts.is_clean if self.clean_images == "trusted" else None,
+        )
+
+    def _memory(self, parts: Parts) -> Memory:
+        return Memory(parts.trainee, parts.num_images, parts.num_classes)
+
+
+@torch.no_grad()
+def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Float[Tensor, "c c"]:
+    """The label noise that this student shows, estimated by one worker for all."""
+    trainee, group, num_classes = parts.trainee, parts.group, parts.num_classes
+    if group.rank != 0:
+        return group.sum(torch.zeros(num_classes, num_classes, device=parts.device))
+    labels, split = parts.labels, parts.source.split(epoch)
+
+    def embeddings(rows: Int[np.ndarray, " n"]) -> Tensor:
+        return torch.cat([trainee.features(student, batch) for batch in parts.source.images(rows)])
+
+    def on_device(labels: Int[np.ndarray, " n"]) -> Tensor:
+        return torch.tensor(labels, device=parts.device)
+
+    estimate = estimate_noise(
+        embeddings(split.validation),
+        on_device(labels.validation[split.validation]),
+        embeddings(split.train),
+        on_device(labels.observed[split.train]),
+        num_classes=num_classes,
+    )
+    _LOG.info("label noise: %s", estimate)
+    return group.sum(estimate.channel.to(student.theta))

@@ -1,0 +1,85 @@
+"""The settings of the loss network, and the network that they describe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec
+from l2t_ray.data.counted import torch_seed
+from l2t_ray.settings.record import Positive, Record, Whole, Width
+
+_SOME_CLASSES = 2
+"""Whether an architecture makes sense does not depend on how many classes there are."""
+
+
+class LossNetworkConfig(Record):
+    """Architecture and beginning of the learned loss (`LossNetworkSpec`, whose rules these settings keep)."""
+
+    init: Literal["released", "linear", "cross_entropy", "gce"] = "cross_entropy"
+    """What its first weights are fitted to; `released`: they are random, as in the released code."""
+    hidden: Width = 40
+    """Units of each hidden layer (paper: 40)."""
+    layers: Annotated[Whole, Field(ge=0, le=100)] = 5
+    """Linear maps in all (paper: 5). 0: no network, the loss is -log p_true, and channel and memory are all that is
+    learned."""
+    pairs: Literal["sigmoid", "softmax"] = "softmax"
+    """How logits become probabilities (paper: sigmoid)."""
+    activation: Literal["leaky_relu", "silu"] = "silu"
+    """Between the layers (released code: leaky_relu)."""
+    label_entries: Literal["constant", "table", "channel"] = "table"
+    """`constant`: (1, 0) as in the paper; `table`: a learned entry for each pair of classes in place of the 0;
+    `channel`: (1, 0), and probabilities go through a learned matrix of label noise before they are paired."""
+    memory: Positive | None = None
+    """Where the weight of the memory term starts (`core/loss/memory.py`): what the student has said of an image so far
+    then counts beside its label. null: it does not. (Liu et al. 2020, without a channel: 3 on CIFAR-10, 7 on
+    CIFAR-100.)"""
+    slope: Literal["bounded", "free"] = "bounded"
+    """`bounded`: the network pushes no sample harder than cross-entropy does, nor away from its label by more than 0.3
+    of that; `free`: as the teacher will have it (paper). A memory has a bound of its own."""
+    mean: Literal["pairs", "released"] = "pairs"
+    """Over the pairs of a row; `released`: the released code counts the true class's row as well (docs/released.md)."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "LossNetworkConfig":
+        if self.layers == 0 and self.init != "cross_entropy":
+            raise ValueError(
+                f"loss_network.layers is 0, cross-entropy on softmax pairs, and loss_network.pairs is {self.pairs!r}, "
+                f"loss_network.init {self.init!r}; leave them out or set loss_network.layers=5"
+            )
+        if self.layers == 0 and self.label_entries == "table":
+            raise ValueError(
+                "loss_network.layers is 0, and a table needs layers to read it; "
+                "set loss_network.label_entries=channel or constant, or loss_network.layers=5"
+            )
+        try:
+            LossNetworkSpec(**self._architecture(_SOME_CLASSES))
+        except ValueError as error:
+            given = ", ".join(f"{key}={getattr(self, key)}" for key in ("layers", "pairs", "label_entries", "memory"))
+            raise ValueError(
+                f"loss_network cannot be made with {given}: {str(error).rstrip('.')}; set loss_network.layers to 2 or "
+                "more, or layers=0 with pairs=softmax and label_entries=channel or a memory"
+            ) from None
+        return self
+
+    def build(self, num_classes: int, *, seed: int) -> DynamicLossNetwork:
+        """The loss network at its beginning: its weights are fitted, which takes seconds."""
+        return DynamicLossNetwork(
+            init=self.init, seed=torch_seed(seed, "loss network"), **self._architecture(num_classes)
+        )
+
+    def bare(self, num_classes: int) -> DynamicLossNetwork:
+        """The architecture alone: its weights are somebody else's to say, so none are fitted."""
+        return self.model_copy(update={"init": "released"}).build(num_classes, seed=0)
+
+    def _architecture(self, num_classes: int) -> dict:
+        """The fields of `LossNetworkSpec`."""
+        return {
+            "hidden": self.hidden,
+            "layers": self.layers,
+            "pairs": self.pairs,
+            "activation": self.activation,
+            "label_table": num_classes if self.label_entries == "table" else None,
+            "mean": self.mean,
+            "channel": num_classes if self.label_entries == "channel" else None,
+            "memory": self.memory,
+        }

@@ -1,0 +1,107 @@
+"""What a method is built from: the student, the data of the run, and the facts that all arms share."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from l2t_ray.core.student import Trainee
+from l2t_ray.data.splits import Split
+from l2t_ray.interfaces import Batch, Data, Group, Teacher
+
+
+class Labels(NamedTuple):
+    """Labels of the images that are not test images, by row of the training set (`Batch.indices`)."""
+
+    observed: Int[np.ndarray, " images"]
+    """What an image is labelled in the training part: noisy, where labels are."""
+    validation: Int[np.ndarray, " images"]
+    """What it is labelled in the validation part."""
+    is_validation: Bool[np.ndarray, " images"]
+    """Whether it is in the validation part (of the first epoch, where it changes)."""
+    noise: Float[np.ndarray, "c c"]
+    """The true noise matrix: row the class, column the label. For oracles, since nobody knows it."""
+    class_names: tuple[str, ...]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The data of a run, on one worker. Batches come in several ways, all of the same images."""
+
+    def labels(self) -> Labels: ...
+    def plain(self) -> Data:
+        """The training part is trained on, the validation part is validated on."""
+        ...
+
+    def mixed(self) -> Data:
+        """The validation part is trained on as well, with its own labels."""
+        ...
+
+    def validation_alone(self) -> Data:
+        """The validation part is all that is trained on."""
+        ...
+
+    def in_folds(self, num_folds: int) -> Data:
+        """One fold of the validation part is validated on, the others are trained on as well; they take turns."""
+        ...
+
+    def split(self, epoch: int) -> Split:
+        """Which rows are trained on and validated on in an epoch."""
+        ...
+
+    def images(self, rows: Int[np.ndarray, " n"]) -> Iterable[Batch]:
+        """These images of the training set, unaugmented, in order; the same on each worker, not a share."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a method is built from, on one worker.
+
+    Attributes:
+        num_rounds: of the whole training.
+        seed: of the run; `data.counted.torch_seed(seed, "purpose")` gives a seed for each purpose.
+        teacher: what rewrites the loss; None where the method has none (`MethodSettings.has_teacher`).
+    """
+
+    trainee: Trainee
+    source: Source
+    num_rounds: int
+    seed: int
+    teacher: Teacher | None = None
+
+    @property
+    def group(self) -> Group:
+        return self.trainee.group
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.trainee.device)
+
+    @property
+    def labels(self) -> Labels:
+        return self.source.labels()
+
+    @property
+    def num_images(self) -> int:
+        return len(self.labels.observed)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.labels.class_names)
+
+    @property
+    def is_clean(self) -> Bool[Tensor, " images"]:
+        """By image of the training set, whether its label is to be trusted: it is a validation image."""
+        return torch.from_numpy(self.labels.is_validation).to(self.device)
+
+    @torch.no_grad()
+    def num_features(self) -> int:
+        """Length of the features that the student gives with its logits."""
+        initial = self.trainee.initial()
+        first = next(iter(self.source.images(np.arange(1))))
+        return self.trainee.features(initial, first).shape[1]

@@ -1,0 +1,135 @@
+"""What every method is: settings, and how a training is built from them.
+
+A method is one file of this package. It holds a subclass of `MethodSettings` with the method's settings as fields, and
+overrides what is different about it: `fixed_loss`, where it changes nothing but the loss; `build`, where it does
+something else in a round; `phases`, where it does different things in the course of the training. One line in
+`registry.METHODS` adds it to the configuration; a class of one's own is named by its import path instead.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.student import RowLoss, cross_entropy
+from l2t_ray.core.teacher import LocalTeacher
+from l2t_ray.interfaces import Method, UserError
+from l2t_ray.methods.fixed_loss import FixedLoss
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.phases import Phase, rounds_of
+from l2t_ray.methods.schedules import PaperSchedule
+from l2t_ray.settings.record import Record, Share
+
+
+class MethodSettings(Record):
+    """A method: its name, its settings, and what else the validation images are used for."""
+
+    paper_schedule: ClassVar[PaperSchedule | None] = None
+    """The schedule of the method's own paper; None: none is known."""
+    has_teacher: ClassVar[bool] = False
+    """Whether a teacher rewrites its loss. A run on Ray has one teacher, so such a method cannot be a control there."""
+
+    name: str
+    label: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=60)] | None = None
+    """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
+    clean_images: Literal["judge", "mixed", "fine_tuned", "trusted"] = "judge"
+    """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
+    images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone,
+    with plain cross-entropy; `trusted`: as `judge`, but in the last rounds they are trained on as well, with plain
+    cross-entropy, while the noisy ones go on under the method's loss. (`l2t_dln` then validates on one fold of them
+    and trains on the others, and the folds take turns, each for a pass through the images; `static_dln` trains on
+    all of them. Where these two have warm rounds, it begins after those.)"""
+    fine_tuning_share: Share = 0.2
+    """Share of the rounds that `fine_tuned` gives to the validation images."""
+    trusted_share: Share = 0.7
+    """Share of the rounds in which `trusted` trains on the validation images as well. `l2t_dln`, and `static_dln` with
+    warm rounds, do so from the end of these on instead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_method_of_ones_own_is_named_by_its_import_path(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "name" not in value and cls.model_fields["name"].is_required():
+            return {"name": f"{cls.__module__}:{cls.__qualname__}", **value}
+        return value
+
+    @property
+    def arm(self) -> str:
+        """The name in tables and figures."""
+        name = self.name.rpartition(":")[2]
+        return self.label or (name if self.clean_images == "judge" else f"{name}-{self.clean_images}")
+
+    @property
+    def trains_on_validation(self) -> bool:
+        """Whether validation images are ever trained on."""
+        return self.clean_images != "judge"
+
+    @property
+    def needs_clean_validation_labels(self) -> bool:
+        """Whether the validation labels must be clean because the method learns from them which others are wrong."""
+        return False
+
+    @property
+    def needs_forward_derivatives(self) -> bool:
+        """Whether the student is differentiated forward, which a sum over workers cannot be."""
+        return False
+
+    def fixed_loss(self, parts: Parts) -> RowLoss | None:
+        """The loss of a method that has a fixed one; None: it has none."""
+        del parts
+        return None
+
+    def build(self, parts: Parts) -> Method:
+        """The method itself, as it is when no validation image is trained on."""
+        loss = self.fixed_loss(parts)
+        if loss is None:
+            raise NotImplementedError(f"{type(self).__name__} must override fixed_loss, build or phases")
+        return FixedLoss(parts.trainee, loss)
+
+    def phases(self, parts: Parts) -> list[Phase]:
+        """The whole training: the method, and what `clean_images` adds to it.
+
+        Raises:
+            UserError: if noisy images are to go on under the method's loss at the end, and it has none.
+        """
+        data = parts.source.mixed() if self.clean_images == "mixed" else parts.source.plain()
+        return [Phase(0, self.build(parts), data), *self.ending(parts)]
+
+    def ending(self, parts: Parts) -> list[Phase]:
+        """The last rounds, where `clean_images` gives them to the validation images.
+
+        These are under plain cross-entropy: a loss that was learned to distrust labels would learn too little from
+        them.
+
+        Raises:
+            UserError: if noisy images are to go on under the method's loss, and it has none.
+        """
+        if self.clean_images == "fine_tuned":
+            method = FixedLoss(parts.trainee, cross_entropy)
+            return [Phase(self.ending_start(parts.num_rounds), method, parts.source.validation_alone())]
+        if self.clean_images == "trusted":
+            loss = self.fixed_loss(parts)
+            if loss is None:
+                raise UserError(
+                    f"clean_images 'trusted' needs a method with a loss of its own, and {self.name!r} has none; "
+                    "set clean_images=mixed or fine_tuned."
+                )
+            method = FixedLoss(parts.trainee, loss, is_clean=parts.is_clean)
+            return [Phase(self.ending_start(parts.num_rounds), method, parts.source.mixed())]
+        return []
+
+    def ending_start(self, num_rounds: int) -> int:
+        """The round from which validation images are trained on."""
+        share = self.fine_tuning_share if self.clean_images == "fine_tuned" else self.trusted_share
+        return num_rounds - rounds_of(share, num_rounds)
+
+    def new_teacher(self, num_classes: int, *, seed: int) -> LocalTeacher:
+        """The teacher at its beginning, with the loss's first weights, of a method that has one."""
+        raise NotImplementedError(f"{type(self).__name__} has a teacher and must override new_teacher")
+
+    def learned_network(self, phi: Float[Tensor, " m"], num_classes: int) -> DynamicLossNetwork | None:
+        """The loss network with these weights, to be written as a file; None: the method learns none."""
+        del phi, num_classes
+        return None
