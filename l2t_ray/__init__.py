@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from l2t_ray import theory
+    from l2t_ray.assembly.fit import fit
     from l2t_ray.bilevel.hypergradient import hypergradient
     from l2t_ray.core.loss.network import DynamicLossNetwork
     from l2t_ray.core.loss.pairs import one_vs_one
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from l2t_ray.core.reweight import importance_weights, similarity
     from l2t_ray.data.noise import flip_to_one, flip_to_two, uniform
     from l2t_ray.run import Experiment
-    from l2t_ray.training.fit import fit
 
 __all__ = [
     "DynamicLossNetwork",
@@ -45,7 +45,7 @@ _HOMES = {
     "Experiment": "run",
     "LSTMTeacher": "core.lstm_teacher",
     "TermLoss": "core.loss.terms",
-    "fit": "training.fit",
+    "fit": "assembly.fit",
     "flip_to_one": "data.noise",
     "flip_to_two": "data.noise",
     "hypergradient": "bilevel.hypergradient",

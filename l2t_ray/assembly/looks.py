@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from l2t_ray.assembly.run import build_run, build_trainee
-from l2t_ray.assembly.source import Source
+from l2t_ray.assembly.source import ImageSource
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.trial import OTHERWISE
 from l2t_ray.bilevel.derivative_check import check_derivatives
@@ -33,7 +33,9 @@ class Closing:
 
 
 @torch.no_grad()
-def closing_look(config: ExperimentConfig, source: Source, students: Mapping[str, StudentState]) -> dict[str, Closing]:
+def closing_look(
+    config: ExperimentConfig, source: ImageSource, students: Mapping[str, StudentState]
+) -> dict[str, Closing]:
     """A look at each trained student, on all test images and all training images with wrong labels."""
     trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
     num_classes, corrupted = data.num_classes, source.corrupted

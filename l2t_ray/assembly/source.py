@@ -1,7 +1,9 @@
-"""From a configuration to images, labels and minibatches, put together once in a run."""
+"""The minibatches of a run, in the ways that its methods ask for them, put together once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from l2t_ray.assembly.images import build_policy, load_dataset, observed_labels
 from l2t_ray.data import noise, splits
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.catalog import Dataset
+from l2t_ray.data.examples import Examples
 from l2t_ray.data.labelled_images import LabelledImages
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
@@ -38,44 +41,56 @@ class CorruptedLabels:
 
 
 class Source:
-    """The data of a run on one worker (see `methods.parts.Source`). What is the same for all arms is made once."""
+    """The data of a run on one worker (see `methods.parts.Source`). What is the same for all arms is made once.
 
-    def __init__(self, config: ExperimentConfig, dataset: Dataset, *, group: Group, device: torch.device):
-        """
-        Raises:
-            UserError: if images or labels cannot be divided or corrupted as the configuration says.
-        """
-        self.dataset, self.device = dataset, device
-        self._config, self._group = config, group
-        self._policy = build_policy(config, dataset)
+    Args:
+        examples: the training set's examples, with the labels that they are given.
+        test: what is tested on.
+        labels: of the training set.
+        policy: which rows are trained on and validated on.
+        training: how many steps and examples a round has.
+        balance: by row of the training set, classes by which folds of the validation part are balanced.
+        seed: of orders and of what is drawn for the examples.
+        test_batch: examples in a batch of an evaluation.
 
-    @classmethod
-    def of(cls, config: ExperimentConfig, device: torch.device | str = "cpu") -> "Source":
-        """That of a run in this process."""
-        return cls(config, load_dataset(config.data), group=SingleProcess(), device=torch.device(device))
+    Attributes:
+        teaches_validation: some method has asked for batches in which the validation part is trained on.
+
+    Raises:
+        UserError: if a minibatch is larger than its part, or too small for the workers.
+    """
+
+    def __init__(
+        self,
+        examples: Callable[[Int[np.ndarray, " n"]], Examples],
+        test: Examples,
+        labels: Labels,
+        policy: Policy,
+        training: TrainingConfig,
+        *,
+        balance: Int[np.ndarray, " n"],
+        seed: int,
+        group: Group,
+        device: torch.device,
+        at_pass_end: Literal["wrap", "lose_step"] = "wrap",
+        augment_validation: bool = False,
+        test_batch: int = 1_000,
+    ):
+        self.device = device
+        self._examples, self._test, self._labels, self._policy, self._training = (
+            examples,
+            test,
+            labels,
+            policy,
+            training,
+        )
+        self._balance, self._seed, self._group = balance, seed, group
+        self._at_pass_end: Literal["wrap", "lose_step"] = at_pass_end
+        self._augment_validation, self._test_batch = augment_validation, test_batch
+        self.teaches_validation = False
 
     def labels(self) -> Labels:
         return self._labels
-
-    @cached_property
-    def _labels(self) -> Labels:
-        clean = self.dataset.train.labels
-        observed, matrix = observed_labels(self._config, self.dataset)
-        validated_by = clean if self._config.data.validation_labels == "clean" else observed
-        is_validation = np.zeros(len(clean), dtype=bool)
-        is_validation[self.split(0).validation] = True
-        return Labels(observed, validated_by, is_validation, matrix, tuple(self.dataset.train.class_names))
-
-    @cached_property
-    def corrupted(self) -> CorruptedLabels | None:
-        """None where no label of the training part is wrong."""
-        rows, observed = self.split(0).train, self._labels.observed
-        clean = self.dataset.train.labels[rows]
-        is_wrong = observed[rows] != clean
-        if not is_wrong.any():
-            return None
-        realised = noise.realised(clean, observed[rows], self.dataset.num_classes)
-        return CorruptedLabels(rows, is_wrong, self._labels.noise, realised)
 
     def split(self, epoch: int) -> Split:
         return self._policy.at(epoch)
@@ -101,51 +116,102 @@ class Source:
         Raises:
             UserError: if a fold is too small for a validation minibatch.
         """
-        config = self._config
-        lasts = fold_epochs(num_folds, config.training, self.split(0))
-        return self._with_validation(
-            splits.in_folds(self._policy, self.dataset.train.labels, config.seed, num_folds, lasts)
-        )
+        lasts = fold_epochs(num_folds, self._training, self.split(0))
+        return self._with_validation(splits.in_folds(self._policy, self._balance, self._seed, num_folds, lasts))
+
+    def most_folds(self) -> int:
+        """Into how many folds the validation part can be divided if each is to fill a validation minibatch."""
+        return len(self.split(0).validation) // self._training.val_batch_size
 
     def _with_validation(self, policy: Policy) -> RoundLoader:
         """Batches where validation images may be trained on: these keep their validation labels."""
-        labels = self._labels
+        self.teaches_validation, labels = True, self._labels
         return self._loader(policy, np.where(labels.is_validation, labels.validation, labels.observed))
 
-    def _loader(self, policy: Policy, observed: Int[np.ndarray, " images"]) -> RoundLoader:
-        config, data, training = self._config, self._config.data, self._config.training
+    def _loader(self, policy: Policy, taught: Int[np.ndarray, " images"]) -> RoundLoader:
+        training = self._training
         sampler = RoundSampler(
             policy,
-            seed=config.seed,
+            seed=self._seed,
             num_steps=training.num_steps,
             train_batch=training.batch_size,
             val_batch=training.val_batch_size,
-            at_pass_end=data.at_pass_end,
+            at_pass_end=self._at_pass_end,
         )
+        return RoundLoader(
+            self._examples(taught),
+            self._examples(self._labels.validation),
+            self._test,
+            sampler,
+            seed=self._seed,
+            num_classes=len(self._labels.class_names),
+            rank=self._group.rank,
+            world_size=self._group.size,
+            device=self.device,
+            augment_validation=self._augment_validation,
+            test_batch=self._test_batch,
+        )
+
+
+class ImageSource(Source):
+    """The images that a configuration names, with labels that are corrupted as it says."""
+
+    def __init__(self, config: ExperimentConfig, dataset: Dataset, *, group: Group, device: torch.device):
+        """
+        Raises:
+            UserError: if images or labels cannot be divided or corrupted as the configuration says.
+        """
+        self.dataset, data = dataset, config.data
+        policy, clean = build_policy(config, dataset), dataset.train.labels
+        observed, matrix = observed_labels(config, dataset)
+        is_validation = np.zeros(len(clean), dtype=bool)
+        is_validation[policy.at(0).validation] = True
 
         def images(part: ImageSet, labels: Int[np.ndarray, " n"]) -> LabelledImages:
             return LabelledImages(
                 part.images,
                 labels,
-                mean=self.dataset.mean,
-                std=self.dataset.std,
+                mean=dataset.mean,
+                std=dataset.std,
                 augment=data.augment,
                 padding_mode=data.crop_padding,
             )
 
-        train, test = self.dataset.train, self.dataset.test
-        return RoundLoader(
-            images(train, observed),
-            images(train, self._labels.validation),
-            images(test, test.labels),
-            sampler,
+        super().__init__(
+            partial(images, dataset.train),
+            images(dataset.test, dataset.test.labels),
+            Labels(
+                observed,
+                clean if data.validation_labels == "clean" else observed,
+                is_validation,
+                matrix,
+                tuple(dataset.train.class_names),
+            ),
+            policy,
+            config.training,
+            balance=clean,
             seed=config.seed,
-            num_classes=self.dataset.num_classes,
-            rank=self._group.rank,
-            world_size=self._group.size,
-            device=self.device,
+            group=group,
+            device=device,
+            at_pass_end=data.at_pass_end,
             augment_validation=data.augment_validation,
         )
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, device: torch.device | str = "cpu") -> "ImageSource":
+        """That of a run in this process."""
+        return cls(config, load_dataset(config.data), group=SingleProcess(), device=torch.device(device))
+
+    @cached_property
+    def corrupted(self) -> CorruptedLabels | None:
+        """None where no label of the training part is wrong."""
+        rows, labels = self.split(0).train, self.labels()
+        clean = self.dataset.train.labels[rows]
+        is_wrong = labels.observed[rows] != clean
+        if not is_wrong.any():
+            return None
+        realised = noise.realised(clean, labels.observed[rows], self.dataset.num_classes)
+        return CorruptedLabels(rows, is_wrong, labels.noise, realised)
 
 
 def fold_epochs(num_folds: int, training: TrainingConfig, split: Split) -> int:

@@ -5,6 +5,7 @@ What a method makes of its student's loss is the method's business; how the stud
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ class Trainee:
         buffers = {name: buffer.to(self.device) for name, buffer in self.student.initial_buffers().items()}
         return StudentState(theta, torch.zeros_like(theta), buffers)
 
+    @property
+    def gives_embedding(self) -> bool:
+        """Whether the student can be asked for what its last layer reads."""
+        return "with_embedding" in signature(self.student.module.forward).parameters
+
     def outputs(
         self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, training: bool, **options: Any
     ) -> Any:
@@ -87,8 +93,11 @@ class Trainee:
         return rows_of(self.task.terms(outputs, batch), self.task), features
 
     def features(self, student: StudentState, batch: Batch) -> Float[Tensor, "n d"]:
-        """What the student's last layer reads, in evaluation mode."""
-        return self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)[1]
+        """What the student's last layer reads, in evaluation mode; where it does not give that, its log-probabilities
+        in double precision."""
+        if self.gives_embedding:
+            return self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)[1]
+        return self.outputs(student.theta, student.buffers, batch, training=False).double().log_softmax(dim=1)
 
     def error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         """This worker's share of the validation error."""

@@ -1,6 +1,7 @@
 """Tensors that are in memory, as examples and as a loader of all that training needs."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,12 @@ class TensorExamples:
 
     def __len__(self) -> int:
         return len(next(iter(by_name(self.inputs).values())))
+
+    def taught(self, targets: Tensor) -> "TensorExamples":
+        """The same inputs with other targets."""
+        other = copy(self)
+        other.targets = targets.to(next(iter(by_name(self.targets).values())).device)
+        return other
 
     def keep_on(self, device: torch.device) -> None:
         self.inputs, self.targets = (combined(lambda v: v.to(device), part) for part in (self.inputs, self.targets))

@@ -1,5 +1,6 @@
 """L2T-DLN (NeurIPS 2023): a learned loss, rewritten every round by a teacher. Its round is `core/meta_step.py`."""
 
+import logging
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -24,6 +25,10 @@ from l2t_ray.settings.record import Count, Positive, Record, Whole, Width, named
 EngineName = Literal["auto", "store", "recompute", "forward_over_reverse", "one_step", "finite_difference"]
 
 DEFAULT_TEACHER = "lstm"
+MOST_FOLDS = 10
+"""Of the validation images, where their number is not set: more bring nothing (docs/log.md)."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class AdamConfig(Record):
@@ -124,8 +129,9 @@ class L2TDLNConfig(LearnedLossSettings):
     """Student steps the hypergradient goes back through; null: all of a round's."""
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
     """What rewrites the loss."""
-    clean_folds: Annotated[Whole, Field(ge=2, le=1000)] = 5
-    """Folds of the validation images where they are `trusted`: one judges, the others teach."""
+    clean_folds: Annotated[Whole, Field(ge=2, le=1000)] | None = 5
+    """Folds of the validation images where they are `trusted`: one judges, the others teach. null: ten, or as many as
+    can each fill a validation minibatch; where that is none or one, all judge and none teach."""
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
     # For the released code alone (docs/released.md)
@@ -147,9 +153,8 @@ class L2TDLNConfig(LearnedLossSettings):
     def needs_forward_derivatives(self) -> bool:
         return self.engine == "forward_over_reverse"
 
-    def network(self, num_classes: int, *, seed: int) -> DynamicLossNetwork:
-        del seed
-        return self.loss_network.bare(num_classes)  # its weights are the teacher's to say
+    def network(self, parts: Parts) -> DynamicLossNetwork:
+        return parts.loss_network or self.loss_network.bare(parts.num_classes)  # its weights are the teacher's to say
 
     def learner(self, objective: LearnedObjective, parts: Parts) -> L2TDLN:
         assert parts.teacher is not None
@@ -166,12 +171,19 @@ class L2TDLNConfig(LearnedLossSettings):
         return self.reweight and self.reweight.centers(parts)
 
     def data_with_clean(self, parts: Parts) -> Data:
-        if self.clean_images == "trusted":
-            return parts.source.in_folds(self.clean_folds)
-        return super().data_with_clean(parts)
+        if self.clean_images != "trusted":
+            return super().data_with_clean(parts)
+        num_folds = self.clean_folds or min(MOST_FOLDS, parts.source.most_folds())
+        if num_folds < 2:
+            _LOG.info("the validation images only judge: they do not fill a validation minibatch twice")
+            return parts.source.plain()
+        return parts.source.in_folds(num_folds)
 
     def new_teacher(self, num_classes: int, *, seed: int) -> LocalTeacher:
-        network = self.loss_network.build(num_classes, seed=seed)
+        return self.teacher_of(self.loss_network.build(num_classes, seed=seed), seed=seed)
+
+    def teacher_of(self, network: DynamicLossNetwork, *, seed: int) -> LocalTeacher:
+        """The teacher of a loss that begins as this network."""
         phi = network.phi.detach()
         bound = SlopeBound(network.spec, phi) if self.loss_network.slope == "bounded" else None
         return LocalTeacher(phi, self.teacher.rule(phi.numel(), seed=seed), bound)

@@ -40,9 +40,9 @@ class LearnedLossSettings(MethodSettings):
     def has_channel(self) -> bool:
         return self.loss_network.label_entries == "channel"
 
-    def network(self, num_classes: int, *, seed: int) -> DynamicLossNetwork:
+    def network(self, parts: Parts) -> DynamicLossNetwork:
         """The loss network that the student starts with."""
-        return self.loss_network.build(num_classes, seed=seed)
+        return parts.loss_network or self.loss_network.build(parts.num_classes, seed=parts.seed)
 
     def learner(self, objective: LearnedObjective, parts: Parts) -> Method:
         """The method of every round after the warm ones."""
@@ -103,7 +103,7 @@ class LearnedLossSettings(MethodSettings):
         centers = self.centers(parts)
         return LearnedObjective(
             parts.trainee,
-            PairLoss(self.network(parts.num_classes, seed=parts.seed), parts.trainee.task),
+            PairLoss(self.network(parts), parts.trainee.task),
             has_offset=bool(self.warm_share) and self.has_channel,
             memory=self._memory(parts),
             centers=centers,
@@ -136,4 +136,5 @@ def estimated_channel(student: StudentState, parts: Parts, epoch: int) -> Float[
         num_classes=num_classes,
     )
     _LOG.info("label noise: %s", estimate)
+    parts.on_estimate(estimate)
     return group.sum(estimate.channel.to(student.theta))

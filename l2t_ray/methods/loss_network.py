@@ -61,6 +61,20 @@ class LossNetworkConfig(Record):
             ) from None
         return self
 
+    @classmethod
+    def of(cls, spec: LossNetworkSpec) -> "LossNetworkConfig":
+        """The settings of a network that there is already."""
+        entries = "channel" if spec.channel is not None else "table" if spec.label_table is not None else "constant"
+        return cls(
+            hidden=spec.hidden,
+            layers=spec.layers,
+            pairs=spec.pairs,
+            activation=spec.activation,
+            label_entries=entries,
+            memory=spec.memory,
+            mean=spec.mean,
+        )
+
     def build(self, num_classes: int, *, seed: int) -> DynamicLossNetwork:
         """The loss network at its beginning: its weights are fitted, which takes seconds."""
         return DynamicLossNetwork(

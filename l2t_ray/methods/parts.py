@@ -1,6 +1,6 @@
 """What a method is built from: the student, the data of the run, and the facts that all arms share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.splits import Split
 from l2t_ray.interfaces import Batch, Data, Group, Teacher
@@ -49,6 +51,10 @@ class Source(Protocol):
         """One fold of the validation part is validated on, the others are trained on as well; they take turns."""
         ...
 
+    def most_folds(self) -> int:
+        """Into how many folds the validation part can be divided if each is to fill a validation minibatch."""
+        ...
+
     def split(self, epoch: int) -> Split:
         """Which rows are trained on and validated on in an epoch."""
         ...
@@ -66,6 +72,8 @@ class Parts:
         num_rounds: of the whole training.
         seed: of the run; `data.counted.torch_seed(seed, "purpose")` gives a seed for each purpose.
         teacher: what rewrites the loss; None where the method has none (`MethodSettings.has_teacher`).
+        loss_network: what the learned loss is at first, whatever the settings say; None: as they say.
+        on_estimate: hears each estimate of the label noise, on the worker that makes it.
     """
 
     trainee: Trainee
@@ -73,6 +81,8 @@ class Parts:
     num_rounds: int
     seed: int
     teacher: Teacher | None = None
+    loss_network: DynamicLossNetwork | None = None
+    on_estimate: Callable[[NoiseEstimate], None] = lambda estimate: None
 
     @property
     def group(self) -> Group:

@@ -8,11 +8,13 @@ from l2t_ray.methods.l2r import L2RConfig
 from l2t_ray.methods.l2t_dln import L2TDLNConfig
 from l2t_ray.methods.mentornet import MentorNetConfig
 from l2t_ray.methods.mw_net import MWNetConfig
+from l2t_ray.methods.recommended import RecommendedConfig
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.methods.slf import SLFConfig
 from l2t_ray.methods.static_dln import StaticDLNConfig
 
 METHODS: tuple[type[MethodSettings], ...] = (
+    RecommendedConfig,
     L2TDLNConfig,
     CrossEntropyConfig,
     GCEConfig,
@@ -25,7 +27,7 @@ METHODS: tuple[type[MethodSettings], ...] = (
     SLFConfig,
 )
 
-DEFAULT_METHOD = L2TDLNConfig
+DEFAULT_METHOD = RecommendedConfig
 """What a configuration trains that names no method."""
 DEFAULT_CONTROL = CrossEntropyConfig
 """What it is held against where no controls are named."""

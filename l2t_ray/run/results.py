@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from l2t_ray.assembly.looks import Closing, closing_look
 from l2t_ray.assembly.run import resolve_device
-from l2t_ray.assembly.source import CorruptedLabels, Source
+from l2t_ray.assembly.source import CorruptedLabels, ImageSource
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.data.catalog import Dataset
@@ -70,7 +70,7 @@ def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpo
 
 def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
     write_rows(folder / "metrics.parquet", checkpoint.rows)
-    source = Source.of(config, resolve_device(config))
+    source = ImageSource.of(config, resolve_device(config))
     looks = closing_look(config, source, checkpoint.finished) if figures else {}
     metrics = build_task(config).metrics
     summaries = [_summary(name, checkpoint, looks, metrics) for name in config.arms()]
@@ -90,7 +90,7 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
 
 def _write_figures(
     config: ExperimentConfig,
-    source: Source,
+    source: ImageSource,
     folder: Path,
     checkpoint: Checkpoint,
     looks: Mapping[str, Closing],
@@ -177,7 +177,7 @@ def closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise that the training images really have, for tracking."""
-    noise = Source.of(config).corrupted
+    noise = ImageSource.of(config).corrupted
     if noise is None:
         return {}
     return {
@@ -188,7 +188,7 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def _write_noise(config: ExperimentConfig, source: Source, folder: Path) -> CorruptedLabels | None:
+def _write_noise(config: ExperimentConfig, source: ImageSource, folder: Path) -> CorruptedLabels | None:
     dataset, noise = source.dataset, source.corrupted
     if noise is not None:
         facts = {

@@ -46,8 +46,14 @@ _RULES: dict[str, Rule] = {
     "learning_rate": Rule("a finite number above 0", lambda value: _number(value, lambda x: x > 0)),
     "momentum": Rule("a number in [0, 1)", lambda value: _number(value, lambda x: 0 <= x < 1)),
     "weight_decay": Rule("a finite number of at least 0", lambda value: _number(value, lambda x: x >= 0)),
-    "warm_share": Rule("a share of the rounds, in [0, 1]", lambda value: _number(value, lambda x: 0 <= x <= 1)),
-    "teacher": Rule(" or ".join(map(repr, TEACHERS)), lambda value: isinstance(value, str) and value in TEACHERS),
+    "warm_share": Rule(
+        "None or a share of the rounds, in [0, 1]",
+        lambda value: value is None or _number(value, lambda x: 0 <= x <= 1),
+    ),
+    "teacher": Rule(
+        "None, " + " or ".join(map(repr, TEACHERS)),
+        lambda value: value is None or (isinstance(value, str) and value in TEACHERS),
+    ),
     "loss_network": Rule(
         "None or a DynamicLossNetwork with finite weights", lambda value: value is None or _is_sound(value)
     ),

@@ -11,7 +11,7 @@ from l2t_ray.assembly import run as run_module
 from l2t_ray.assembly.images import build_policy, data_root, load_dataset, observed_labels
 from l2t_ray.assembly.looks import check_hypergradient
 from l2t_ray.assembly.run import build_run
-from l2t_ray.assembly.source import Source, fold_epochs
+from l2t_ray.assembly.source import ImageSource, fold_epochs
 from l2t_ray.data.splits import Split
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.glc import noise_matrix
@@ -118,7 +118,7 @@ def test_the_channel_is_estimated_by_one_worker_for_all():
     dataset = load_dataset(config.data)
     _, matrix = observed_labels(config, dataset)
     first, second = (
-        Parts(replace(method._trainee, group=_GroupOfTwo(rank)), Source.of(config), num_rounds=10, seed=0)
+        Parts(replace(method._trainee, group=_GroupOfTwo(rank)), ImageSource.of(config), num_rounds=10, seed=0)
         for rank in (0, 1)
     )
     found = estimated_channel(state.student, first, 0)

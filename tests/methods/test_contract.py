@@ -12,7 +12,7 @@ from torch import nn
 
 from l2t_ray.assembly.images import load_dataset
 from l2t_ray.assembly.methods import build_arm
-from l2t_ray.assembly.source import Source
+from l2t_ray.assembly.source import ImageSource
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.bilevel.flat import FlatModule
@@ -178,7 +178,7 @@ def unguarded_arm(config, digits, group, student):
         teacher = build_teacher(method, num_classes, seed=0)
         return teacher if group.size == 1 else SharedTeacher(teacher, group)
 
-    source = Source(config, digits, group=group, device=device)
+    source = ImageSource(config, digits, group=group, device=device)
     parts = Parts(trainee, source, config.training.num_rounds, config.seed)
     with patch.object(mentornet, "FIT_STEPS", 40):
         arm = build_arm(config.method, parts, make_teacher)

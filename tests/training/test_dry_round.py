@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from l2t_ray.assembly.fit import fit
 from l2t_ray.bilevel.draws import unmoved_draws
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.dry_round import with_remedies
-from l2t_ray.training.fit import fit
 
 WIDTH = 8
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import DivergenceError, UserError
-from l2t_ray.training.fit import fit
 
 WIDTH = 6
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
-from l2t_ray.training.fit import fit
 
 NAN, INF = float("nan"), float("inf")
 
@@ -43,8 +43,8 @@ WRONG = {
     "learning_rate": ([0, -0.1, NAN, INF, True, "0.1", torch.tensor(0.1)], "must be a finite number above 0, got"),
     "momentum": ([1, 1.5, -0.1, NAN, True], r"must be a number in \[0, 1\), got"),
     "weight_decay": ([-1e-4, INF, NAN, False], "must be a finite number of at least 0, got"),
-    "warm_share": ([1.5, -1.0, 15, NAN, True, None], r"must be a share of the rounds, in \[0, 1\], got"),
-    "teacher": (["LSTM", "sgd", None, ["adam"], nn.LSTM], "must be 'adam' or 'lstm', got"),
+    "warm_share": ([1.5, -1.0, 15, NAN, True], r"must be None or a share of the rounds, in \[0, 1\], got"),
+    "teacher": (["LSTM", "sgd", ["adam"], nn.LSTM], "must be None, 'adam' or 'lstm', got"),
     "seed": ([-1, 1.0, True, 2**63, "0", None], r"must be a whole number from 0 to 2\^63 - 1, got"),
     "loss_network": (["gce", nn.CrossEntropyLoss(), broken_loss()], "must be None or a DynamicLossNetwork"),
     "on_row": (["print"], "must be a function of one row, got 'print'"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2t_ray.training.fit import fit
+from l2t_ray.assembly.fit import fit
 
 
 @pytest.mark.parametrize("warm_share", [0.0, 0.5])

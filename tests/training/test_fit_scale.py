@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.data.tensors import TensorData
-from l2t_ray.training.fit import fit
 
 
 class Watched(nn.Linear):

@@ -1,0 +1,290 @@
+"""Train your own model on your own data with a learned loss, in this process: no configuration file, no Ray.
+
+Settings, phases and minibatches are those of a job (`assembly/run.py`): the same settings give the same training, bit
+for bit.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2t_ray.assembly.methods import build_arm
+from l2t_ray.assembly.students import build_sgd
+from l2t_ray.assembly.tensor_source import TensorSets, TensorSource
+from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.refusals import is_compiled
+from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.noise_estimate import NoiseEstimate
+from l2t_ray.core.student import Trainee
+from l2t_ray.interfaces import DivergenceError, UserError
+from l2t_ray.methods.l2t_dln import L2TDLNConfig
+from l2t_ray.methods.learned_loss import LearnedLossSettings
+from l2t_ray.methods.loss_network import LossNetworkConfig
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings import experiment as configuration
+from l2t_ray.settings.experiment import ExperimentConfig
+from l2t_ray.tasks.classification import Classification
+from l2t_ray.training.arguments import check_arguments, usable_device
+from l2t_ray.training.checkpoint import Checkpoint
+from l2t_ray.training.dry_round import dry_round, first_outputs, with_remedies
+from l2t_ray.training.explain import Words
+from l2t_ray.training.loop import Run, StepSizes
+from l2t_ray.training.remedies import EAGER, applied
+from l2t_ray.training.user_module import check_parameters, copied, initialise_lazy, uncompiled
+
+_LOG = logging.getLogger(__name__)
+_LARGE_INPUT = 20.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` gives back: the trained model in evaluation mode, the loss it was trained with at the end (None: the
+    method learns none), and a row a round.
+
+    `noise` is the newest estimate of the label noise, with its standard errors; None where there was none.
+    """
+
+    model: nn.Module
+    loss_network: DynamicLossNetwork | None
+    rows: list[dict[str, Any]]
+    noise: NoiseEstimate | None
+
+
+def fit(
+    model: nn.Module,
+    *,
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None = None,
+    method: MethodSettings | Mapping[str, Any] | str | None = None,
+    num_rounds: int = 300,
+    num_steps: int = 15,
+    batch_size: int = 25,
+    val_batch_size: int = 100,
+    learning_rate: float = 0.1,
+    momentum: float = 0.0,
+    weight_decay: float = 5e-4,
+    warm_share: float | None = None,
+    teacher: str | None = None,
+    loss_network: DynamicLossNetwork | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> Fit:
+    """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
+
+    One round is tried first, on a copy of its own (`dry_round`), so that what cannot be trained is refused at once.
+
+    Args:
+        model: gives logits `[n, c]` for inputs `[n, ...]`, of any floating-point type; left as it is. It may have more
+            outputs than the labels have classes. Lazy modules get their shapes from the validation inputs.
+        train: inputs and labels to train on, tensors or NumPy arrays; labels may be wrong, and of any integer type.
+        validation: inputs and labels to judge by; small and clean. The recommended method lets them take turns in
+            judging and in teaching; `method={"name": "recommended", "clean_images": "judge"}` never trains on them.
+        test: inputs and labels that the rows' `test_accuracy` is of; None: it is of the validation set, and too good
+            where that is trained on.
+        method: what a configuration's section `method` may hold, or a method's settings; None: the recommended one.
+        num_rounds: changes of the loss; the model takes `num_rounds * num_steps` SGD steps, with cosine decay.
+        warm_share: share of the rounds under plain cross-entropy, after which the label noise is estimated and the
+            loss goes on from there (`core/noise_estimate.py`). Short enough that wrong labels are not memorised in it.
+            0: the loss is learned from the first round on. 1: it never is. None: as the method has it.
+        teacher: what changes the loss: `adam` on its weights, or the `lstm`; None: as the method has it.
+        loss_network: where the loss begins; None: as the method has it. The noise is estimated for a loss network with
+            a channel alone.
+        device: where it is trained. The sets are kept there if they fit; the trained model is where `model` is.
+        on_row: hears the numbers of each round.
+
+    Raises:
+        UserError: before anything is trained, if an argument is none (`arguments`), the data does not fit together
+            (`TensorSets`), or the model cannot be copied, evaluated, or differentiated twice.
+        DivergenceError: if the training error or a gradient is not finite.
+    """
+    check_arguments(locals())
+    config = _settings(
+        {
+            "num_rounds": int(num_rounds),
+            "num_steps": int(num_steps),
+            "batch_size": int(batch_size),
+            "val_batch_size": int(val_batch_size),
+            "learning_rate": float(learning_rate),
+            "momentum": float(momentum),
+            "weight_decay": float(weight_decay),
+        },
+        method,
+        seed=int(seed),
+        warm_share=warm_share,
+        teacher=teacher,
+        loss_network=loss_network,
+    )
+    check_parameters(model)
+    place = usable_device(device)
+    words = Words(batch_size=f"batch_size={batch_size}", val_batch_size=f"val_batch_size={val_batch_size}")
+    # Somebody may call this inside torch.no_grad() or torch.inference_mode().
+    with torch.inference_mode(False), torch.enable_grad():
+        compiled = any(map(is_compiled, model.modules()))
+        student = uncompiled(copied(model))
+        home = next(student.parameters()).device
+        student.to(place)
+        sets = TensorSets(train, validation, test, config.training, device=place)
+        source = TensorSource(sets, config.training, num_classes=sets.num_classes, seed=config.seed, device=place)
+        batches = source.plain().dry_round()
+        initialise_lazy(student, batches.val.inputs, config.seed)
+        outputs = first_outputs(student, batches.val.inputs, words)
+        num_classes = outputs.shape[1]
+        sets.check_outputs(num_classes)
+        source = TensorSource(sets, config.training, num_classes=num_classes, seed=config.seed, device=place)
+        notes = [*([EAGER.note] if compiled else []), *_notes(outputs, sets.num_classes)]
+        network = _first_loss(loss_network, config, num_classes, sets.num_classes)
+
+        def try_a_round() -> None:
+            run, _ = _built(config, FlatModule(copied(student)), source, network, sets)
+            dry_round(run.arms[0].method, run.student, run.task, run.group, batches, words)
+            copied(run.student.module)
+
+        remedies = with_remedies(try_a_round, place)
+        for note in (*notes, *(remedy.note for remedy in remedies)):
+            _LOG.warning("model %s.", note)
+        if test is None and source.teaches_validation:
+            _LOG.warning("test_accuracy is of the validation set, which is trained on as well: too good; give test=.")
+        run, estimates = _built(config, FlatModule(student), source, network, sets)
+        with warnings.catch_warnings(), applied(remedies):
+            warnings.simplefilter("ignore")  # it is raised, below
+            end = run.train(start=None, store=None, on_row=on_row)
+        if end.diverged:
+            raise DivergenceError(*end.diverged.values())
+        run.student.load(end.state.student.theta, end.state.student.buffers)
+        return Fit(
+            copied(student).to(home).eval(),
+            _last_loss(network, end),
+            end.rows,
+            estimates[-1] if estimates else None,
+        )
+
+
+# What is no such argument is for the table of rules to say, not for a type checker at run time.
+setattr(fit, "__no_type_check__", True)  # noqa: B010
+
+
+def _settings(
+    training: dict[str, Any],
+    method: MethodSettings | Mapping[str, Any] | str | None,
+    *,
+    seed: int,
+    warm_share: float | None,
+    teacher: str | None,
+    loss_network: DynamicLossNetwork | None,
+) -> ExperimentConfig:
+    """What a configuration with these settings would be.
+
+    Raises:
+        UserError: if there is no such method, or it has no such settings.
+    """
+    tree = {"seed": seed, "training": training | {"decay": "cosine"}, "controls": [], "ray": {"enabled": False}}
+    if method is not None:
+        tree["method"] = dict(method) if isinstance(method, Mapping) else method
+    config = configuration.validate(tree, source="the arguments of fit")
+    if warm_share == 1:  # never learned
+        return configuration.validate(tree | {"method": "cross_entropy"}, source="the arguments of fit")
+    own: dict[str, Any] = {}
+    if warm_share is not None:
+        own["warm_share"] = float(warm_share)
+    if teacher is not None:
+        own["teacher"] = teacher
+    if loss_network is not None:
+        own["loss_network"] = LossNetworkConfig.of(loss_network.spec).model_dump()
+    for name in own:
+        if name not in type(config.method).model_fields:
+            raise UserError(f"{name} is for a method that learns its loss, and method is {config.method.name!r}.")
+    if not own:
+        return config
+    changed = type(config.method).model_validate(config.method.model_dump() | own)
+    return config.model_copy(update={"method": changed})
+
+
+def _first_loss(
+    given: DynamicLossNetwork | None, config: ExperimentConfig, num_classes: int, num_labels: int
+) -> DynamicLossNetwork | None:
+    """The loss to begin with; one that is given is copied. None: the method learns none.
+
+    Raises:
+        UserError: if it is for another number of classes.
+    """
+    if given is None:
+        learns = isinstance(config.method, LearnedLossSettings)
+        return config.method.loss_network.build(num_classes, seed=config.seed) if learns else None
+    if given.spec.num_classes not in (None, num_classes):
+        raise UserError(
+            f"loss_network is for {given.spec.num_classes} classes, and the labels have {num_labels}, model "
+            f"{num_classes} outputs; make one for {num_classes}, or leave it out."
+        )
+    return copied(given, "loss_network")
+
+
+def _last_loss(network: DynamicLossNetwork | None, end: Checkpoint) -> DynamicLossNetwork | None:
+    if network is None:
+        return None
+    learned = copied(network, "loss_network")
+    if end.snapshots:
+        (snapshots,) = end.snapshots.values()
+        with torch.no_grad():
+            learned.phi.copy_(snapshots[max(snapshots)])
+    return learned.requires_grad_(False)
+
+
+def _built(
+    config: ExperimentConfig,
+    student: FlatModule,
+    source: TensorSource,
+    network: DynamicLossNetwork | None,
+    sets: TensorSets,
+) -> tuple[Run, list[NoiseEstimate]]:
+    """Everything that is trained, at its beginning; the list is filled with what is found of the noise."""
+    training, group, estimates = config.training, SingleProcess(), []
+    trainee = Trainee(student, Classification(), build_sgd(training), group, source.device)
+    parts = Parts(trainee, source, training.num_rounds, config.seed, loss_network=network, on_estimate=estimates.append)
+
+    def make_teacher(method: MethodSettings, num_classes: int) -> Any:
+        if isinstance(method, L2TDLNConfig) and network is not None:
+            return method.teacher_of(network, seed=config.seed)
+        return method.new_teacher(num_classes, seed=config.seed)
+
+    run = Run(
+        arms=[build_arm(config.method, parts, make_teacher)],
+        student=student,
+        task=trainee.task,
+        data=source.plain(),
+        group=group,
+        num_rounds=training.num_rounds,
+        num_steps=training.num_steps,
+        images_per_round=training.num_steps * training.batch_size,
+        eval_every=training.eval_every,
+        checkpoint_every=training.num_rounds,
+        tests_on_validation=sets.test is sets.validation,
+        seed=config.seed,
+        step_sizes=StepSizes("learning_rate", None),
+        other_advice=_about_inputs(sets.train.largest),
+    )
+    return run, estimates
+
+
+def _notes(outputs: Tensor, num_labels: int) -> list[str]:
+    """What is odd about a model's first outputs, but may be meant."""
+    notes = []
+    if outputs.shape[1] > num_labels:
+        notes.append(
+            f"gives {outputs.shape[1]} outputs for {num_labels} classes; the others are outputs without examples"
+        )
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(dim=1), outputs.new_ones(()), atol=1e-3):
+        notes.append("seems to give probabilities where logits are expected; leave its softmax out")
+    return notes
+
+
+def _about_inputs(largest: float) -> str:
+    return "" if largest <= _LARGE_INPUT else f", or scale the inputs, which reach {largest:g}"

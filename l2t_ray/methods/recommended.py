@@ -1,0 +1,32 @@
+"""What is trained where nobody says what: the learned loss that has come out best so far, here and in one place.
+
+docs/results.md has the figures, for clean and for noisy labels. Another choice is another line here.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from l2t_ray.methods.l2t_dln import DEFAULT_TEACHER, AdamConfig, L2TDLNConfig, LstmConfig
+from l2t_ray.methods.loss_network import LossNetworkConfig
+from l2t_ray.settings.record import Count, Fraction, Whole, named
+
+
+class RecommendedConfig(L2TDLNConfig):
+    """L2T-DLN with few numbers to learn: a channel of label noise, which is estimated from the student after plain
+    warm-up rounds and again as it gets better, and how much the student's own memory of an image counts beside its
+    label. The validation images take turns in teaching and in judging."""
+
+    name: Literal["recommended"] = "recommended"  # pyright: ignore[reportIncompatibleVariableOverride]
+    loss_network: LossNetworkConfig = LossNetworkConfig(layers=0, label_entries="channel", memory=1.0)
+    """No layers: -log p of the label that a noisy annotator would give, and the memory."""
+    warm_share: Fraction = 0.15
+    """As in `l2t_dln`."""
+    channel_estimates: Count = 4
+    """As in `l2t_dln`."""
+    clean_images: Literal["judge", "mixed", "fine_tuned", "trusted"] = "trusted"
+    """As in `l2t_dln`."""
+    clean_folds: Annotated[Whole, Field(ge=2, le=1000)] | None = None
+    """As in `l2t_dln`."""
+    teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = AdamConfig()
+    """As in `l2t_dln`; the LSTM comes out level."""

@@ -1,0 +1,89 @@
+"""The same settings train the same through `fit` and through a job, to the last bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from l2t_ray.assembly.fit import fit
+from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.source import ImageSource
+from l2t_ray.assembly.students import build_student
+from l2t_ray.data import catalog
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings.experiment import validate
+
+TRAINING = {
+    "num_rounds": 12,
+    "num_steps": 3,
+    "batch_size": 20,
+    "val_batch_size": 25,
+    "learning_rate": 0.05,
+    "momentum": 0.9,
+    "weight_decay": 1e-3,
+}
+METHODS = {
+    "recommended": {"name": "recommended"},
+    "the paper's network": {
+        "name": "l2t_dln",
+        "loss_network": {"hidden": 6},
+        "teacher": {"name": "lstm", "cells": [4]},
+    },
+    "fine-tuned": {"name": "gce", "clean_images": "fine_tuned"},
+}
+FOLLOWED = ("train_loss", "val_error", "hypergradient_norm", "memory_weight", "phi_step_norm")
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """Of a few digits the last hundred were set apart as clean, as validation images are that people bring."""
+    whole = catalog.load("digits", root=Path("data"))
+    few = whole.train
+    rows = np.arange(300)
+    train = replace(few, images=few.images[rows], labels=few.labels[rows], positions=few.positions[rows])
+    dataset = replace(whole, train=train, validation=np.arange(200, 300))
+    for module in ("run", "source"):
+        monkeypatch.setattr(f"l2t_ray.assembly.{module}.load_dataset", lambda data: dataset)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fit_and_a_job_with_the_same_settings_are_one_training(name, digits):
+    config = validate(
+        {
+            "seed": 3,
+            "data": {"name": "digits", "augment": "none", "noise": {"kind": "flip_to_two", "rate": 0.4}},
+            "student": {"name": "resnet8", "norm": "batch"},
+            "training": TRAINING | {"decay": "cosine"},
+            "method": METHODS[name],
+            "controls": [],
+            "ray": {"enabled": False},
+        },
+        source="a test",
+    )
+    source = ImageSource.of(config)
+    run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
+    rows: list[dict] = []
+    end = run.train(start=None, store=None, on_row=rows.append)
+
+    split, labels, loader = source.split(0), source.labels(), source.plain()
+
+    def tensors(part, given):
+        return torch.cat([batch.inputs for batch in loader.training_images(part)]), torch.from_numpy(given[part])
+
+    fitted = fit(
+        build_student(config.student, source.dataset, group=SingleProcess(), seed=config.seed),
+        train=tensors(split.train, labels.observed),
+        validation=tensors(split.validation, labels.validation),
+        method=METHODS[name],
+        seed=config.seed,
+        **TRAINING,
+    )
+    assert len(fitted.rows) == len(rows) == 12
+    for own, other in zip(fitted.rows, rows, strict=True):
+        for key in FOLLOWED:
+            assert own.get(key) == other.get(key), (own["round"], key)
+    run.student.load(end.state.student.theta, end.state.student.buffers)
+    for key, value in run.student.module.state_dict().items():
+        assert torch.equal(fitted.model.state_dict()[key], value), key
