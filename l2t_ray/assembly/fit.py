@@ -217,8 +217,9 @@ def _first_loss(
         UserError: if it is for another number of classes.
     """
     if given is None:
-        learns = isinstance(config.method, LearnedLossSettings)
-        return config.method.loss_network.build(num_classes, seed=config.seed) if learns else None
+        method = config.method
+        learns = isinstance(method, LearnedLossSettings)
+        return method.loss_network.build(num_classes, seed=config.seed) if learns else None
     if given.spec.num_classes not in (None, num_classes):
         raise UserError(
             f"loss_network is for {given.spec.num_classes} classes, and the labels have {num_labels}, model "
