@@ -73,7 +73,7 @@ class MethodSettings(Record):
 
     @property
     def needs_forward_derivatives(self) -> bool:
-        """Whether the student is differentiated forward, which a sum over workers cannot be."""
+        """Whether the student is differentiated forward, which a batch norm over all workers cannot be."""
         return False
 
     def fixed_loss(self, parts: Parts) -> RowLoss | None:
@@ -82,10 +82,16 @@ class MethodSettings(Record):
         return None
 
     def build(self, parts: Parts) -> Method:
-        """The method itself, as it is when no validation image is trained on."""
+        """The method itself, as it is when no validation image is trained on.
+
+        Raises:
+            UserError: if the class defines none.
+        """
         loss = self.fixed_loss(parts)
         if loss is None:
-            raise NotImplementedError(f"{type(self).__name__} must override fixed_loss, build or phases")
+            raise UserError(
+                f"method {self.name!r} says not what it does; define fixed_loss, build or phases in its class."
+            )
         return FixedLoss(parts.trainee, loss)
 
     def phases(self, parts: Parts) -> list[Phase]:
@@ -126,8 +132,13 @@ class MethodSettings(Record):
         return num_rounds - rounds_of(share, num_rounds)
 
     def new_teacher(self, num_classes: int, *, seed: int) -> LocalTeacher:
-        """The teacher at its beginning, with the loss's first weights, of a method that has one."""
-        raise NotImplementedError(f"{type(self).__name__} has a teacher and must override new_teacher")
+        """The teacher at its beginning, with the loss's first weights.
+
+        Raises:
+            UserError: if the class defines none.
+        """
+        del num_classes, seed
+        raise UserError(f"method {self.name!r} is said to have a teacher; define new_teacher in its class.")
 
     def learned_network(self, phi: Float[Tensor, " m"], num_classes: int) -> DynamicLossNetwork | None:
         """The loss network with these weights, to be written as a file; None: the method learns none."""

@@ -30,6 +30,7 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
             section = record_at(record, [str(part) for part in first["loc"][:-1]], settings.tree)
             return _unknown(keys, section, origin)
         case "union_tag_invalid":
+            origin = settings.origin([*keys, "name"])
             return f"{key}.name {origin} must be one of {context['expected_tags']}, got {shown(context['tag'])}."
         case "missing":
             lacking = shown_key([*keys, str(first["loc"][-1])])

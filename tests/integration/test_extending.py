@@ -18,7 +18,9 @@ from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.interfaces import Data, Method, Task
 from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.run import Experiment
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 
@@ -29,10 +31,11 @@ def assembly(tmp_path_factory):
     directory = tmp_path_factory.mktemp("page")
     for name, text in FILES.items():
         (directory / f"{name}.py").write_text(text)
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), redirect_stdout(StringIO()) as printed:
+    with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(directory)
-        module = import_module("assembly")
-    yield SimpleNamespace(**vars(module), printed=printed.getvalue())
+        with torch.random.fork_rng(), redirect_stdout(StringIO()) as printed:
+            module = import_module("assembly")
+        yield SimpleNamespace(**vars(module), printed=printed.getvalue(), directory=directory)
     for name in FILES:
         sys.modules.pop(name)
 
@@ -55,6 +58,23 @@ def test_the_assembly_trains_both_arms(assembly):
     amounts = [row["smoothing"] for row in rows["smoothing"]]
     assert amounts[0] == pytest.approx(0.1) and amounts[0] != amounts[1] != amounts[2]
     assert len(assembly.printed.splitlines()) == 6
+
+
+def test_the_job_takes_the_method_by_its_import_path(assembly, monkeypatch):
+    """As the page's command says, in this process and for a few steps; it goes on from what it wrote down."""
+    (command,) = re.findall(r"^python jobs/cifar.py --config (.*)$", PAGE, re.MULTILINE)
+    config, *overrides = command.split()
+    few = ["training={num_rounds: 2, num_steps: 2}", "student.name=lenet", "data.num_train=60"]
+    plain = ["ray.enabled=false", "tracking.mlflow=false", "name=own", "controls=[small_loss:SmallLossConfig]"]
+    monkeypatch.chdir(assembly.directory)
+    experiment = Experiment.from_yaml(CONFIGS / Path(config).name, [*overrides, "method.label=easy", *few, *plain])
+    result = experiment.run(quiet=True, figures=False)
+    assert [summary["arm"] for summary in result.summaries] == ["SmallLossConfig", "easy"]
+    assert result.summaries[0]["test_error"] != result.summaries[1]["test_error"]
+    (result.directory / "summary.json").unlink()
+    again = Experiment.resume(result.directory)
+    assert again.config.method == experiment.config.method and again.config.method.share == 0.6
+    assert again.run(quiet=True, figures=False).summaries == result.summaries
 
 
 def test_its_classes_keep_the_protocols(assembly):
