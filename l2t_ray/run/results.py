@@ -16,7 +16,9 @@ from l2t_ray.assembly.looks import Closing, closing_look
 from l2t_ray.assembly.run import resolve_device
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.teachers import bare_loss_network
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
@@ -84,7 +86,7 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, cut: Cut, *,
             surfaces.append((f"round {round_index}", _on_arrays(loss_network.requires_grad_(False))))
         assert loss_network is not None
         loss_network.save(folder / "loss.safetensors")
-        (folder / "loss.md").write_text(loss_card(config, loss_network, summaries))
+        (folder / "loss.md").write_text(loss_card(config, LearnedLoss(PairLoss(loss_network)), summaries))
     if figures:
         _write_figures(config, folder, cut, looks, surfaces)
     return Result(directory, summaries, loss_network)
