@@ -10,6 +10,7 @@ import pytest
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment
+from l2t_ray.settings import experiment as config
 from l2t_ray.training.checkpoint import FORMAT, CheckpointStore
 
 

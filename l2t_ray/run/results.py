@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from l2t_ray.assembly.looks import Closing, closing_look
 from l2t_ray.assembly.run import resolve_device
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.teachers import bare_loss_network
+from l2t_ray.core.loss.family import Picture
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
@@ -76,19 +77,21 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, cut: Cut, *,
     looks = closing_look(config, cut.finished, resolve_device(config)) if figures else {}
     metrics = build_task(config).metrics
     summaries = [_summary(name, cut, looks, metrics) for name in config.arms()]
-    loss_network, surfaces = None, []
+    loss_network, moments = None, []
     if isinstance(config.method, L2TDLNConfig):
         num_classes = load_dataset(config.data).num_classes
         for round_index, phi in sorted(cut.snapshots[config.method.arm].items()):
             loss_network = bare_loss_network(config.method.loss_network, num_classes)
             with torch.no_grad():
                 loss_network.phi.copy_(phi)
-            surfaces.append((f"round {round_index}", _on_arrays(loss_network.requires_grad_(False))))
+            moments.append(
+                (f"round {round_index}", LearnedLoss(PairLoss(loss_network.requires_grad_(False))).pictures())
+            )
         assert loss_network is not None
         loss_network.save(folder / "loss.safetensors")
         (folder / "loss.md").write_text(loss_card(config, LearnedLoss(PairLoss(loss_network)), summaries))
     if figures:
-        _write_figures(config, folder, cut, looks, surfaces)
+        _write_figures(config, folder, cut, looks, moments)
     return Result(directory, summaries, loss_network)
 
 
@@ -97,9 +100,11 @@ def _write_figures(
     folder: Path,
     cut: Cut,
     looks: Mapping[str, Closing],
-    surfaces: Sequence[tuple[str, Callable[[np.ndarray], np.ndarray]]],
+    moments: Sequence[tuple[str, Sequence[Picture]]],
 ) -> None:
-    from l2t_ray.reports.figures import write_figures  # matplotlib takes a second to import, at the start
+    # matplotlib takes a second to import, at the start
+    from l2t_ray.reports.figures import write_figures
+    from l2t_ray.reports.loss_figures import loss_figures
 
     confusions = {arm: look.confusion for arm, look in looks.items()}
     np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
@@ -107,7 +112,7 @@ def _write_figures(
     write_figures(
         folder,
         cut.rows,
-        surfaces,
+        loss_figures(moments),
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
         class_names=load_dataset(config.data).train.class_names,
@@ -216,8 +221,3 @@ def protocol(config: ExperimentConfig, dataset: Dataset) -> str:
     what = f"{data.split} {data.num_validation:,} with {data.validation_labels} labels"
     leaks = data.split == "redivide" and data.validation_labels == "clean" and data.noise.kind != "none"
     return f"{what} (leaks clean labels: every image is judged by sooner or later)" if leaks else what
-
-
-def _on_arrays(loss_network: DynamicLossNetwork) -> Callable[[np.ndarray], np.ndarray]:
-    """The loss network for plotting: numpy pairs in, numpy losses out."""
-    return lambda pairs: loss_network(torch.from_numpy(pairs).float()).numpy()

@@ -15,6 +15,7 @@ from l2t_ray.assembly.parts import Parts
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.core.loss import network as loss_network
 from l2t_ray.core.student import Trainee
 from l2t_ray.interfaces import MethodState, StudentState, Weighing
 from l2t_ray.parallel.group import SingleProcess
