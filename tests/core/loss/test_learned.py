@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -233,3 +233,56 @@ def test_what_is_drawn_of_terms_is_their_weights_and_curves():
     np.testing.assert_allclose(list(ce.numbers.values()), loss.family.weights(loss.phi)["ce"])
     assert list(ce.numbers) == ["sky", "road"] and ce.start == overlap.start == 1
     assert curve.x == (0.0, 0.5, 2.0, 3.0) and curve.y[0] == 0 and list(curve.y) == sorted(curve.y)
+
+
+# -- a family of one's own
+
+
+@dataclass(frozen=True)
+class Spec:
+    start: float
+
+    @property
+    def num_weights(self):
+        return 1
+
+
+class Power:
+    """-log p_true, to a learned power."""
+
+    family, spec_type, reads_memory = "power", Spec, False
+
+    def __init__(self, start):
+        self.spec, self.phi = Spec(start), torch.tensor([start])
+
+    @classmethod
+    def of(cls, spec):
+        return cls(spec.start)
+
+    def losses(self, phi, terms, memory):
+        raise AssertionError
+
+    def fixed(self, terms):
+        raise AssertionError
+
+    def report(self, phi):
+        return {"power": phi.item()}
+
+    def loss(self, phi, logits, labels):
+        return (torch.nn.functional.cross_entropy(logits, labels, reduction="none") ** phi).mean()
+
+    def check(self, task, num_classes=None): ...
+    def describe(self, phi):
+        return "A power."
+
+    def pictures(self, phi):
+        return []
+
+
+def test_a_family_of_ones_own_is_kept_and_named_when_it_is_loaded(path):
+    loss = LearnedLoss(Power(1.5), torch.tensor([2.0]))
+    assert isinstance(loss.family, KeptFamily)
+    loss.save(path)
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 3, 1])
+    assert torch.equal(LearnedLoss.load(path, families={"power": Power})(logits, labels), loss(logits, labels))
+    refused("holds a loss of the family 'power', and 'pairs' or 'terms' was asked for", lambda: LearnedLoss.load(path))
