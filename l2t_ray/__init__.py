@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from l2t_ray import theory
     from l2t_ray.assembly.fit import fit
     from l2t_ray.bilevel.hypergradient import hypergradient
+    from l2t_ray.core.loss.learned import LearnedLoss
     from l2t_ray.core.loss.network import DynamicLossNetwork
     from l2t_ray.core.loss.pairs import one_vs_one
     from l2t_ray.core.loss.terms import TermLoss
@@ -27,6 +28,7 @@ __all__ = [
     "DynamicLossNetwork",
     "Experiment",
     "LSTMTeacher",
+    "LearnedLoss",
     "TermLoss",
     "fit",
     "flip_to_one",
@@ -44,6 +46,7 @@ _HOMES = {
     "DynamicLossNetwork": "core.loss.network",
     "Experiment": "run",
     "LSTMTeacher": "core.lstm_teacher",
+    "LearnedLoss": "core.loss.learned",
     "TermLoss": "core.loss.terms",
     "fit": "assembly.fit",
     "flip_to_one": "data.noise",

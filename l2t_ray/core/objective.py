@@ -20,7 +20,7 @@ from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.memory import Memory
 from l2t_ray.core.reweight import ClassCenters
 from l2t_ray.core.student import Trainee
-from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, StudentState, Terms
+from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, StudentState
 
 OFFSET = "offset"
 """Entry of a method's `extra`: what is added to the teacher's phi to have the loss that is in use."""
@@ -115,17 +115,22 @@ class LearnedObjective:
     def sample_weights(self, phi: Float[Tensor, " m"], state: MethodState, batch: Batch) -> Float[Tensor, " n"] | None:
         """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`interfaces.Weighing`).
 
-        None where a sample is not one class decision.
+        None where a sample is not one class decision, or the loss does not read it as one.
         """
         if not self.trainee.task.row_is_example:
             return None
         with torch.no_grad():
-            rows = self.trainee.seen_rows(state.student, batch)
+            terms = self.trainee.seen_terms(state.student, batch)
+        rows = terms.rows
+        if rows is None:
+            return None
         logits, memory = rows.logits.detach().requires_grad_(), state.extra.get("memory")
-        terms = Terms(logits, rows._replace(logits=logits))
+        terms = terms._replace(outputs=logits, rows=rows._replace(logits=logits))
         with torch.enable_grad():
             own_memory = None if memory is None else memory[batch.indices]
             losses = self.loss.losses(self.in_use(phi, state), terms, own_memory)
+            if not losses.values.requires_grad:
+                return None
             (push,) = torch.autograd.grad(losses.values.sum(), logits)
         label = F.one_hot(rows.labels, logits.shape[1])
         reference = torch.linalg.vector_norm(logits.detach().softmax(dim=1) - label, dim=1)

@@ -82,10 +82,13 @@ class Trainee:
         outputs, features = self.outputs(theta, buffers, batch, with_embedding=True, training=True)
         return rows_of(self.task.terms(outputs, batch), self.task), features
 
+    def seen_terms(self, student: StudentState, batch: Batch) -> Terms:
+        """Terms of a student that is only looked at: in evaluation mode."""
+        return self.task.terms(self.outputs(student.theta, student.buffers, batch, training=False), batch)
+
     def seen_rows(self, student: StudentState, batch: Batch) -> Rows:
-        """Rows of a student that is only looked at: in evaluation mode."""
-        outputs = self.outputs(student.theta, student.buffers, batch, training=False)
-        return rows_of(self.task.terms(outputs, batch), self.task)
+        """As `seen_terms`, the rows alone."""
+        return rows_of(self.seen_terms(student, batch), self.task)
 
     def seen(self, student: StudentState, batch: Batch) -> tuple[Rows, Float[Tensor, "n d"]]:
         """As `seen_rows`, and the features that the student's last layer reads."""

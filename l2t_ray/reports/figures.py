@@ -214,7 +214,7 @@ def cross_entropy(pairs: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, " m"]:
 def write_figures(
     run_dir: Path | str,
     rows: Sequence[Mapping[str, Any]],
-    snapshots: Sequence[tuple[str, Surface]] = (),
+    loss: Mapping[str, Figure] = {},
     *,
     confusions: Mapping[str, Int[np.ndarray, "c c"]] | None = None,
     noise: Sequence[tuple[str, Float[np.ndarray, "c c"]]] = (),
@@ -224,7 +224,7 @@ def write_figures(
     """Saves the figures that there are numbers for, as PNG under `run_dir/figures`.
 
     Args:
-        snapshots: the learned loss at several moments, as for `loss_surfaces`.
+        loss: those of the learned loss, by file name (`loss_figures.loss_figures`).
         confusions: as for `confusion`.
         noise: transition matrices by title, as for `label_noise`.
         class_names: of both kinds of matrices.
@@ -250,9 +250,7 @@ def write_figures(
         figures["confusion"] = confusion(confusions, class_names)
     if noise:
         figures["label_noise"] = label_noise(noise, class_names)
-    if snapshots:
-        figures["loss_surfaces"] = loss_surfaces(snapshots)
-    return save_figures(run_dir, figures)
+    return save_figures(run_dir, {**figures, **loss})
 
 
 def save_figures(run_dir: Path | str, figures: Mapping[str, Figure]) -> list[Path]:

@@ -2,20 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from l2t_ray.assembly.looks import Closing, closing_look
 from l2t_ray.assembly.run import resolve_device
 from l2t_ray.assembly.source import CorruptedLabels, ImageSource
 from l2t_ray.assembly.tasks import build_task
+from l2t_ray.core.loss.family import Picture
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
@@ -74,17 +76,17 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
     looks = closing_look(config, source, checkpoint.finished) if figures else {}
     metrics = build_task(config).metrics
     summaries = [_summary(name, checkpoint, looks, metrics) for name in config.arms()]
-    loss_network, surfaces = None, []
+    loss_network, moments = None, []
     for round_index, phi in sorted(checkpoint.snapshots.get(config.method.arm, {}).items()):
         loss_network = config.method.learned_network(phi, source.dataset.num_classes)
         if loss_network is None:
             break
-        surfaces.append((f"round {round_index}", _on_arrays(loss_network.requires_grad_(False))))
+        moments.append((f"round {round_index}", LearnedLoss(PairLoss(loss_network.requires_grad_(False))).pictures()))
     if loss_network is not None:
         loss_network.save(folder / "loss.safetensors")
-        (folder / "loss.md").write_text(loss_card(config, loss_network, summaries))
+        (folder / "loss.md").write_text(loss_card(config, LearnedLoss(PairLoss(loss_network)), summaries))
     if figures:
-        _write_figures(config, source, folder, checkpoint, looks, surfaces)
+        _write_figures(config, source, folder, checkpoint, looks, moments)
     return Result(directory, summaries, loss_network)
 
 
@@ -94,9 +96,11 @@ def _write_figures(
     folder: Path,
     checkpoint: Checkpoint,
     looks: Mapping[str, Closing],
-    surfaces: Sequence[tuple[str, Callable[[np.ndarray], np.ndarray]]],
+    moments: Sequence[tuple[str, Sequence[Picture]]],
 ) -> None:
-    from l2t_ray.reports.figures import write_figures  # matplotlib takes a second to import, at the start
+    # matplotlib takes a second to import, at the start
+    from l2t_ray.reports.figures import write_figures
+    from l2t_ray.reports.loss_figures import loss_figures
 
     confusions = {arm: look.confusion for arm, look in looks.items()}
     np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
@@ -104,7 +108,7 @@ def _write_figures(
     write_figures(
         folder,
         checkpoint.rows,
-        surfaces,
+        loss_figures(moments),
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
         class_names=source.dataset.train.class_names,
@@ -214,8 +218,3 @@ def protocol(config: ExperimentConfig, dataset: Dataset) -> str:
     what = f"{data.split} {data.num_validation:,} with {data.validation_labels} labels"
     leaks = data.split == "redivide" and data.validation_labels == "clean" and data.noise.kind != "none"
     return f"{what} (leaks clean labels: every image is judged by sooner or later)" if leaks else what
-
-
-def _on_arrays(loss_network: DynamicLossNetwork) -> Callable[[np.ndarray], np.ndarray]:
-    """The loss network for plotting: numpy pairs in, numpy losses out."""
-    return lambda pairs: loss_network(torch.from_numpy(pairs).float()).numpy()

@@ -8,6 +8,7 @@ one backward pass through the second unroll, phi' and the LSTM.
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,13 +22,14 @@ from l2t_ray.bilevel.hypergradient import ENGINES, naive_hypergradient
 from l2t_ray.core.loss.memory import DECAY, Memory
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.reweight import ClassCenters, Reweighting
 from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
-from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches
+from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches, Term
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.classification import Classification
 
@@ -251,6 +253,28 @@ def test_a_samples_weight_knows_the_memory():
     (push,) = torch.autograd.grad(losses.sum(), logits)
     expected = push.norm(dim=1) / (p - F.one_hot(batch.targets, NUM_CLASSES)).norm(dim=1)
     torch.testing.assert_close(method.sample_weights(state, batch, 2), expected)
+
+
+class WithATerm(Classification):
+    kinds: ClassVar = {"cross_entropy": ("a", "b", "c")}
+
+    def terms(self, outputs, batch):
+        terms = super().terms(outputs, batch)
+        losses = F.cross_entropy(outputs, batch.targets, reduction="none")
+        return terms._replace(
+            values={"cross_entropy": Term(losses, batch.weights, batch.targets, torch.arange(len(losses)))}
+        )
+
+
+def test_a_loss_that_reads_terms_says_no_sample_weights():
+    trainee = Trainee(
+        FlatModule(make_student()), WithATerm(), StudentSgd(lambda step: RATE, NUM_STEPS), SingleProcess()
+    )
+    objective = LearnedObjective(trainee, TermLoss.for_task(trainee.task))
+    state, batch = objective.init(), make_batch(5, seed=1)
+    assert objective.sample_weights(objective.initial_phi(), state, batch) is None
+    pairs = LearnedObjective(trainee, PairLoss(make_loss_network(), trainee.task))
+    assert pairs.sample_weights(pairs.initial_phi(), pairs.init(), batch).shape == (5,)
 
 
 def test_a_loss_with_a_memory_is_refused_without_one():

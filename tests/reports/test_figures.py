@@ -112,7 +112,7 @@ def test_loss_surfaces_share_a_scale_and_ignore_constants():
 
 def test_write_figures_leaves_matplotlib_as_it_was(tmp_path):
     before = dict(matplotlib.rcParams)
-    paths = figures.write_figures(tmp_path, rows(), [("End", learned)])
+    paths = figures.write_figures(tmp_path, rows(), {"loss_surfaces": figures.loss_surfaces([("End", learned)])})
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
         "accuracy_and_error.png", "gradient_sums.png", "loss_surfaces.png", "teacher_steps.png",
     ]  # fmt: skip

@@ -150,7 +150,7 @@ def _spec(path: Path, text: Any, spec_type: type, count: int) -> Any:
         if not _is_of(value, hints[key]) or (is_size and not 0 <= value <= max(count, SMALL)):
             raise _damaged(path, f"its architecture of {count:,} weights has {key}={str(value)[:40]}")
     try:
-        return spec_type(**fields)
+        return spec_type(**_without_lists(fields))
     except (TypeError, ValueError) as error:
         raise _damaged(path, f"its architecture is impossible: {str(error).rstrip('.')}") from None
 
@@ -167,6 +167,13 @@ def _is_of(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _without_lists(value: Any) -> Any:
+    """JSON knows no tuples, and an architecture does not change."""
+    if isinstance(value, dict):
+        return {key: _without_lists(part) for key, part in value.items()}
+    return tuple(map(_without_lists, value)) if isinstance(value, list) else value
 
 
 def _checksum(name: str, texts: Sequence[str], weights: bytes) -> str:

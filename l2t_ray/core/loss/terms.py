@@ -9,26 +9,80 @@ weights walk at random where a dozen move (docs/log.md); published learned losse
 Seg-Loss, Li et al. 2021) to 40 (Parameterized AP Loss, Tao et al. 2021).
 
 *The mean push stays fixed.* Within the few steps that a teacher looks ahead, a gentler loss nearly always looks better;
-left free, a loss turns into a schedule of the learning rate. So weights are divided by their mean over all kinds of all
-terms, each counted by its share of the push (`shares`), and a curve's slopes by theirs: what is learned is what to heed
-more than the rest, never how hard to push.
+left free, a loss turns into a schedule of the learning rate. So weights times slopes are divided by their mean over all
+kinds of all terms and all pieces of their curves, each counted by its share of the push (`shares`, `spread`): what is
+learned is what to heed more than the rest, never how hard to push.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.loss.family import RowLosses
-from l2t_ray.interfaces import Metrics, Term, Terms
+from l2t_ray.core.loss.family import Bars, Curve, Picture, RowLosses
+from l2t_ray.core.loss.term_sample import knots_at_quantiles, shares_of_kinds, spread_over_pieces
+from l2t_ray.interfaces import Metrics, Task, Term, Terms, UserError
 
 SCALE = 10.0
 """phi holds logarithms at a tenth of their effect: teachers' steps are about 1e-3, as in the loss network's tables."""
 
 
+@dataclass(frozen=True)
+class TermLossSpec:
+    """Everything about a combination of terms but its weights (see `TermLoss`).
+
+    Raises:
+        ValueError: if there is no term, something is of no term or not positive, or is of another number.
+    """
+
+    kinds: dict[str, tuple[str, ...]]
+    shares: dict[str, tuple[float, ...]]
+    knots: dict[str, tuple[float, ...]]
+    spread: dict[str, tuple[tuple[float, ...], ...]]
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("a combination of loss terms needs a task that gives some.")
+        for name, given in (("shares", self.shares), ("knots", self.knots), ("spread", self.spread)):
+            if foreign := sorted(given.keys() - self.kinds.keys()):
+                raise ValueError(f"{name} has {foreign[0]!r}, which is no term; terms are {', '.join(self.kinds)}.")
+        for name, names in self.kinds.items():
+            if not names or len(set(names)) != len(names):
+                raise ValueError(f"kinds of {name} must be one name or more, each once, got {list(names)}.")
+            own = self.shares.get(name, (1.0,) * len(names))
+            if len(own) != len(names) or not all(0 < share < math.inf for share in own):
+                raise ValueError(f"shares of {name} must be {len(names)} positive numbers, got {list(own)}.")
+        for name, places in self.knots.items():
+            if not all(a < b < math.inf for a, b in zip((0.0, *places), places, strict=False)):
+                raise ValueError(f"knots of {name} must increase from above 0, got {list(places)}.")
+        for name, rows in self.spread.items():
+            shape = (len(self.kinds[name]), len(self.knots.get(name, ())) + 1)
+            if len(rows) != shape[0] or not all(len(row) == shape[1] for row in rows):
+                raise ValueError(f"spread of {name} must have {shape[0]} rows, its kinds, of {shape[1]} pieces.")
+            if not all(0 < share < math.inf for row in rows for share in row):
+                raise ValueError(f"spread of {name} must be positive numbers.")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Weights of each term."""
+        return [len(names) for names in self.kinds.values()]
+
+    @property
+    def curve_sizes(self) -> list[int]:
+        """Pieces of each curve; their weights come behind the terms'."""
+        return [len(places) + 1 for places in self.knots.values()]
+
+    @property
+    def num_weights(self) -> int:
+        return sum(self.sizes) + sum(self.curve_sizes)
+
+
 class TermLoss:
-    """The family (`loss_family.LossFamily`).
+    """The family (`family.KeptFamily`).
 
     >>> TermLoss({"cross_entropy": ["sky", "road"], "jaccard": ["all"]}, shares={"cross_entropy": [0.7, 0.3]})
 
@@ -37,11 +91,15 @@ class TermLoss:
         shares: by term, how much of the push each kind has under the task's own loss, in any unit, the same for all
             terms (a class's share of the pixels); a term that is left out counts 1 a kind.
         knots: by term, increasing values > 0 at which its curve bends; a term that is left out has no curve.
+        spread: by term, how the share of each kind is spread over the pieces of its curve, kind by kind, in any unit; a
+            term that is left out has as much on each piece.
 
     Raises:
-        ValueError: if there is no term, shares or knots are of no term or not positive, or are of another number.
+        ValueError: if there is no term, something is of no term or not positive, or is of another number.
     """
 
+    family: ClassVar[str] = "terms"
+    spec_type: ClassVar[type] = TermLossSpec
     reads_memory = False
 
     def __init__(
@@ -50,25 +108,63 @@ class TermLoss:
         *,
         shares: Mapping[str, Sequence[float]] | None = None,
         knots: Mapping[str, Sequence[float]] | None = None,
+        spread: Mapping[str, Sequence[Sequence[float]]] | None = None,
     ):
-        shares, knots = dict(shares or {}), dict(knots or {})
-        if not kinds:
-            raise ValueError("a combination of loss terms needs a task that gives some.")
-        for name, given in (("shares", shares), ("knots", knots)):
-            if foreign := sorted(given.keys() - kinds.keys()):
-                raise ValueError(f"{name} has {foreign[0]!r}, which is no term; terms are {', '.join(kinds)}.")
-        self.kinds = {name: tuple(names) for name, names in kinds.items()}
-        self.knots = {name: tuple(float(x) for x in places) for name, places in knots.items()}
-        for name, places in self.knots.items():
-            if any(a >= b for a, b in zip((0.0, *places), places, strict=False)):
-                raise ValueError(f"knots of {name} must increase from above 0, got {list(places)}.")
-        self.shares = torch.cat([_shares_of(name, names, shares) for name, names in self.kinds.items()])
-        self._sizes = [len(names) for names in self.kinds.values()]
-        self._curve_sizes = [len(places) + 1 for places in self.knots.values()]
+        self.spec = TermLossSpec(
+            {name: tuple(names) for name, names in kinds.items()},
+            {name: tuple(map(float, own)) for name, own in (shares or {}).items()},
+            {name: tuple(map(float, places)) for name, places in (knots or {}).items()},
+            {name: tuple(tuple(map(float, row)) for row in rows) for name, rows in (spread or {}).items()},
+        )
+        self.kinds, self.knots = self.spec.kinds, self.spec.knots
+        self._shares = {
+            name: torch.tensor(self.spec.shares.get(name, (1.0,) * len(names)), dtype=torch.float64)
+            for name, names in self.kinds.items()
+        }
+        self._spread = {name: self._spread_of(name) for name in self.knots}
+
+    def _spread_of(self, name: str) -> Float[Tensor, "kinds pieces"]:
+        even = ((1.0,) * (len(self.knots[name]) + 1),) * len(self.kinds[name])
+        spread = torch.tensor(self.spec.spread.get(name, even), dtype=torch.float64)
+        return spread / spread.sum(dim=1, keepdim=True)
+
+    @classmethod
+    def of(cls, spec: TermLossSpec) -> "TermLoss":
+        return cls(spec.kinds, shares=spec.shares, knots=spec.knots, spread=spec.spread)
+
+    @classmethod
+    def for_task(cls, task: Task, sample: Iterable[Terms] = (), *, num_pieces: int = 1) -> "TermLoss":
+        """The combination of a task's own terms.
+
+        Args:
+            sample: what the task gives for some minibatches of a student at its beginning. Shares are then what the
+                task's own loss gives rows there, and curves bend at quantiles of the values. None: terms count alike,
+                and so do the kinds of each.
+            num_pieces: of each term's curve, at most; 1: no curves, weights alone.
+
+        Raises:
+            UserError: if the task has no terms, or curves are asked for without a sample.
+        """
+        if not task.kinds:
+            raise UserError(
+                f"a learned combination of loss terms needs a task that has some, and {task.name} has none; take the "
+                "loss network."
+            )
+        given = list(sample)
+        if num_pieces > 1 and not given:
+            raise UserError(f"curves of {num_pieces} pieces bend at quantiles of the terms' values; give a sample.")
+        shares, knots, spread = {}, {}, {}
+        for name, kinds in task.kinds.items():
+            terms = [one.values[name] for one in given if name in one.values]
+            shares[name] = shares_of_kinds(terms, len(kinds))
+            if places := knots_at_quantiles(terms, num_pieces):
+                knots[name] = places
+                spread[name] = spread_over_pieces(terms, len(kinds), places).tolist()
+        return cls(task.kinds, shares=shares, knots=knots, spread=spread)
 
     @property
     def num_weights(self) -> int:
-        return sum(self._sizes) + sum(self._curve_sizes)
+        return self.spec.num_weights
 
     @property
     def phi(self) -> Float[Tensor, " m"]:
@@ -76,19 +172,32 @@ class TermLoss:
         return torch.zeros(self.num_weights)
 
     def weights(self, phi: Float[Tensor, " m"]) -> dict[str, Float[Tensor, " kinds"]]:
-        """The weight of each kind of each term; their mean, by shares, is 1."""
-        logarithms = SCALE * phi[: sum(self._sizes)]
+        """The weight of each kind of each term; the mean of weights times slopes, by shares, is 1."""
+        logarithms = SCALE * phi[: sum(self.spec.sizes)]
         # Less the largest, which changes no ratio: e to the power of a logarithm that ran away is infinite.
-        raw, shares = (logarithms - logarithms.detach().max()).exp(), self.shares.to(phi)
-        even = raw * (shares.sum() / (shares * raw).sum())
-        return dict(zip(self.kinds, even.split(self._sizes), strict=True))
+        raw = (logarithms - logarithms.detach().max()).exp()
+        slopes, shares = self.slopes(phi), {name: own.to(phi) for name, own in self._shares.items()}
+        pushes = torch.cat(
+            [
+                own * (self._spread[name].to(phi) @ slopes[name]) if name in slopes else own
+                for name, own in shares.items()
+            ]
+        )
+        even = raw * (sum(own.sum() for own in shares.values()) / (pushes * raw).sum())
+        return dict(zip(self.kinds, even.split(self.spec.sizes), strict=True))
 
     def slopes(self, phi: Float[Tensor, " m"]) -> dict[str, Float[Tensor, " pieces"]]:
-        """Slopes of each curve between its knots; their mean is 1."""
-        pieces = phi[sum(self._sizes) :].split(self._curve_sizes)
-        return {
-            name: (SCALE * piece).softmax(dim=0) * len(piece) for name, piece in zip(self.knots, pieces, strict=True)
-        }
+        """Slopes of each curve between its knots; their mean, by shares, is 1."""
+        pieces = phi[sum(self.spec.sizes) :].split(self.spec.curve_sizes)
+        return {name: self._slopes_of(name, piece) for name, piece in zip(self.knots, pieces, strict=True)}
+
+    def _slopes_of(self, name: str, numbers: Float[Tensor, " pieces"]) -> Float[Tensor, " pieces"]:
+        logarithms, kinds = SCALE * numbers, self._shares[name]
+        raw, shares = (
+            (logarithms - logarithms.detach().max()).exp(),
+            (kinds @ self._spread[name] / kinds.sum()).to(numbers),
+        )
+        return raw / (shares * raw).sum()
 
     def curve(self, phi: Float[Tensor, " m"], name: str, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """c_t of these values; themselves where the term has no curve."""
@@ -103,11 +212,55 @@ class TermLoss:
 
     def losses(self, phi: Float[Tensor, " m"], terms: Terms, memory: Float[Tensor, "n c"] | None) -> RowLosses:
         del memory
-        weights = self.weights(phi)
-        values = [
-            weights[name][term.kinds] * self.curve(phi, name, term.values) for name, term in self._of(terms).items()
-        ]
-        return _joined(values, self._of(terms))
+        given = self._of(terms)
+        weighed = [self._weighed(phi, name, term) for name, term in given.items()]
+        return RowLosses(
+            torch.cat(weighed),
+            torch.cat([term.weights for term in given.values()]),
+            torch.cat([term.owner for term in given.values()]),
+        )
+
+    def _weighed(self, phi: Tensor, name: str, term: Term) -> Tensor:
+        dtype = torch.promote_types(phi.dtype, term.values.dtype)  # a student in double precision is judged in it
+        phi, values = phi.to(dtype), term.values.to(dtype)
+        return self.weights(phi)[name][term.kinds] * self.curve(phi, name, values)
+
+    def loss(
+        self, phi: Float[Tensor, " m"], terms: Terms | Mapping[str, Term | Tensor | tuple[Tensor, Tensor]]
+    ) -> Float[Tensor, ""]:
+        """The weighed sum of the terms.
+
+        Args:
+            terms: what the task gives; or by name the values `[n]` of a term, whose rows then count 1 / n, with
+                the kind `[n]` of each where there are several: `{"cross_entropy": (losses, classes)}`.
+
+        Raises:
+            ValueError: if these are other terms or kinds than those that the loss was learned for.
+        """
+        if not isinstance(terms, Terms):
+            values = {name: self._as_term(name, term) for name, term in terms.items()}
+            terms = Terms(next((term.values for term in values.values()), phi), values=values)
+        for name, term in self._of(terms).items():
+            if len(term.kinds) and not 0 <= int(term.kinds.min()) <= int(term.kinds.max()) < len(self.kinds[name]):
+                raise ValueError(
+                    f"kinds of {name} must be below {len(self.kinds[name])} ({', '.join(self.kinds[name])}), "
+                    f"got {int(term.kinds.min())} to {int(term.kinds.max())}."
+                )
+        rows = self.losses(phi, terms, None)
+        total = (rows.weights * rows.values).sum()
+        return total if terms.rest is None else total + terms.rest
+
+    def _as_term(self, name: str, given: Term | Tensor | tuple[Tensor, Tensor]) -> Term:
+        if isinstance(given, Term):
+            return given
+        values, kinds = (given, None) if isinstance(given, Tensor) else given
+        if kinds is None and len(self.kinds.get(name, ())) > 1:
+            raise ValueError(
+                f"{name} has the kinds {', '.join(self.kinds[name])}; give (values, kinds), with the kind of each row."
+            )
+        rows = torch.arange(len(values), device=values.device)
+        kinds = torch.zeros_like(rows) if kinds is None else kinds
+        return Term(values, torch.full_like(values, 1 / max(1, len(values))), kinds, rows)
 
     def fixed(self, terms: Terms) -> Float[Tensor, " n"]:
         return torch.cat([term.values for term in self._of(terms).values()])
@@ -126,20 +279,59 @@ class TermLoss:
         }
         return named | sloped
 
+    def check(self, task: Task, num_classes: int | None = None) -> None:
+        del num_classes  # classes are kinds
+        own = {name: tuple(kinds) for name, kinds in task.kinds.items()}
+        if own != self.kinds:
+            raise ValueError(f"combines {_listed(self.kinds)}, and the {task.name} task gives {_listed(own)}")
+
+    def describe(self, phi: Float[Tensor, " m"]) -> str:
+        weights = self.weights(phi)
+        rows = [
+            f"| {name} | {kind} | {weight:.3g} |"
+            for name, kinds in self.kinds.items()
+            for kind, weight in zip(kinds, weights[name].tolist(), strict=True)
+        ]
+        sloped = [
+            f"The curve of {name} bends at {', '.join(f'{x:.3g}' for x in self.knots[name])}; its slopes are "
+            f"{', '.join(f'{slope:.3g}' for slope in slopes.tolist())}.\n"
+            for name, slopes in self.slopes(phi).items()
+        ]
+        table = "\n".join(["| term | kind | weight |", "|---|---|---|", *rows, ""])
+        return "\n".join([f"It is a combination of loss terms: {len(phi)} weights in all.\n", table, *sloped, _USAGE])
+
+    def pictures(self, phi: Float[Tensor, " m"]) -> list[Picture]:
+        """The weights of each term's kinds, and the curves, up to half as far again as their last knots."""
+        bars = [
+            Bars(f"weights of {name}", dict(zip(self.kinds[name], weights.tolist(), strict=True)), start=1.0)
+            for name, weights in self.weights(phi).items()
+        ]
+        curves = []
+        for name, places in self.knots.items():
+            x = (0.0, *places, 1.5 * places[-1])
+            curves.append(Curve(f"curve of {name}", x, self.curve(phi, name, phi.new_tensor(x)).tolist()))
+        return [*bars, *curves]
+
     def _of(self, terms: Terms) -> dict[str, Term]:
         if terms.values.keys() != self.kinds.keys():
-            raise ValueError(f"a loss of the terms {', '.join(self.kinds)} was given {', '.join(terms.values)}.")
+            given = ", ".join(terms.values) or "none"
+            raise ValueError(f"a loss of the terms {', '.join(self.kinds)} was given {given}.")
         return {name: terms.values[name] for name in self.kinds}
 
 
-def _shares_of(name: str, kinds: Sequence[str], shares: Mapping[str, Sequence[float]]) -> Tensor:
-    own = torch.tensor([float(share) for share in shares.get(name, [1.0] * len(kinds))], dtype=torch.float64)
-    if len(own) != len(kinds) or not bool((own > 0).all()):
-        raise ValueError(f"shares of {name} must be {len(kinds)} positive numbers, got {own.tolist()}.")
-    return own
+_USAGE = """```python
+import l2t_ray
+
+loss = l2t_ray.LearnedLoss.load("loss.safetensors")
+loss(task.terms(student(batch.inputs), batch)).backward()
+```
+
+Without a task it takes the values of each term by name, with the kind of each row where there are several:
+`loss({"cross_entropy": (losses, classes)})`.
+"""
 
 
-def _joined(values: Sequence[Tensor], terms: Mapping[str, Term]) -> RowLosses:
-    weights = torch.cat([term.weights for term in terms.values()])
-    owner = torch.cat([term.owner for term in terms.values()])
-    return RowLosses(torch.cat(list(values)), weights, owner)
+def _listed(kinds: Mapping[str, Sequence[str]]) -> str:
+    if not kinds:
+        return "no terms"
+    return "the terms " + " and ".join(f"{name} ({', '.join(names)})"[:200] for name, names in kinds.items())

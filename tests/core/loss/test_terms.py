@@ -1,11 +1,15 @@
 """The learned combination of loss terms: what phi = 0 is, what cannot change, and what is refused."""
 
+import math
+
 import pytest
 import torch
 
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.terms import TermLoss
-from l2t_ray.interfaces import Term, Terms
+from l2t_ray.interfaces import Term, Terms, UserError
+from l2t_ray.tasks.classification import Classification
+from l2t_ray.tasks.segmentation import Segmentation
 
 KINDS = {"ce": ("sky", "road"), "overlap": ("all",)}
 SHARES = {"ce": [0.9, 0.1], "overlap": [0.5]}
@@ -50,7 +54,7 @@ def test_it_is_a_loss_family_and_begins_as_the_tasks_own_loss():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_mean_push_is_fixed_whatever_phi(seed):
     loss, phi = make(), some_phi(seed)
-    weights, slopes = loss.weights(phi), loss.slopes(phi)
+    weights, slopes = loss.weights(phi), loss.slopes(phi)  # no spread is given: each piece has a third of each kind
     mean = (0.9 * weights["ce"][0] + 0.1 * weights["ce"][1] + 0.5 * weights["overlap"][0]) / 1.5
     assert mean.item() == pytest.approx(1, abs=1e-12)
     assert slopes["ce"].mean().item() == pytest.approx(1, abs=1e-12) and (slopes["ce"] > 0).all()
@@ -99,17 +103,148 @@ def test_its_numbers_have_names():
         ((KINDS, {"mess": [1.0]}), "shares has 'mess', which is no term; terms are ce, overlap"),
         ((KINDS, {"ce": [1.0]}), "shares of ce must be 2 positive numbers"),
         ((KINDS, {"ce": [1.0, 0.0]}), "shares of ce must be 2 positive numbers"),
+        ((KINDS, {"ce": [1.0, math.inf]}), "shares of ce must be 2 positive numbers"),
+        ((KINDS, {"ce": [1.0, math.nan]}), "shares of ce must be 2 positive numbers"),
+        (({"ce": ()},), "kinds of ce must be one name or more, each once"),
+        (({"ce": ("sky", "sky")},), "kinds of ce must be one name or more, each once"),
+        ((KINDS, None, {"ce": [0.5, math.inf]}), "knots of ce must increase from above 0"),
+        ((KINDS, None, {"ce": [0.5, math.nan]}), "knots of ce must increase from above 0"),
         ((KINDS, None, {"mess": [1.0]}), "knots has 'mess'"),
+        ((KINDS, None, KNOTS, {"mess": [[1.0]]}), "spread has 'mess'"),
+        ((KINDS, None, KNOTS, {"ce": [[1.0, 1.0, 1.0]]}), "spread of ce must have 2 rows, its kinds, of 3 pieces"),
+        ((KINDS, None, KNOTS, {"ce": [[1.0, 1.0], [1.0, 1.0]]}), "spread of ce must have 2 rows, its kinds, of 3"),
+        ((KINDS, None, None, {"overlap": [[0.0]]}), "spread of overlap must be positive numbers"),
         ((KINDS, None, {"ce": [1.0, 1.0]}), "knots of ce must increase from above 0"),
         ((KINDS, None, {"ce": [0.0, 1.0]}), "knots of ce must increase from above 0"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, message):
-    kinds, shares, knots = (*arguments, None, None)[:3]
+    kinds, shares, knots, spread = (*arguments, None, None, None)[:4]
     with pytest.raises(ValueError, match=message):
-        TermLoss(kinds, shares=shares, knots=knots)
+        TermLoss(kinds, shares=shares, knots=knots, spread=spread)
 
 
 def test_other_terms_are_refused():
     with pytest.raises(ValueError, match="a loss of the terms ce, overlap was given ce"):
         make().losses(make().phi, Terms(torch.zeros(1), None, {"ce": terms().values["ce"]}), None)
+
+
+# -- for a task
+
+
+class TwoTerms(Segmentation):
+    kinds = KINDS
+
+    def __init__(self):
+        pass
+
+
+def sample(seed, num_rows=400):
+    """Rows of kinds that are not equally frequent, and the larger in value, the rarer."""
+    g = torch.Generator().manual_seed(seed)
+    kinds = (torch.arange(num_rows) % 10 == 0).long()
+    values = torch.rand(num_rows, generator=g).double().square() * (3 + 2 * kinds)
+    even = torch.full((num_rows,), 1 / num_rows, dtype=torch.float64)
+    overlap, owner = torch.rand(4, generator=g).double(), torch.arange(4)
+    return Terms(
+        values,
+        values={
+            "ce": Term(values, even, kinds, torch.arange(num_rows)),
+            "overlap": Term(overlap, torch.full((4,), 0.125, dtype=torch.float64), torch.zeros_like(owner), owner),
+        },
+    )
+
+
+def push_of(loss, phi, terms):
+    """What is pushed in all: the derivative of the whole loss in a value, summed over the rows of every term."""
+    values = {name: term.values.clone().requires_grad_() for name, term in terms.values.items()}
+    given = {name: term._replace(values=values[name]) for name, term in terms.values.items()}
+    rows = loss.losses(phi, terms._replace(values=given), None)
+    return sum(grad.sum() for grad in torch.autograd.grad((rows.weights * rows.values).sum(), list(values.values())))
+
+
+@pytest.mark.parametrize("num_pieces", [1, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_whole_push_on_what_it_was_made_for_stays_that_of_the_tasks_own_loss(seed, num_pieces):
+    given = [sample(seed), sample(seed + 10)]
+    loss = TermLoss.for_task(TwoTerms(), given, num_pieces=num_pieces)
+    phi = 0.2 * torch.randn(loss.num_weights, generator=torch.Generator().manual_seed(seed)).double()
+    assert max(loss.weights(phi)["ce"]) > 1.5 * min(loss.weights(phi)["ce"])  # it does say something
+    assert all(max(slopes) > 1.5 * min(slopes) for slopes in loss.slopes(phi).values())
+    assert sum(push_of(loss, phi, terms).item() for terms in given) == pytest.approx(2 * 1.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_curve_never_turns_a_larger_value_into_a_smaller_loss(seed):
+    loss = make()
+    phi = 3 * some_phi(seed)
+    values = torch.linspace(-1, 9, 200, dtype=torch.float64)
+    assert (loss.curve(phi, "ce", values).diff() > 0).all()
+
+
+def test_without_a_sample_terms_count_alike_and_so_do_kinds():
+    loss = TermLoss.for_task(Segmentation(["sky", "road", "tree"]))
+    assert loss.kinds == {"cross_entropy": ("sky", "road", "tree"), "jaccard": ("all",)} and not loss.knots
+    assert [sum(own) for own in loss.spec.shares.values()] == pytest.approx([1, 1])
+    assert len(set(loss.spec.shares["cross_entropy"])) == 1
+
+
+def test_shares_are_what_rows_count_and_a_kind_without_any_keeps_a_little():
+    first, second = sample(0), sample(1)
+    shares = TermLoss.for_task(TwoTerms(), [first, second]).spec.shares
+    assert shares["ce"] == pytest.approx((0.9, 0.1)) and shares["overlap"] == pytest.approx((0.5,))
+    alone = first.values["ce"]._replace(kinds=torch.zeros(400, dtype=torch.long))
+    shares = TermLoss.for_task(TwoTerms(), [first._replace(values={**first.values, "ce": alone})]).spec.shares
+    assert shares["ce"] == pytest.approx((1, 0.0005))
+
+
+def test_knots_are_distinct_quantiles_above_zero():
+    given = sample(0)
+    constant = given.values["overlap"]._replace(values=torch.tensor([0.0, 0.0, 0.6, 0.8], dtype=torch.float64))
+    loss = TermLoss.for_task(TwoTerms(), [given._replace(values={**given.values, "overlap": constant})], num_pieces=4)
+    values = given.values["ce"].values
+    assert [round((values < knot).double().mean().item(), 2) for knot in loss.knots["ce"]] == [0.25, 0.5, 0.75]
+    assert loss.knots["overlap"] == pytest.approx((0.3, 0.7))
+
+
+def test_a_task_without_terms_is_refused_and_so_are_curves_without_values():
+    with pytest.raises(
+        UserError, match="needs a task that has some, and classification has none; take the loss network"
+    ):
+        TermLoss.for_task(Classification())
+    with pytest.raises(UserError, match="curves of 3 pieces bend at quantiles of the terms' values; give a sample"):
+        TermLoss.for_task(TwoTerms(), num_pieces=3)
+
+
+# -- in a training loop of one's own
+
+
+def test_the_loss_is_the_weighed_sum_with_what_is_not_learned():
+    loss, phi = make(), some_phi()
+    rows = loss.losses(phi, terms(), None)
+    total = (rows.weights * rows.values).sum()
+    assert loss.loss(phi, terms()) == total
+    assert loss.loss(phi, terms()._replace(rest=torch.tensor(2.0).double())) == total + 2
+    given = {name: (term.values, term.kinds) for name, term in terms().values.items()}
+    torch.testing.assert_close(loss.loss(phi, given), total)
+    torch.testing.assert_close(loss.loss(phi, {**given, "overlap": given["overlap"][0]}), total)
+
+
+def test_a_student_in_another_precision_is_judged_in_the_finer_one():
+    loss, phi = make(), some_phi()
+    single = loss.losses(phi.float(), terms(), None)
+    assert single.values.dtype == torch.float64
+    torch.testing.assert_close(single.values, loss.losses(phi, terms(), None).values, rtol=1e-5, atol=1e-6)
+
+
+def test_kinds_that_it_does_not_know_are_refused():
+    loss, phi = make(), some_phi()
+    ce, overlap = torch.rand(3).double(), torch.rand(2).double()
+    with pytest.raises(ValueError, match=r"kinds of ce must be below 2 \(sky, road\), got 0 to 2"):
+        loss.loss(phi, {"ce": (ce, torch.tensor([0, 2, 1])), "overlap": overlap})
+    with pytest.raises(ValueError, match=r"ce has the kinds sky, road; give \(values, kinds\)"):
+        loss.loss(phi, {"ce": ce, "overlap": overlap})
+    with pytest.raises(ValueError, match="a loss of the terms ce, overlap was given overlap"):
+        loss.loss(phi, {"overlap": overlap})
+    with pytest.raises(ValueError, match="was given none"):
+        loss.loss(phi, {})

@@ -1,0 +1,55 @@
+"""What a combination of loss terms needs to know of a task's terms, read from minibatches (`TermLoss.for_task`)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from l2t_ray.interfaces import Term
+
+LEAST_SHARE = 1e-3
+"""Of a kind, or a piece of a curve, that the sample has none of, in units of an even share: no weight is unbounded."""
+
+
+def shares_of_kinds(terms: Sequence[Term], num_kinds: int) -> list[float]:
+    """What the rows of each kind count, on average over minibatches; alike, and 1 together, where there are none."""
+    even = torch.full((num_kinds,), 1 / num_kinds, dtype=torch.float64)
+    if not any(len(term.kinds) for term in terms):
+        return even.tolist()
+    kinds, counts = torch.cat([term.kinds for term in terms]).cpu(), _counts(terms)
+    return _at_least_some(torch.zeros_like(even).index_add_(0, kinds, counts / len(terms))).tolist()
+
+
+def knots_at_quantiles(terms: Sequence[Term], num_pieces: int) -> list[float]:
+    """Distinct positive values that cut those of the rows into as many parts that count alike, or nearly."""
+    values = _values(terms)
+    if num_pieces < 2 or not len(values):
+        return []
+    # Half way between two rows: a row at a knot would be in no piece.
+    order = values.sort().values
+    places = (torch.linspace(0, 1, num_pieces + 1, dtype=torch.float64)[1:-1] * len(order)).long().clamp(min=1)
+    middles = (order[places - 1] + order[places]) / 2
+    return sorted({value for value in middles.tolist() if value > 0})
+
+
+def spread_over_pieces(terms: Sequence[Term], num_kinds: int, knots: Sequence[float]) -> Float[Tensor, "kinds pieces"]:
+    """How what each kind's rows count is spread over the pieces of a curve; rows add up to 1."""
+    kinds, num_pieces = torch.cat([term.kinds for term in terms]).cpu(), len(knots) + 1
+    pieces: Int[Tensor, " n"] = torch.bucketize(_values(terms), torch.tensor(knots, dtype=torch.float64), right=True)
+    sums = torch.zeros(num_kinds * num_pieces, dtype=torch.float64)
+    sums = sums.index_add_(0, kinds * num_pieces + pieces, _counts(terms)).view(num_kinds, num_pieces)
+    spread = torch.stack([_at_least_some(own) if own.any() else torch.ones_like(own) for own in sums])
+    return spread / spread.sum(dim=1, keepdim=True)
+
+
+def _at_least_some(shares: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    return shares.clamp(min=LEAST_SHARE * shares.mean().item())
+
+
+def _values(terms: Sequence[Term]) -> Float[Tensor, " n"]:
+    return torch.cat([torch.zeros(0), *(term.values.detach().cpu() for term in terms)]).double()
+
+
+def _counts(terms: Sequence[Term]) -> Float[Tensor, " n"]:
+    return torch.cat([term.weights.detach().cpu() for term in terms]).double()
