@@ -9,7 +9,8 @@ import torch
 
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.mask_transforms import chosen_pixels, shown, window_at
-from l2t_ray.data.masked_images import MaskedImages, MaskedSet
+from l2t_ray.data.masked_images import MaskedImages
+from l2t_ray.data.masked_sets import MaskedSet
 from l2t_ray.data.row_shares import RowShares
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy, Split
