@@ -18,6 +18,7 @@ import numpy as np
 
 from l2t_ray.data import published
 from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.checked import checked
 from l2t_ray.data.converted import cache_directory
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.masked_sets import MaskedDataset
@@ -103,8 +104,15 @@ def _function(path: str, name: str) -> Callable[..., Any]:
     return found
 
 
+def _parameters(function: Callable[..., Any], name: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise UserError(f"data.name={name} does not say what arguments it takes; wrap it in a function.") from None
+
+
 def _known(given: Mapping[str, Any], path: str) -> dict[str, Any]:
-    parameters = inspect.signature(_function(path, path)).parameters
+    parameters = _parameters(_function(path, path), path)
     return {key: value for key, value in given.items() if key in parameters}
 
 
@@ -114,20 +122,35 @@ def _arguments(
     """What the function is called with.
 
     Raises:
-        UserError: if it has no parameter for something that was set, or one that was not.
+        UserError: if it has no parameter for something that was set, one that was not, or one of another type.
     """
-    parameters = inspect.signature(make).parameters
+    parameters = _parameters(make, name)
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    own = [key for key, parameter in parameters.items() if key not in given and parameter.kind.name != "VAR_KEYWORD"]
+    own = {
+        key: parameter
+        for key, parameter in parameters.items()
+        if key not in given and parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    }
     if strange := [key for key in options if key not in own and (key in given or not takes_all)]:
         valid = f"it has {', '.join(own)}" if own else "it has none"
         raise UserError(f"data.options.{strange[0]} is no option of data.name={name}; {valid}.")
     if given["image_size"] is not None and "image_size" not in parameters:
         raise UserError(f"data.image_size is no setting of data.name={name}; leave it out.")
-    lacking = [key for key in own if key not in options and parameters[key].default is inspect.Parameter.empty]
-    if lacking:
-        raise UserError(f"data.name={name} needs data.options.{lacking[0]}; set it.")
+    for key, parameter in own.items():
+        if key in options:
+            _check_type(f"data.options.{key}", options[key], parameter.annotation)
+        elif parameter.default is inspect.Parameter.empty:
+            raise UserError(f"data.name={name} needs data.options.{key}; set it.")
     return {key: value for key, value in given.items() if key in parameters} | dict(options)
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    """Compares with annotations that are one plain type; what others mean is the function's own affair."""
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(getattr(annotation, "__name__", annotation))
+    given = type(value)
+    if wanted is not None and given is not wanted and not (wanted is float and given is int):
+        what = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[wanted]
+        raise UserError(f"{key} must be {what}, got {value!r}.")
 
 
 def _own(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Dataset | MaskedDataset:
@@ -137,11 +160,7 @@ def _own(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> D
         raise
     except Exception as error:  # A user's function can raise anything.
         raise UserError(f"data.name={name} failed with {type(error).__name__}: {error}.") from error
-    if not isinstance(made, Dataset | MaskedDataset):
-        raise UserError(
-            f"data.name={name} must return a Dataset or a MaskedDataset (l2t_ray.data), got a {type(made).__name__}."
-        )
-    return made
+    return checked(f"data.name={name}", made)
 
 
 def _opened_once(

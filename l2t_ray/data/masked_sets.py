@@ -27,6 +27,12 @@ class MaskedSet:
     content: str | None = None
     """Tells the content of files from any other; None: the pixels themselves do."""
 
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], class_names: Sequence[str], *, ignore: int = 255) -> "MaskedSet":
+        """Of arrays in memory."""
+        sizes = np.array([mask.shape for _, mask in pairs], dtype=np.int64).reshape(len(pairs), 2)
+        return cls(pairs, sizes, tuple(class_names), ignore, [f"image {row}" for row in range(len(pairs))])
+
     def __len__(self) -> int:
         return len(self.sizes)
 

@@ -16,6 +16,7 @@ from l2t_ray.bilevel.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss.family import PairLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec
 from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.data.examples import combined
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.training.evaluate import evaluate
@@ -149,7 +150,7 @@ def shortened(batches: RoundBatches, num_train: int, num_val: int) -> RoundBatch
     """The first minibatch twice, for two steps, and the validation minibatch, of so many rows at most."""
 
     def cut(batch: Batch, rows: int) -> Batch:
-        few = Batch(*(values[:rows] for values in batch))
+        few = Batch(*(combined(lambda part: part[:rows], values) for values in batch))
         return few._replace(weights=torch.full_like(few.weights, 1 / len(few.weights)))
 
     train = cut(batches.train[0], num_train)

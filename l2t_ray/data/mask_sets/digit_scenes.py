@@ -13,6 +13,7 @@ from l2t_ray.data.dataset import pixel_statistics
 from l2t_ray.data.mask_sets.coding import IGNORE
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
 from l2t_ray.data.scans import digit_scans
+from l2t_ray.interfaces import UserError
 
 CLASSES = ("background", *map(str, range(10)))
 SIZE = 64
@@ -34,8 +35,16 @@ def open_digit_scenes(*, num_train: int = 400, num_validation: int = 100, num_te
     """Scenes of 64 x 64 pixels in three parts; the same on every machine.
 
     Args:
-        num_train, num_validation, num_test: scenes in each part.
+        num_train, num_validation, num_test: scenes in each part; without any for validation, they are to be chosen.
+
+    Raises:
+        UserError: if there would be no scene to train or to test on.
     """
+    for key, count, least in (
+        *(("num_train", num_train, 1), ("num_validation", num_validation, 0), ("num_test", num_test, 1)),
+    ):
+        if count < least:
+            raise UserError(f"data.options.{key} must be at least {least}, got {count}.")
     scans, labels = digit_scans()
     numbers = {"train": num_train, "validation": num_validation, "test": num_test}
     order = numpy_generator(SEED, "digit-scenes-parts").permutation(len(labels))

@@ -1,6 +1,7 @@
 """Published sets whose parts are listed in text files: CamVid and PASCAL VOC 2012."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from l2t_ray.data.mask_sets.coding import Numbered
@@ -54,8 +55,13 @@ def open_voc(root: Path) -> MaskedDataset:
     test = _voc_files(folder, lists / "val.txt", folder / "SegmentationClass")
     train = _voc_files(folder, lists / "trainaug.txt" if has_more else lists / "train.txt",
                        augmented if has_more else folder / "SegmentationClass")  # fmt: skip
-    _check_disjoint("voc2012", {"train": train, "test": test})
-    return open_files("voc2012", {"train": train, "test": test}, VOC_CLASSES, Numbered(len(VOC_CLASSES)))
+    files = {"train": train, "test": test}
+    _check_disjoint("voc2012", files)
+    dataset = open_files("voc2012", files, VOC_CLASSES, Numbered(len(VOC_CLASSES)))
+    if has_more or not (augmented.is_dir() or (lists / "trainaug.txt").exists()):
+        return dataset
+    lacking = "the list trainaug.txt" if augmented.is_dir() else "the folder SegmentationClassAug"
+    return replace(dataset, notes=(*dataset.notes, f"trained on train alone, for {lacking} of trainaug is absent"))
 
 
 def _voc_files(folder: Path, path: Path, masks: Path) -> list[MaskFile]:

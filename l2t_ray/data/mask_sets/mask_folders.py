@@ -14,7 +14,7 @@ from pathlib import Path
 from l2t_ray.data.mask_sets.coding import classes_below
 from l2t_ray.data.mask_sets.mask_files import MaskFile, open_files
 from l2t_ray.data.masked_sets import MaskedDataset
-from l2t_ray.data.own_folders import SUFFIXES
+from l2t_ray.data.own_folders import SUFFIXES, UNREADABLE
 from l2t_ray.data.pictures import shown
 from l2t_ray.interfaces import UserError
 
@@ -71,6 +71,8 @@ def _files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            if UNREADABLE.search(path.name):
+                raise UserError(f"{shown(path)} is of a format that is not read; convert it to PNG, or take it out.")
             continue
         stem = path.relative_to(folder).with_suffix("").as_posix().lower()
         if stem in files:

@@ -58,6 +58,8 @@ def test_voc_is_trained_on_the_augmented_part_where_it_is_there(tmp_path, has_mo
     assert dataset.train.class_names == VOC_CLASSES and dataset.num_classes == 21
     np.testing.assert_array_equal(dataset.train.pairs[0][1], mask_of(1 if has_more else 0))
     np.testing.assert_array_equal(dataset.test.pairs[0][1], mask_of(0))
+    told = any("the list trainaug.txt of trainaug is absent" in note for note in dataset.notes)
+    assert told is not has_more
 
 
 def test_what_is_wrong_with_lists_is_said(tmp_path):

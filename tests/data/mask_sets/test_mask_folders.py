@@ -165,6 +165,11 @@ def blurred(root):
     save_mask(root / "train/masks/1.jpg", mask_of(1))
 
 
+def of_another_format(root):
+    (root / "train/masks/1.png").unlink()
+    np.save(root / "train/masks/1.npy", mask_of(1))
+
+
 def all_ignored(root):
     for image in range(3):
         save_mask(root / f"test/masks/{image}.png", np.full((6, 8), 255, dtype=np.uint8))
@@ -211,6 +216,7 @@ def table_with_a_colour_twice(root):
         (colour_of_no_class, r"2\.png has \d+ pixels of the colour \(7, 8, 9\), which is in no line of .*classes\.csv"),
         (colours_without_a_table, r"has colours where class numbers are expected; write classes\.csv"),
         (blurred, r"1\.jpg is JPEG, which changes numbers to save room; save it as PNG"),
+        (of_another_format, r"masks/1\.npy is of a format that is not read; convert it to PNG"),
         (all_ignored, r"no image of the test part has a pixel that counts"),
         (one_class, r"the training masks have a single class, 0, beside 255"),
         (no_test, r"has no test/images; put images into test/images and their masks into test/masks"),
