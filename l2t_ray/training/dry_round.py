@@ -147,11 +147,12 @@ def _try_export(loss_network: DynamicLossNetwork) -> None:
 
 
 def shortened(batches: RoundBatches, num_train: int, num_val: int) -> RoundBatches:
-    """The first minibatch twice, for two steps, and the validation minibatch, of so many rows at most."""
+    """The first minibatch twice, for two steps, and the validation minibatch, of so many examples at most."""
 
-    def cut(batch: Batch, rows: int) -> Batch:
-        few = Batch(*(combined(lambda part: part[:rows], values) for values in batch))
-        return few._replace(weights=torch.full_like(few.weights, 1 / len(few.weights)))
+    def cut(batch: Batch, count: int) -> Batch:
+        few = Batch(*(combined(lambda part: part[:count], values) for values in batch))
+        # An example's share is that of one of its rows, of which the others have about as many.
+        return few._replace(weights=few.weights * (len(batch.weights) / len(few.weights)))
 
     train = cut(batches.train[0], num_train)
     return RoundBatches([train, train], cut(batches.val, num_val))

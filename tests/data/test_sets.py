@@ -1,8 +1,11 @@
 """Data sets by name, and a user's own by its import path."""
 
 import inspect
+import re
+import sys
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +122,17 @@ def test_own_sets_are_given_their_options_and_opened_once(tmp_path):
     assert len(own.train) == 6 and own.train.source == {"root": str(tmp_path)}
     assert load("test_sets:make", root=tmp_path, options={"num_images": 6}) is own
     assert load("test_sets:make", root=tmp_path, options={"num_images": 6, "shade": 9}).train.images.max() == 9
+
+
+def test_the_documents_own_set_is_taken(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/data_sets.md").read_text()
+    ((name, text),) = re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    stripes = load(f"{name}:make", root=tmp_path, options={"num_images": 6})
+    assert stripes.num_classes == 2 and len(stripes.train) == len(stripes.test) == 3
+    assert all(f"`{known}`" in page for known in DATA_SETS)
 
 
 def test_embedded_scenes_have_options(tmp_path):
