@@ -6,6 +6,7 @@ import numpy as np
 
 from l2t_ray.data import catalog, label_files, noise, splits
 from l2t_ray.data.catalog import Dataset
+from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
 from l2t_ray.interfaces import UserError
@@ -20,12 +21,24 @@ def data_root(environment: str | None, configured: Path | None) -> Path:
 
 
 def load_dataset(data: DataConfig) -> Dataset:
+    """
+    Raises:
+        UserError: if it cannot be opened, or is one of images with masks, where labels are needed.
+    """
+    dataset = open_dataset(data)
+    if isinstance(dataset, MaskedDataset):
+        raise UserError(f"data.name={data.name} has masks, and this needs images with a label each; name another set.")
+    return dataset
+
+
+def open_dataset(data: DataConfig) -> Dataset | MaskedDataset:
     return catalog.load(
         data.name,
         root=data.root or DEFAULT_ROOT,
         verify=data.verify,
         download=data.download,
         image_size=data.image_size,
+        options=data.options,
     )
 
 

@@ -1,22 +1,29 @@
-"""The image sets by name: digits, mnist, fashion_mnist, cifar10, cifar100, cifar100_coarse, and folder, a user's own.
+"""Opens a data set by its name: one of `sets.py`, or a user's own function.
 
 CIFAR and MNIST are read from torchvision's layout below a root folder, converted once into Arrow files, and
 memory-mapped from then on: see `published.py`. The digits come with scikit-learn and need no file. Own images: see
-`own.py`.
+`own.py`; images with masks: `mask_sets`.
 """
 
-import importlib.util
+import importlib
+import inspect
+import json
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from l2t_ray.data import own, published
+from l2t_ray.data import published
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.converted import cache_directory, stamps
+from l2t_ray.data.checked import checked
+from l2t_ray.data.converted import cache_directory
 from l2t_ray.data.dataset import Dataset
+from l2t_ray.data.masked_sets import MaskedDataset
+from l2t_ray.data.scans import digit_scans
+from l2t_ray.data.sets import DATA_SETS, DataSet, is_own
 from l2t_ray.data.splits import choose_balanced
 from l2t_ray.interfaces import UserError
 
@@ -25,53 +32,140 @@ DIGITS_TEST = 360
 KEPT_OPEN = 4
 """Sets that a process keeps open; a study over more of them opens the oldest again."""
 
-_open: OrderedDict[Hashable, tuple[Hashable, Dataset]] = OrderedDict()
-"""The sets this process has open, the last used one at the end, each with the stamps of the files behind it."""
+_open: OrderedDict[Hashable, tuple[Hashable, Dataset | MaskedDataset]] = OrderedDict()
+"""The sets this process has open, the last used one at the end, each with the state of the files behind it."""
 
 
 def load(
-    name: str, *, root: Path, verify: bool = True, download: bool = True, image_size: int | None = None
-) -> Dataset:
-    """Opens an image set; the first time, converts (and where needed downloads) it.
+    name: str,
+    *,
+    root: Path,
+    verify: bool = True,
+    download: bool = True,
+    image_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Dataset | MaskedDataset:
+    """Opens a data set; the first time, converts (and where needed downloads) it.
 
     A process opens a set once: the same one is given again until one of its files is another.
 
     Args:
-        name: one of `names()`.
-        root: the folder that holds torchvision's `cifar-10-batches-py`, `cifar-100-python`, `MNIST/raw` or
-            `FashionMNIST/raw`, or the user's own images. The Arrow files go to `root/arrow`, or to `~/.cache/l2t_ray`
-            where `root` is read-only.
+        name: one of `DATA_SETS`, or `module:function` of a user's own.
+        root: the folder that holds the files, such as torchvision's `cifar-10-batches-py` or `MNIST/raw`, or the
+            user's own images. Arrow files go to `root/arrow`, or to `~/.cache/l2t_ray` where `root` is read-only.
         verify: refuse files whose md5 is not the published one. Unpacked MNIST files, for which none is published,
             are checked by their size alone.
         download: fetch absent files with torchvision.
         image_size: height and width to reduce the images to, by averaging squares of pixels; None: as they are. The
             reduced images have Arrow files of their own. Mean and standard deviation stay those of the full size.
             Own images are scaled to any size.
+        options: keyword arguments of the function that opens the set.
 
     Raises:
-        UserError: if the name is unknown, files are absent, damaged, or not the published ones, or the images cannot
-            be cut into `image_size` whole squares.
+        UserError: if the name is unknown, files are absent, damaged, or not the published ones, the images cannot
+            be cut into `image_size` whole squares, or the set has no such options.
     """
-    root = Path(root)
-    if name == "digits":
-        return _opened_once((name, image_size), lambda: None, lambda: _digits(image_size))
-    key = (name, root.absolute(), cache_directory(), verify, image_size)
-    if name == "folder":
-        return _opened_once(key, lambda: own.state(root, image_size), lambda: own.open_own(root, image_size))
-    if name not in published.SETS:
-        raise UserError(f"data.name must be one of {', '.join(names())}, got {name!r}.")
-    return _opened_once(
-        key,
-        lambda: stamps(published.files_of(name, root, image_size)),
-        lambda: published.open_published(name, root, verify=verify, download=download, image_size=image_size),
-    )
+    if name not in DATA_SETS and not is_own(name):
+        raise UserError(f"data.name must be one of {', '.join(DATA_SETS)}, or my.module:make, got {name!r}.")
+    root, entry = Path(root), DATA_SETS.get(name) or DataSet(name)
+    make = _function(entry.make, name)
+    given = {"name": name, "root": root.absolute(), "verify": verify, "download": download, "image_size": image_size}
+    arguments = _arguments(name, make, given, options or {})
+    key = (name, cache_directory(), json.dumps(arguments, sort_keys=True, default=str))
+
+    def state() -> Hashable:
+        return _function(entry.state, name)(**_known(given, entry.state)) if entry.state else None
+
+    def opened() -> Dataset | MaskedDataset:
+        if name in DATA_SETS:
+            return make(**arguments)
+        return _own(name, make, arguments)
+
+    return _opened_once(key, state, opened)
 
 
 def names() -> tuple[str, ...]:
-    return ("digits", *published.SETS, "folder")
+    return tuple(DATA_SETS)
 
 
-def _opened_once(key: Hashable, state: Callable[[], Hashable], make: Callable[[], Dataset]) -> Dataset:
+# --- Functions by their import path -----------------------------------------------------------------------------------
+
+
+def _function(path: str, name: str) -> Callable[..., Any]:
+    module, _, function = path.partition(":")
+    if is_own(name) and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # as `python -m` does; scripts look beside themselves alone
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # A user's module can raise anything.
+        raise UserError(f"data.name={name} cannot be imported ({type(error).__name__}: {error}).") from error
+    if not callable(found):
+        raise UserError(f"data.name={name} is no function, but a {type(found).__name__}.")
+    return found
+
+
+def _parameters(function: Callable[..., Any], name: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise UserError(f"data.name={name} does not say what arguments it takes; wrap it in a function.") from None
+
+
+def _known(given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    parameters = _parameters(_function(path, path), path)
+    return {key: value for key, value in given.items() if key in parameters}
+
+
+def _arguments(
+    name: str, make: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the function is called with.
+
+    Raises:
+        UserError: if it has no parameter for something that was set, one that was not, or one of another type.
+    """
+    parameters = _parameters(make, name)
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    own = {
+        key: parameter
+        for key, parameter in parameters.items()
+        if key not in given and parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    }
+    if strange := [key for key in options if key not in own and (key in given or not takes_all)]:
+        valid = f"it has {', '.join(own)}" if own else "it has none"
+        raise UserError(f"data.options.{strange[0]} is no option of data.name={name}; {valid}.")
+    if given["image_size"] is not None and "image_size" not in parameters:
+        raise UserError(f"data.image_size is no setting of data.name={name}; leave it out.")
+    for key, parameter in own.items():
+        if key in options:
+            _check_type(f"data.options.{key}", options[key], parameter.annotation)
+        elif parameter.default is inspect.Parameter.empty:
+            raise UserError(f"data.name={name} needs data.options.{key}; set it.")
+    return {key: value for key, value in given.items() if key in parameters} | dict(options)
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    """Compares with annotations that are one plain type; what others mean is the function's own affair."""
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(getattr(annotation, "__name__", annotation))
+    given = type(value)
+    if wanted is not None and given is not wanted and not (wanted is float and given is int):
+        what = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[wanted]
+        raise UserError(f"{key} must be {what}, got {value!r}.")
+
+
+def _own(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Dataset | MaskedDataset:
+    try:
+        made = make(**arguments)
+    except UserError:
+        raise
+    except Exception as error:  # A user's function can raise anything.
+        raise UserError(f"data.name={name} failed with {type(error).__name__}: {error}.") from error
+    return checked(f"data.name={name}", made)
+
+
+def _opened_once(
+    key: Hashable, state: Callable[[], Hashable], make: Callable[[], Dataset | MaskedDataset]
+) -> Dataset | MaskedDataset:
     """What `make` gives, kept for as long as `state` stays what it was afterwards."""
     if key in _open and _open[key][0] == state():
         _open.move_to_end(key)
@@ -84,13 +178,14 @@ def _opened_once(key: Hashable, state: Callable[[], Hashable], make: Callable[[]
     return dataset
 
 
-def _digits(image_size: int | None) -> Dataset:
-    table = _digits_table()
-    labels = table[:, -1].astype(np.int64)
-    # The scans count ink dots, 0..16.
-    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    is_test = np.zeros(len(labels), dtype=bool)
+# --- The embedded digits ----------------------------------------------------------------------------------------------
+
+
+def open_digits(image_size: int | None = None) -> Dataset:
+    scans, labels = digit_scans()
+    images = scans[:, None]
     # Seed 0 whatever the run's seed: a test set that moves with the seed would compare runs on different images.
+    is_test = np.zeros(len(labels), dtype=bool)
     is_test[choose_balanced(labels, DIGITS_TEST, seed=0, purpose="digits-test")] = True
 
     def part(rows: np.ndarray) -> ImageSet:
@@ -109,15 +204,3 @@ def _read_only(images: ImageSet) -> ImageSet:
     for array in (images.images, images.labels, images.positions):
         array.flags.writeable = False
     return images
-
-
-def _digits_table() -> Float[np.ndarray, "n 65"]:
-    """Pixels and label of each scan, from the file that scikit-learn's `load_digits` reads.
-
-    Without importing scikit-learn, which costs each process seconds of start-up.
-    """
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("data.name=digits needs scikit-learn, which holds the scans: pip install scikit-learn.")
-    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    return np.loadtxt(path, delimiter=",")

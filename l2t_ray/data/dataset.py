@@ -43,10 +43,18 @@ def pixel_statistics(
     counts = np.zeros((channels, 256), dtype=np.int64)
     rows = max(1, block // (height * width))
     for start in range(0, n, rows):
-        for channel in range(channels):
-            counts[channel] += np.bincount(images[start : start + rows, channel].ravel(), minlength=256)
-    values = np.arange(256)
-    total = n * height * width
+        counts += value_counts(images[start : start + rows].swapaxes(0, 1))
+    return statistics_of_counts(counts)
+
+
+def value_counts(images: UInt8[np.ndarray, "c ..."]) -> Int[np.ndarray, "c 256"]:
+    """How often each channel has each of the 256 values."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in images])
+
+
+def statistics_of_counts(counts: Int[np.ndarray, "c 256"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, from how often it has each value."""
+    values, total = np.arange(256), int(counts[0].sum())
     sums, squares = (counts @ values).tolist(), (counts @ values**2).tolist()
     # In whole numbers up to the last division: nothing is rounded before.
     variances = [

@@ -1,9 +1,8 @@
-"""Images with a class for each pixel: the record of a set, and minibatches of crops."""
+"""Minibatches of crops of images with a class for each pixel."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,55 +12,11 @@ from torch import Tensor
 from l2t_ray.data.augment import normalise
 from l2t_ray.data.examples import Draws
 from l2t_ray.data.mask_transforms import Window, chosen_pixels, shown, window_at
+from l2t_ray.data.masked_sets import MaskedSet
 from l2t_ray.interfaces import UserError
 
 _LOG = logging.getLogger(__name__)
 _PIXELS_AT_ONCE = 1 << 20
-
-Pair = tuple[np.ndarray, np.ndarray]
-"""An image, uint8 `[c, h, w]`, and the class number of each of its pixels, whole numbers `[h, w]`."""
-
-
-@dataclass(frozen=True)
-class MaskedSet:
-    """Images and masks, of any sizes: arrays in memory, or read from files when they are asked for."""
-
-    pairs: Sequence[Pair]
-    sizes: Int[np.ndarray, "n 2"]
-    """Height and width of each."""
-    class_names: tuple[str, ...]
-    ignore: int
-    """The number of pixels that do not count."""
-    names: Sequence[str]
-    """Of the images, for messages."""
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    @cached_property
-    def frame(self) -> tuple[int, int]:
-        """The least size that all images fit into: whole ones are filled up to it, on any number of workers."""
-        height, width = self.sizes.max(axis=0).tolist()
-        return height, width
-
-
-@dataclass(frozen=True)
-class MaskedDataset:
-    """A training and a test set, with the pixel statistics (per channel, pixels in 0..1) to normalise them by."""
-
-    name: str
-    train: MaskedSet
-    test: MaskedSet
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    validation: Int[np.ndarray, " v"] | None = None
-    """Rows of `train` that are set apart for validation; None: they are to be chosen."""
-    notes: tuple[str, ...] = ()
-    """A sentence for each thing that was converted or left out on the way from the files to the images."""
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.train.class_names)
 
 
 class MaskedImages:
@@ -76,8 +31,9 @@ class MaskedImages:
         images: the set.
         mean, std: by which pixels in 0..1 are normalised, one a channel.
         crop: height and width of the crops, in pixels.
-        scale: the least and the largest factor by which images are enlarged before they are cut; one is drawn for each.
-        flip: mirror half of the crops left to right.
+        augment: `crop_flip`: scale, place and flip are drawn; `flip`: crops are from the middle at the images' own
+            scale; `none`: and not mirrored.
+        scale: the least and the largest factor by which images are enlarged before they are cut.
         pixels: how many pixels of each crop are trained on; None: all that count, and targets are masks alone.
 
     Raises:
@@ -93,8 +49,8 @@ class MaskedImages:
         mean: Sequence[float],
         std: Sequence[float],
         crop: int,
+        augment: Literal["none", "flip", "crop_flip"] = "crop_flip",
         scale: tuple[float, float] = (1.0, 1.0),
-        flip: bool = True,
         pixels: int | None = None,
     ):
         if pixels is not None and pixels > crop * crop:
@@ -103,7 +59,7 @@ class MaskedImages:
                 f"data.masks.crop={crop}; lower it, or leave it out to train on all pixels."
             )
         self._images, self._mean, self._std = images, mean, std
-        self._crop, self._scale, self._flip, self._pixels = crop, scale, flip, pixels
+        self._crop, self._augment, self._scale, self._pixels = crop, augment, scale, pixels
         self._has_told = False
         self._fill = [float(round(255 * value)) for value in mean]
 
@@ -122,7 +78,11 @@ class MaskedImages:
         """Scales, places, flips, and seeds of the choice of pixels."""
         scales = generator.uniform(*self._scale, size)
         places = generator.random((size, 2))
-        flips = (generator.random(size) < 0.5) & self._flip
+        flips = generator.random(size) < 0.5
+        if self._augment != "crop_flip":
+            scales, places = np.ones(size), np.full((size, 2), 0.5)
+        if self._augment == "none":
+            flips = np.zeros(size, dtype=bool)
         return scales, places, flips, generator.integers(0, 2**63 - 1, size)
 
     def batch(

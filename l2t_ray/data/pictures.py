@@ -45,6 +45,8 @@ class Look(NamedTuple):
     kind: Literal["8 bit", "integers", "floats", "upper 8 bits"]
     low: float = 0
     high: float = 0
+    size: tuple[int, int] = (0, 0)
+    """Height and width as stored."""
 
 
 class Reading(NamedTuple):
@@ -71,12 +73,13 @@ def look_at(picture: Picture) -> Look:
         if (frames := _num_frames(image)) > 1:
             raise UserError(f"{picture.where} holds {frames} images; save the one that is meant as a file of its own.")
         is_colour = image.mode not in ("1", "L", "LA", "La", "F") and not image.mode.startswith("I")
+        size = (image.height, image.width)
         if image.mode.startswith("I") or image.mode == "F":
-            return _look_at_values(picture, image)
+            return _look_at_values(picture, image)._replace(size=size)
         if any(";16" in str(tile.args) for tile in image.tile):  # Pillow drops the lower 8 bits of colours
             colours = np.asarray(image)[..., : 1 if image.mode in ("L", "LA") else 3]
-            return Look(picture.where, is_colour, "upper 8 bits", high=float(colours.max()))
-        return Look(picture.where, is_colour, "8 bit")
+            return Look(picture.where, is_colour, "upper 8 bits", high=float(colours.max()), size=size)
+        return Look(picture.where, is_colour, "8 bit", size=size)
 
 
 def agree(looks: Sequence[Look]) -> tuple[Reading, list[str]]:
@@ -142,6 +145,39 @@ def pixels_of(
             eight_bit = ImageOps.fit(eight_bit, (image_size, image_size), Image.Resampling.BOX)
         array = np.asarray(eight_bit).reshape(eight_bit.height, eight_bit.width, -1).transpose(2, 0, 1)
     return array, frozenset(done)
+
+
+class Stored(NamedTuple):
+    """What a file holds, with nothing converted: numbers `[h, w]`, or colours uint8 `[h, w, 3]`; and where the numbers
+    stand for colours, those, uint8 `[k, 3]`."""
+
+    values: np.ndarray
+    palette: UInt8[np.ndarray, "k 3"] | None
+
+
+def stored_values(picture: Picture) -> Stored:
+    """The numbers or colours that an image is made of, for those in which each means something.
+
+    Raises:
+        UserError: if the image cannot be read, or is of a kind that does not keep numbers as they are.
+    """
+    with _opened(picture, verify=True) as image:
+        if image.format in ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"):
+            raise UserError(f"{picture.where} is {image.format}, which changes numbers to save room; save it as PNG.")
+        if (frames := _num_frames(image)) > 1:
+            raise UserError(f"{picture.where} holds {frames} images; save the one that is meant as a file of its own.")
+        if image.mode == "P":
+            palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+            return Stored(np.asarray(image), palette)
+        if image.mode in ("RGBA", "LA", "PA") and np.asarray(image.getchannel("A")).min() < 255:
+            raise UserError(f"{picture.where} is transparent in parts; save it without transparency.")
+        if image.mode in ("1", "L", "LA"):
+            return Stored(np.asarray(image.convert("L") if image.mode == "LA" else image).astype(np.uint8), None)
+        if image.mode.startswith("I"):
+            return Stored(np.asarray(image).astype(np.int64), None)
+        if image.mode in ("RGB", "RGBA", "RGBX"):
+            return Stored(np.asarray(image.convert("RGB")), None)
+        raise UserError(f"{picture.where} is of mode {image.mode}; save it as PNG with a number or a colour a pixel.")
 
 
 def is_readable(picture: Picture) -> bool:

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.converted import Stamp, arrow_paths, cache_directory, keep, open_current, stamp, warn_of
+from l2t_ray.data.converted import Stamp, arrow_paths, cache_directory, keep, open_current, stamp, stamps, warn_of
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.lock import one_at_a_time
 from l2t_ray.interfaces import UserError
@@ -47,12 +47,12 @@ def open_published(name: str, root: Path, *, verify: bool, download: bool, image
     return Dataset(name, train, test, kind.mean, kind.std)
 
 
-def files_of(name: str, root: Path, image_size: int | None) -> list[Path]:
-    """All files that decide what `open_published` gives."""
+def state(name: str, root: Path, image_size: int | None) -> Hashable:
+    """Of all files that decide what `open_published` gives: another value, another set."""
     kind = SETS[name]
     sources = {_present(root / kind.folder / file) for files in kind.files.values() for file in files}
     arrows = {path for part in kind.files for size in (None, image_size) for path in _paths(kind, part, root, size)}
-    return sorted(sources | arrows)
+    return stamps(sorted(sources | arrows))
 
 
 def reduced(whole: ImageSet, image_size: int | None) -> ImageSet:

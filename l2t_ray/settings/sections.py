@@ -1,9 +1,12 @@
 """The sections of an experiment beside its methods, as frozen records: data, student, training, Ray, tracking."""
 
-from typing import Annotated, Literal
+import difflib
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from l2t_ray.data.sets import DATA_SETS, is_own
 from l2t_ray.settings.record import (
     Count,
     FilePath,
@@ -49,11 +52,44 @@ class NoiseConfig(Record):
         return self
 
 
+class MasksConfig(Record):
+    """What is cut out of images with masks, and how many of its pixels are trained on."""
+
+    crop: Annotated[Whole, Field(ge=8, le=4096)] = 64
+    """Height and width of the crops (paper: 380)."""
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    """The least and the largest factor by which an image is enlarged before it is cut, with augment=crop_flip."""
+    pixels: Count | None = None
+    """Pixels of each crop that are trained on, drawn anew in each step; null: all that count."""
+
+    @model_validator(mode="after")
+    def _numbers_fit_together(self) -> "MasksConfig":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"masks.scale is {list(self.scale)}; give the least factor first")
+        if self.pixels is not None and self.pixels > self.crop**2:
+            raise ValueError(
+                f"masks.pixels is {self.pixels}, more than the {self.crop**2} pixels of masks.crop={self.crop} squared"
+            )
+        return self
+
+
+def _known_set(name: str) -> str:
+    if name in DATA_SETS or is_own(name):
+        return name
+    near = difflib.get_close_matches(name, DATA_SETS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(DATA_SETS)}, or my.module:make"
+    raise PydanticCustomError("data_set", "must name a data set; {hint}", {"hint": hint})
+
+
 class DataConfig(Record):
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "cifar100_coarse", "folder"] = "digits"
-    """`folder`: your own images, below `root` (data/own.py says how)."""
+    name: Annotated[Text, AfterValidator(_known_set)] = "digits"
+    """One of data/sets.py, or a function of your own, as my.module:make. `folder` and `mask_folder`: your own images,
+    below `root` (data/own.py and data/mask_sets/mask_folders.py say how)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function that opens the set, such as `num_train` of `digit_scenes`."""
     root: FilePath | None = None
-    """Directory of torchvision's standard layout; null: the environment variable L2T_DATA, or else `data`."""
+    """Directory of the set's files, for instance in torchvision's layout; null: the environment variable L2T_DATA, or
+    else `data`."""
     verify: bool = True
     """Refuse files whose checksums are not the published ones."""
     download: bool = True
@@ -71,9 +107,11 @@ class DataConfig(Record):
     validation_labels: Literal["clean", "observed"] = "clean"
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
+    """What is drawn for each training image; of images with masks, crops are cut in any case (`masks`)."""
     augment_validation: bool = False
     """The released code augments validation images as well (docs/released.md, D6)."""
     crop_padding: Literal["zero", "reflect"] = "zero"
+    masks: MasksConfig = MasksConfig()
     at_pass_end: Literal["wrap", "lose_step"] = "wrap"
     """`lose_step`: the released code loses one student step whenever a pass over the training part ends."""
 

@@ -16,6 +16,7 @@ from l2t_ray.bilevel.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss import file as loss_file
 from l2t_ray.core.loss.family import KeptFamily
 from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.data.examples import combined
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.training.evaluate import evaluate
@@ -146,11 +147,12 @@ def _try_export(loss: KeptFamily) -> None:
 
 
 def shortened(batches: RoundBatches, num_train: int, num_val: int) -> RoundBatches:
-    """The first minibatch twice, for two steps, and the validation minibatch, of so many rows at most."""
+    """The first minibatch twice, for two steps, and the validation minibatch, of so many examples at most."""
 
-    def cut(batch: Batch, rows: int) -> Batch:
-        few = Batch(*(values[:rows] for values in batch))
-        return few._replace(weights=torch.full_like(few.weights, 1 / len(few.weights)))
+    def cut(batch: Batch, count: int) -> Batch:
+        few = Batch(*(combined(lambda part: part[:count], values) for values in batch))
+        # An example's share is that of one of its rows, of which the others have about as many.
+        return few._replace(weights=few.weights * (len(batch.weights) / len(few.weights)))
 
     train = cut(batches.train[0], num_train)
     return RoundBatches([train, train], cut(batches.val, num_val))

@@ -9,7 +9,8 @@ import torch
 
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.mask_transforms import chosen_pixels, shown, window_at
-from l2t_ray.data.masked_images import MaskedImages, MaskedSet
+from l2t_ray.data.masked_images import MaskedImages
+from l2t_ray.data.masked_sets import MaskedSet
 from l2t_ray.data.row_shares import RowShares
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy, Split
@@ -28,13 +29,7 @@ def painted(height, width, seed=0):
     return (20 * mask)[None].copy(), mask
 
 
-def set_of(pairs):
-    sizes = np.array([mask.shape for _, mask in pairs])
-    names = [f"image {i}" for i in range(len(pairs))]
-    return MaskedSet(pairs, sizes, tuple("abcdefgh"), IGNORE, names)
-
-
-SET = set_of([painted(20 + i, 30 - i, seed=i) for i in range(12)])
+SET = MaskedSet.of([painted(20 + i, 30 - i, seed=i) for i in range(12)], "abcdefgh")
 
 
 def images(which=SET, **changes):
@@ -161,7 +156,7 @@ def test_whole_images_are_filled_up_to_one_frame():
 
 def test_a_crop_without_a_pixel_that_counts_weighs_nothing_and_is_told_once(caplog):
     image, mask = painted(16, 16)
-    empty = set_of([(image, np.full_like(mask, IGNORE))] * 12)
+    empty = MaskedSet.of([(image, np.full_like(mask, IGNORE))] * 12, "abcdefgh")
     data = RowShares(loader(which=images(empty, scale=(1.0, 1.0))), Segmentation("abcdefgh"), SingleProcess())
     with caplog.at_level(logging.WARNING):
         train = data.round(0).train

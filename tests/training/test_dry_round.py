@@ -12,8 +12,8 @@ from torch import nn
 from l2t_ray.assembly.fit import fit
 from l2t_ray.bilevel.draws import unmoved_draws
 from l2t_ray.core.loss.network import DynamicLossNetwork
-from l2t_ray.interfaces import UserError
-from l2t_ray.training.dry_round import with_remedies
+from l2t_ray.interfaces import Batch, RoundBatches, UserError
+from l2t_ray.training.dry_round import shortened, with_remedies
 
 WIDTH = 8
 CPU = torch.device("cpu")
@@ -30,6 +30,17 @@ def examples(num, dtype=torch.float32):
 def tokens(num):
     labels = torch.arange(num) % 3
     return torch.stack([labels, (labels + 1) % 5, (labels * 2) % 5], dim=1), labels
+
+
+def test_a_shortened_round_keeps_what_belongs_together_and_whole_weights():
+    targets = {"mask": torch.arange(24).reshape(6, 2, 2), "chosen": torch.arange(12).reshape(6, 2)}
+    rows = Batch(torch.arange(6.0)[:, None], targets, torch.full((6,), 1 / 12), torch.arange(6))
+    plain = Batch(torch.arange(6.0), torch.arange(6), torch.full((6,), 1 / 6), torch.arange(6))
+    train, val = shortened(RoundBatches([rows, rows, rows], plain), 4, 3)
+    assert len(train) == 2 and train[0].targets["mask"].equal(targets["mask"][:4])
+    assert train[0].targets["chosen"].equal(targets["chosen"][:4]) and train[0].indices.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(train[0].weights, torch.full((4,), 1 / 8))  # two rows an example
+    torch.testing.assert_close(val.weights, torch.full((3,), 1 / 3))
 
 
 def train_a_little(model, rows, **arguments):

@@ -1,0 +1,40 @@
+"""The data sets by name. A new one is a function that opens it, and a line here.
+
+A function is given what it has parameters for: the settings `name`, `root`, `verify`, `download` and `image_size` of
+the section `data`, and the keys of `data.options`. It returns a `Dataset` (images with one label each) or a
+`MaskedDataset` (images with a class for each pixel). Somebody's own is named by its import path.
+"""
+
+from typing import Literal, NamedTuple
+
+
+class DataSet(NamedTuple):
+    """Where a set is opened, as `module:function`, and what its images are labelled with."""
+
+    make: str
+    targets: Literal["classes", "masks"] = "classes"
+    state: str | None = None
+    """A function of the same parameters that gives what the opened set depends on: another value, another set."""
+
+
+_OF_CATALOG, _PUBLISHED, _MASKS = "l2t_ray.data.catalog", "l2t_ray.data.published", "l2t_ray.data.mask_sets"
+
+DATA_SETS = {
+    "digits": DataSet(f"{_OF_CATALOG}:open_digits"),
+    "mnist": DataSet(f"{_PUBLISHED}:open_published", state=f"{_PUBLISHED}:state"),
+    "fashion_mnist": DataSet(f"{_PUBLISHED}:open_published", state=f"{_PUBLISHED}:state"),
+    "cifar10": DataSet(f"{_PUBLISHED}:open_published", state=f"{_PUBLISHED}:state"),
+    "cifar100": DataSet(f"{_PUBLISHED}:open_published", state=f"{_PUBLISHED}:state"),
+    "cifar100_coarse": DataSet(f"{_PUBLISHED}:open_published", state=f"{_PUBLISHED}:state"),
+    "folder": DataSet("l2t_ray.data.own:open_own", state="l2t_ray.data.own:state"),
+    "digit_scenes": DataSet(f"{_MASKS}.digit_scenes:open_digit_scenes", "masks"),
+    "camvid": DataSet(f"{_MASKS}.listed:open_camvid", "masks"),
+    "voc2012": DataSet(f"{_MASKS}.listed:open_voc", "masks"),
+    "mask_folder": DataSet(f"{_MASKS}.mask_folders:open_mask_folder", "masks"),
+}
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is somebody's own function, as `my.module:make`."""
+    module, _, function = name.partition(":")
+    return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
