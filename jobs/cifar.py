@@ -1,60 +1,13 @@
-"""The main job: trains a student with a learned loss, and beside it with cross-entropy.
+"""The main job by its first name, as CIFAR's: jobs/train.py is the same.
 
-python jobs/cifar.py --config configs/digits.yaml training.num_rounds=50
-python jobs/cifar.py --resume runs/digits-20260101-120000
+python jobs/cifar.py --config configs/cifar10.yaml data.root=DIR
 """
 
-import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
-from l2t_ray.command_line import Parser
-from l2t_ray.exit_codes import exit_codes
+from l2t_ray.train_command import main as train
 
-if TYPE_CHECKING:
-    from l2t_ray.run import Experiment
-
-EXACT = 1e-9
-"""Largest relative error in float64 that is rounding."""
-DIFFERENCES = 0.02
-"""Largest relative error of finite differences."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/digits.yaml", help="experiment to run (default: %(default)s)")
-    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with an interrupted run instead")
-    parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
-    parser.add_argument("--profile", action="store_true", help="trace two rounds of each arm, to look at in Perfetto")
-    parser.add_argument(
-        "--check-hypergradient", action="store_true", help="first compare the engine with naive autograd in float64"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the file's")
-    arguments = parser.parse_intermixed_args(argv)  # options may stand among the overrides
-    overrides = [*arguments.overrides, *(["tracking.profile=true"] if arguments.profile else [])]
-    with exit_codes():
-        from l2t_ray.run import Experiment  # takes seconds, in which one may press Ctrl-C
-
-        if arguments.resume is not None:
-            experiment = Experiment.resume(arguments.resume, overrides)
-        else:
-            experiment = Experiment.from_yaml(arguments.config, overrides)
-        if arguments.check_hypergradient:
-            check_hypergradient(experiment, quiet=arguments.quiet)
-        experiment.run(quiet=arguments.quiet)
-
-
-def check_hypergradient(experiment: "Experiment", *, quiet: bool) -> None:
-    """Prints the engine's errors; ends the job with code 1 if one that claims to be exact is not."""
-    errors, is_exact = experiment.check_hypergradient()
-    report = "hypergradient, relative error: " + ", ".join(f"{key} {value:.1e}" for key, value in errors.items())
-    if is_exact and not errors["float64"] < EXACT:
-        raise SystemExit(f"{report}; an exact engine must stay below {EXACT:g} in float64.")
-    if not errors["finite differences"] < DIFFERENCES:
-        raise SystemExit(f"{report}; autograd itself must stay below {DIFFERENCES:g} of finite differences.")
-    if not quiet:
-        print(report if is_exact else f"{report} (an approximation)")
-
+main = partial(train, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2t_ray import theory
     from l2t_ray.assembly.fit import fit
-    from l2t_ray.bilevel.hypergradient import hypergradient
+    from l2t_ray.bilevel.flat import FlatModule
+    from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
     from l2t_ray.core.loss.learned import LearnedLoss
     from l2t_ray.core.loss.network import DynamicLossNetwork
     from l2t_ray.core.loss.pairs import one_vs_one
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DynamicLossNetwork",
     "Experiment",
+    "FlatModule",
     "LSTMTeacher",
     "LearnedLoss",
     "TermLoss",
@@ -35,6 +37,7 @@ __all__ = [
     "flip_to_two",
     "hypergradient",
     "importance_weights",
+    "naive_hypergradient",
     "one_vs_one",
     "preprocess_gradient",
     "similarity",
@@ -45,6 +48,7 @@ __all__ = [
 _HOMES = {
     "DynamicLossNetwork": "core.loss.network",
     "Experiment": "run",
+    "FlatModule": "bilevel.flat",
     "LSTMTeacher": "core.lstm_teacher",
     "LearnedLoss": "core.loss.learned",
     "TermLoss": "core.loss.terms",
@@ -53,6 +57,7 @@ _HOMES = {
     "flip_to_two": "data.noise",
     "hypergradient": "bilevel.hypergradient",
     "importance_weights": "core.reweight",
+    "naive_hypergradient": "bilevel.hypergradient",
     "one_vs_one": "core.loss.pairs",
     "preprocess_gradient": "core.lstm_teacher",
     "similarity": "core.reweight",

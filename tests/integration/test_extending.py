@@ -62,7 +62,7 @@ def test_the_assembly_trains_both_arms(assembly):
 
 def test_the_job_takes_the_method_by_its_import_path(assembly, monkeypatch):
     """As the page's command says, in this process and for a few steps; it goes on from what it wrote down."""
-    (command,) = re.findall(r"^python jobs/cifar.py --config (.*)$", PAGE, re.MULTILINE)
+    (command,) = re.findall(r"^python jobs/train.py --config (.*)$", PAGE, re.MULTILINE)
     config, *overrides = command.split()
     few = ["training={num_rounds: 2, num_steps: 2}", "student.name=lenet", "data.num_train=60"]
     plain = ["ray.enabled=false", "tracking.mlflow=false", "name=own", "controls=[small_loss:SmallLossConfig]"]
