@@ -134,7 +134,7 @@ def fit(
         student.to(place)
         sets = TensorSets(train, validation, test, config.training, device=place)
         source = TensorSource(sets, config.training, num_classes=sets.num_classes, seed=config.seed, device=place)
-        batches = source.plain().dry_round()
+        batches = source.dry_round()
         initialise_lazy(student, batches.val.inputs, config.seed)
         outputs = first_outputs(student, batches.val.inputs, words)
         num_classes = outputs.shape[1]

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from l2t_ray.assembly.run import build_run, build_trainee
-from l2t_ray.assembly.source import ImageSource
+from l2t_ray.assembly.sources import AnySource
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.trial import OTHERWISE
 from l2t_ray.bilevel.derivative_check import check_derivatives
@@ -34,7 +34,7 @@ class Closing:
 
 @torch.no_grad()
 def closing_look(
-    config: ExperimentConfig, source: ImageSource, students: Mapping[str, StudentState]
+    config: ExperimentConfig, source: AnySource, students: Mapping[str, StudentState]
 ) -> dict[str, Closing]:
     """A look at each trained student, on all test images and all training images with wrong labels."""
     trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
@@ -49,7 +49,9 @@ def closing_look(
 
         confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         for batch in data.test():
-            np.add.at(confusion, (batch.targets.cpu().numpy(), answers(batch).cpu().numpy()), 1)
+            truth, said = batch.targets.cpu().numpy(), answers(batch).cpu().numpy()
+            counts = truth < num_classes  # of a mask, pixels may be of no class
+            np.add.at(confusion, (truth[counts], said[counts]), 1)
         reproduced = None
         if corrupted is not None:
             batches = source.images(corrupted.rows[corrupted.is_wrong])

@@ -3,14 +3,15 @@
 import numpy as np
 import torch
 
+from l2t_ray.assembly.source import Source
 from l2t_ray.data import splits
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.masked_images import MaskedImages
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
 from l2t_ray.data.row_shares import RowShares
-from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy
 from l2t_ray.interfaces import Data, Group, Task, UserError
+from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
 
 
@@ -31,21 +32,57 @@ def masked_policy(config: ExperimentConfig, dataset: MaskedDataset) -> Policy:
     return divide(unlabelled, data.num_validation, config.seed, num_train=data.num_train)
 
 
-def masked_data(
-    config: ExperimentConfig,
-    dataset: MaskedDataset,
-    policy: Policy,
-    task: Task,
-    *,
-    group: Group,
-    device: torch.device,
-) -> Data:
-    """Minibatches of crops; validation and test images are whole, unless data.augment_validation crops the former.
+class MaskedSource(Source):
+    """Crops of images with masks; validation and test images are whole, unless data.augment_validation crops the
+    former. Each example has the share of one of its rows in the global minibatch (`RowShares`)."""
 
-    Raises:
-        UserError: if a setting is of images with labels alone, or batches do not fit the set.
-    """
-    data, training = config.data, config.training
+    def __init__(
+        self, config: ExperimentConfig, dataset: MaskedDataset, task: Task, *, group: Group, device: torch.device
+    ):
+        """
+        Raises:
+            UserError: if a setting is of images with labels alone, or there are too few images.
+        """
+        self.dataset, self._task, self._workers = dataset, task, group
+        _refuse_settings_of_labels(config)
+        policy, data = masked_policy(config, dataset), config.data
+        is_validation = np.zeros(len(dataset.train), dtype=bool)
+        is_validation[policy.at(0).validation] = True
+        unlabelled = np.zeros(len(dataset.train), dtype=np.int64)
+
+        def crops(images: MaskedSet) -> MaskedImages:
+            return MaskedImages(
+                images,
+                mean=dataset.mean,
+                std=dataset.std,
+                crop=data.masks.crop,
+                augment=data.augment,
+                scale=data.masks.scale,
+                pixels=data.masks.pixels,
+            )
+
+        train, test = crops(dataset.train), crops(dataset.test)
+        super().__init__(
+            lambda taught: train,
+            test,
+            Labels(unlabelled, unlabelled, is_validation, np.eye(dataset.num_classes), dataset.train.class_names),
+            policy,
+            config.training,
+            balance=unlabelled,
+            seed=config.seed,
+            group=group,
+            device=device,
+            at_pass_end=data.at_pass_end,
+            augment_validation=data.augment_validation,
+            test_batch=min(train.at_once, test.at_once),
+        )
+
+    def served(self, loader: RoundLoader) -> Data:
+        return RowShares(loader, self._task, self._workers)
+
+
+def _refuse_settings_of_labels(config: ExperimentConfig) -> None:
+    data = config.data
     for key, value, only in (
         ("data.noise.kind", data.noise.kind, "none"),
         ("data.validation_labels", data.validation_labels, "clean"),
@@ -53,36 +90,3 @@ def masked_data(
     ):
         if value != only:
             raise UserError(f"{key} is {value!r}, which images with masks do not know; set {key}={only}.")
-
-    def crops(images: MaskedSet) -> MaskedImages:
-        return MaskedImages(
-            images,
-            mean=dataset.mean,
-            std=dataset.std,
-            crop=data.masks.crop,
-            augment=data.augment,
-            scale=data.masks.scale,
-            pixels=data.masks.pixels,
-        )
-
-    train, test = crops(dataset.train), crops(dataset.test)
-    sampler = RoundSampler(
-        policy,
-        seed=config.seed,
-        num_steps=training.num_steps,
-        train_batch=training.batch_size,
-        val_batch=training.val_batch_size,
-        at_pass_end=data.at_pass_end,
-    )
-    loader = RoundLoader(
-        *(train, train, test),
-        sampler,
-        seed=config.seed,
-        num_classes=dataset.num_classes,
-        rank=group.rank,
-        world_size=group.size,
-        device=device,
-        augment_validation=data.augment_validation,
-        test_batch=min(train.at_once, test.at_once),
-    )
-    return RowShares(loader, task, group)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from l2t_ray.assembly.identity import fingerprint, shown_yaml
-from l2t_ray.assembly.images import load_dataset
+from l2t_ray.assembly.images import open_dataset
 from l2t_ray.assembly.methods import build_arm
-from l2t_ray.assembly.source import ImageSource
+from l2t_ray.assembly.sources import AnySource, source_of
 from l2t_ray.assembly.students import build_sgd, build_student
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.teachers import MakeTeacher, build_teacher
@@ -35,7 +35,7 @@ def build_run(
     run_dir: Path | None = None,
 ) -> Run:
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
-    source = ImageSource(config, load_dataset(config.data), group=group, device=device)
+    source = source_of(config, group=group, device=device)
     trainee, training = build_trainee(config, source, group), config.training
     make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
     parts = Parts(trainee, source, training.num_rounds, config.seed)
@@ -56,13 +56,13 @@ def build_run(
     )
 
 
-def build_trainee(config: ExperimentConfig, source: ImageSource, group: Group) -> Trainee:
+def build_trainee(config: ExperimentConfig, source: AnySource, group: Group) -> Trainee:
     """The student at its beginning, with its task and its optimiser."""
     student = FlatModule(build_student(config.student, source.dataset, group=group, seed=config.seed))
     return Trainee(student, build_task(config), build_sgd(config.training), group, source.device)
 
 
-def build_probe(student: FlatModule, source: ImageSource, *, seed: int) -> Probe | None:
+def build_probe(student: FlatModule, source: AnySource, *, seed: int) -> Probe | None:
     """A look at `PROBED` of the training images while an arm trains; None where there is nothing wrong to see."""
     corrupted = source.corrupted
     if corrupted is None or corrupted.is_wrong.all():
@@ -82,7 +82,7 @@ def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:
         run_dir / "checkpoints",
         keep=config.training.keep_checkpoints,
         config=shown_yaml(config),
-        fingerprint=fingerprint(config, load_dataset(config.data)),
+        fingerprint=fingerprint(config, open_dataset(config.data)),
         mirror=mirror,
     )
 

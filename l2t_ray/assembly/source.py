@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from l2t_ray.assembly.images import build_policy, load_dataset, observed_labels
+from l2t_ray.assembly.images import build_policy, observed_labels
 from l2t_ray.data import noise, splits
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.catalog import Dataset
@@ -18,9 +18,8 @@ from l2t_ray.data.labelled_images import LabelledImages
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy, Split
-from l2t_ray.interfaces import Batch, Group, UserError
+from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, UserError
 from l2t_ray.methods.parts import Labels
-from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig, TrainingConfig
 
 
@@ -98,20 +97,33 @@ class Source:
     def images(self, rows: Int[np.ndarray, " n"]) -> list[Batch]:
         return self._plain.training_images(rows)
 
-    def plain(self) -> RoundLoader:
-        return self._plain
+    def dry_round(self) -> RoundBatches:
+        """Two steps and a validation minibatch to try things on (`RoundLoader.dry_round`)."""
+        return self._plain.dry_round()
+
+    def plain(self) -> Data:
+        return self.served(self._plain)
+
+    @property
+    def corrupted(self) -> "CorruptedLabels | None":
+        """The labels of the training part that are known to be wrong; None: none is."""
+        return None
+
+    def served(self, loader: RoundLoader) -> Data:
+        """The minibatches as methods get them."""
+        return loader
 
     @cached_property
     def _plain(self) -> RoundLoader:
         return self._loader(self._policy, self._labels.observed)
 
-    def mixed(self) -> RoundLoader:
+    def mixed(self) -> Data:
         return self._with_validation(splits.mixed(self._policy))
 
-    def validation_alone(self) -> RoundLoader:
+    def validation_alone(self) -> Data:
         return self._with_validation(splits.validation_alone(self._policy))
 
-    def in_folds(self, num_folds: int) -> RoundLoader:
+    def in_folds(self, num_folds: int) -> Data:
         """
         Raises:
             UserError: if a fold is too small for a validation minibatch.
@@ -123,10 +135,11 @@ class Source:
         """Into how many folds the validation part can be divided if each is to fill a validation minibatch."""
         return len(self.split(0).validation) // self._training.val_batch_size
 
-    def _with_validation(self, policy: Policy) -> RoundLoader:
+    def _with_validation(self, policy: Policy) -> Data:
         """Batches where validation images may be trained on: these keep their validation labels."""
         self.teaches_validation, labels = True, self._labels
-        return self._loader(policy, np.where(labels.is_validation, labels.validation, labels.observed))
+        taught = np.where(labels.is_validation, labels.validation, labels.observed)
+        return self.served(self._loader(policy, taught))
 
     def _loader(self, policy: Policy, taught: Int[np.ndarray, " images"]) -> RoundLoader:
         training = self._training
@@ -197,14 +210,12 @@ class ImageSource(Source):
             augment_validation=data.augment_validation,
         )
 
-    @classmethod
-    def of(cls, config: ExperimentConfig, device: torch.device | str = "cpu") -> "ImageSource":
-        """That of a run in this process."""
-        return cls(config, load_dataset(config.data), group=SingleProcess(), device=torch.device(device))
+    @property
+    def corrupted(self) -> CorruptedLabels | None:
+        return self._corrupted
 
     @cached_property
-    def corrupted(self) -> CorruptedLabels | None:
-        """None where no label of the training part is wrong."""
+    def _corrupted(self) -> CorruptedLabels | None:
         rows, labels = self.split(0).train, self.labels()
         clean = self.dataset.train.labels[rows]
         is_wrong = labels.observed[rows] != clean

@@ -7,6 +7,7 @@ import torch
 from l2t_ray.core.student import RateSchedule, StudentSgd
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
+from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.interfaces import Group
 from l2t_ray.parallel.global_batch_norm import with_global_batch_norm
 from l2t_ray.settings.experiment import StudentConfig, TrainingConfig
@@ -16,8 +17,10 @@ from l2t_ray.students.resnet import ResNet
 from l2t_ray.students.wide_resnet import WideResNet
 
 
-def build_student(student: StudentConfig, dataset: Dataset, *, group: Group, seed: int) -> torch.nn.Module:
-    _, channels, image_size, _ = dataset.train.images.shape
+def build_student(
+    student: StudentConfig, dataset: Dataset | MaskedDataset, *, group: Group, seed: int
+) -> torch.nn.Module:
+    channels, image_size = dataset.image_shape
     shape = {"num_classes": dataset.num_classes, "in_channels": channels}
 
     def build() -> torch.nn.Module:

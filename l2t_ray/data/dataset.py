@@ -30,6 +30,12 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.train.class_names)
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Channels, and the height."""
+        _, channels, height, _ = self.train.images.shape
+        return channels, height
+
 
 def pixel_statistics(
     images: UInt8[np.ndarray, "n c h w"], *, block: int = BLOCK

@@ -70,3 +70,8 @@ class MaskedDataset:
     @property
     def num_classes(self) -> int:
         return len(self.train.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Channels, and the height of the largest."""
+        return len(self.mean), self.train.frame[0]

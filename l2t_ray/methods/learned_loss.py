@@ -17,7 +17,7 @@ from l2t_ray.core.student import cross_entropy
 from l2t_ray.interfaces import Data, Method, MethodState, StudentState
 from l2t_ray.methods.fixed_loss import FixedLoss
 from l2t_ray.methods.loss_network import LossNetworkConfig
-from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.parts import Parts, check_rows_are_examples
 from l2t_ray.methods.phases import Phase, rounds_of
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings.record import Count, Fraction
@@ -100,6 +100,16 @@ class LearnedLossSettings(MethodSettings):
         ]
 
     def _objective(self, parts: Parts) -> LearnedObjective:
+        """
+        Raises:
+            UserError: if a part of the loss goes by images, and a row of the task is no image.
+        """
+        for key, needs_images, instead in (
+            ("memory", self.loss_network.memory is not None, "memory=null"),
+            ("label_entries=channel", self.has_channel and self.warm_share > 0, "label_entries=table"),
+        ):
+            if needs_images:
+                check_rows_are_examples(parts, f"loss_network.{key}", f"loss_network.{instead}")
         centers = self.centers(parts)
         return LearnedObjective(
             parts.trainee,

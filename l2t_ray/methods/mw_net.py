@@ -22,7 +22,7 @@ from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
-from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.parts import Parts, check_rows_are_examples
 from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings.record import NonNegative, Positive, Width
@@ -43,6 +43,7 @@ class MWNetConfig(MethodSettings):
     """Of the same Adam (authors' later script: 1e-4)."""
 
     def build(self, parts: Parts) -> "MWNet":
+        check_rows_are_examples(parts, "mw_net", "method=cross_entropy")
         return MWNet(
             parts.trainee,
             hidden=self.hidden,

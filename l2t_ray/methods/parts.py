@@ -13,7 +13,7 @@ from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.splits import Split
-from l2t_ray.interfaces import Batch, Data, Group, Teacher
+from l2t_ray.interfaces import Batch, Data, Group, Teacher, UserError
 
 
 class Labels(NamedTuple):
@@ -115,3 +115,16 @@ class Parts:
         initial = self.trainee.initial()
         first = next(iter(self.source.images(np.arange(1))))
         return self.trainee.features(initial, first).shape[1]
+
+
+def check_rows_are_examples(parts: Parts, what: str, instead: str) -> None:
+    """
+    Raises:
+        UserError: if a row of the task is less than an example: a pixel, a box, a word.
+    """
+    task = parts.trainee.task
+    if not task.row_is_example:
+        raise UserError(
+            f"{what} goes by whole images, and rows of {task.name} are parts of them; set {instead}, or name another "
+            "method."
+        )

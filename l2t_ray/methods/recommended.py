@@ -30,3 +30,7 @@ class RecommendedConfig(L2TDLNConfig):
     """As in `l2t_dln`."""
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = AdamConfig()
     """As in `l2t_dln`; the LSTM comes out level."""
+
+    @property
+    def arm(self) -> str:
+        return self.label or (self.name if self.clean_images == "trusted" else f"{self.name}-{self.clean_images}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from l2t_ray.assembly.identity import shown_yaml
-from l2t_ray.assembly.images import load_dataset
+from l2t_ray.assembly.images import open_dataset
 from l2t_ray.assembly.run import build_run, build_store
 from l2t_ray.assembly.tasks import headline_for
 from l2t_ray.bilevel.heap import keep_freed_memory
@@ -60,7 +60,7 @@ class Conduct:
         self.screen.message(
             f"run {self.directory}" + ("" if start is None else f", from round {start.round} of {start.arm}")
         )
-        for note in load_dataset(self.config.data).notes:
+        for note in open_dataset(self.config.data).notes:
             self.screen.message(f"data: {note}")
         arms = [(name, self.config.training.num_rounds) for name in self.config.arms()]
         self.screen.start(arms, headline_for(self.config))

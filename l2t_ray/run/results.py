@@ -12,13 +12,15 @@ from safetensors import SafetensorError
 
 from l2t_ray.assembly.looks import Closing, closing_look
 from l2t_ray.assembly.run import resolve_device
-from l2t_ray.assembly.source import CorruptedLabels, ImageSource
+from l2t_ray.assembly.source import CorruptedLabels
+from l2t_ray.assembly.sources import AnySource, source_of
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.core.loss.family import Picture
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
-from l2t_ray.data.catalog import Dataset
+from l2t_ray.data.dataset import Dataset
+from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
@@ -72,7 +74,7 @@ def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpo
 
 def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
     write_rows(folder / "metrics.parquet", checkpoint.rows)
-    source = ImageSource.of(config, resolve_device(config))
+    source = source_of(config, device=resolve_device(config))
     looks = closing_look(config, source, checkpoint.finished) if figures else {}
     metrics = build_task(config).metrics
     summaries = [_summary(name, checkpoint, looks, metrics) for name in config.arms()]
@@ -92,7 +94,7 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
 
 def _write_figures(
     config: ExperimentConfig,
-    source: ImageSource,
+    source: AnySource,
     folder: Path,
     checkpoint: Checkpoint,
     looks: Mapping[str, Closing],
@@ -181,7 +183,7 @@ def closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise that the training images really have, for tracking."""
-    noise = ImageSource.of(config).corrupted
+    noise = source_of(config).corrupted
     if noise is None:
         return {}
     return {
@@ -192,7 +194,7 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def _write_noise(config: ExperimentConfig, source: ImageSource, folder: Path) -> CorruptedLabels | None:
+def _write_noise(config: ExperimentConfig, source: AnySource, folder: Path) -> CorruptedLabels | None:
     dataset, noise = source.dataset, source.corrupted
     if noise is not None:
         facts = {
@@ -210,7 +212,7 @@ def _write_noise(config: ExperimentConfig, source: ImageSource, folder: Path) ->
     return noise
 
 
-def protocol(config: ExperimentConfig, dataset: Dataset) -> str:
+def protocol(config: ExperimentConfig, dataset: Dataset | MaskedDataset) -> str:
     """What is judged by, in words: how many images, whose labels, and whether clean labels leak into training."""
     data = config.data
     if dataset.validation is not None:

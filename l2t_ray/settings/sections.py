@@ -61,6 +61,8 @@ class MasksConfig(Record):
     """The least and the largest factor by which an image is enlarged before it is cut, with augment=crop_flip."""
     pixels: Count | None = None
     """Pixels of each crop that are trained on, drawn anew in each step; null: all that count."""
+    error: Literal["cross_entropy", "soft_miou", "soft_dice"] = "cross_entropy"
+    """What a learned loss is judged by: of all pixels of a validation minibatch."""
 
     @model_validator(mode="after")
     def _numbers_fit_together(self) -> "MasksConfig":

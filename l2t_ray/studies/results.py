@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from l2t_ray.assembly.images import load_dataset
+from l2t_ray.assembly.images import open_dataset
 from l2t_ray.headline import HEADLINE, metric_of
 from l2t_ray.reports.study import write_study
 from l2t_ray.studies.outcome import Outcome, read_outcome
@@ -38,7 +38,7 @@ def collect(sweep: Sweep, *, command: str) -> dict[str, Any]:
     config = sweep.planned[0].config
     headline, metric = sweep.metrics[0], sweep.metric
     of_guessing = metric_of(metric).chance
-    chance = None if of_guessing is None else of_guessing(load_dataset(config.data).num_classes)
+    chance = None if of_guessing is None else of_guessing(open_dataset(config.data).num_classes)
     cells = by_cell(sweep.trials)
     return {
         "name": study.name,

@@ -11,7 +11,8 @@ from l2t_ray.assembly import run as run_module
 from l2t_ray.assembly.images import build_policy, data_root, load_dataset, observed_labels
 from l2t_ray.assembly.looks import check_hypergradient
 from l2t_ray.assembly.run import build_run
-from l2t_ray.assembly.source import ImageSource, fold_epochs
+from l2t_ray.assembly.source import fold_epochs
+from l2t_ray.assembly.sources import source_of
 from l2t_ray.data.splits import Split
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.glc import noise_matrix
@@ -71,7 +72,7 @@ def test_training_and_validation_images_never_overlap_in_a_round():
 
 def test_reweighting_without_an_image_of_a_class_is_refused():
     config = experiment(
-        data={"num_validation": 12, "split": "redivide"}, method={"reweight": {}}, controls=[],
+        data={"num_validation": 12, "split": "redivide"}, method={"name": "l2t_dln", "reweight": {}}, controls=[],
         training={"val_batch_size": 12},
     )  # fmt: skip
     with pytest.raises(UserError, match=r"method\.reweight needs each class .* enlarge data\.num_validation"):
@@ -118,7 +119,7 @@ def test_the_channel_is_estimated_by_one_worker_for_all():
     dataset = load_dataset(config.data)
     _, matrix = observed_labels(config, dataset)
     first, second = (
-        Parts(replace(method._trainee, group=_GroupOfTwo(rank)), ImageSource.of(config), num_rounds=10, seed=0)
+        Parts(replace(method._trainee, group=_GroupOfTwo(rank)), source_of(config), num_rounds=10, seed=0)
         for rank in (0, 1)
     )
     found = estimated_channel(state.student, first, 0)

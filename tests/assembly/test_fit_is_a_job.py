@@ -9,7 +9,7 @@ import torch
 
 from l2t_ray.assembly.fit import fit
 from l2t_ray.assembly.run import build_run
-from l2t_ray.assembly.source import ImageSource
+from l2t_ray.assembly.sources import source_of
 from l2t_ray.assembly.students import build_student
 from l2t_ray.data import catalog
 from l2t_ray.parallel.group import SingleProcess
@@ -44,8 +44,7 @@ def digits(monkeypatch):
     rows = np.arange(300)
     train = replace(few, images=few.images[rows], labels=few.labels[rows], positions=few.positions[rows])
     dataset = replace(whole, train=train, validation=np.arange(200, 300))
-    for module in ("run", "source"):
-        monkeypatch.setattr(f"l2t_ray.assembly.{module}.load_dataset", lambda data: dataset)
+    monkeypatch.setattr("l2t_ray.assembly.sources.open_dataset", lambda data: dataset)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -62,7 +61,7 @@ def test_fit_and_a_job_with_the_same_settings_are_one_training(name, digits):
         },
         source="a test",
     )
-    source = ImageSource.of(config)
+    source = source_of(config)
     run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
     rows: list[dict] = []
     end = run.train(start=None, store=None, on_row=rows.append)

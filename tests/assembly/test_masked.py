@@ -5,7 +5,7 @@ import torch
 
 from l2t_ray.assembly.identity import fingerprint
 from l2t_ray.assembly.images import load_dataset, open_dataset
-from l2t_ray.assembly.masked import masked_data, masked_policy
+from l2t_ray.assembly.masked import MaskedSource
 from l2t_ray.interfaces import Data, UserError
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig, validated
@@ -14,6 +14,7 @@ from l2t_ray.tasks.segmentation import Segmentation
 
 SCENES = {
     "data.name": "digit_scenes",
+    "method.name": "l2t_dln",
     "data.options": {"num_train": 12, "num_validation": 6, "num_test": 5},
     "data.masks.crop": 32,
     "data.masks.pixels": 50,
@@ -28,8 +29,8 @@ def served(**changes):
     config = validated(ExperimentConfig, Settings({}, "in a test").with_settings(given, place="in a test"))
     dataset = open_dataset(config.data)
     task = Segmentation(dataset.train.class_names, ignore=dataset.train.ignore)
-    policy, group = masked_policy(config, dataset), SingleProcess()
-    return config, masked_data(config, dataset, policy, task, group=group, device=torch.device("cpu"))
+    source = MaskedSource(config, dataset, task, group=SingleProcess(), device=torch.device("cpu"))
+    return config, source.plain()
 
 
 def test_a_configuration_serves_crops_and_whole_scenes():

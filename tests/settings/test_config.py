@@ -66,7 +66,7 @@ def test_a_section_without_a_name_means_the_default_variant(load):
 
 def test_controls_are_a_list_of_methods(load):
     assert load("").controls == (CrossEntropyConfig(),)
-    assert list(load("", "controls=[]").arms()) == list(load("", "controls=null").arms()) == ["l2t_dln"]
+    assert list(load("", "controls=[]").arms()) == list(load("", "controls=null").arms()) == ["recommended"]
     config = load(
         "", "controls=[cross_entropy, {name: gce, q: 0.5}, {clean_images: mixed}, {name: gce, label: mae, q: 1}]"
     )

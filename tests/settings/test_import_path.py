@@ -55,7 +55,7 @@ def test_a_class_of_the_current_directory_is_the_method(load):
     assert list(config.arms()) == ["Own"]
     assert list(load("method=ours:Own", "method.clean_images=mixed").arms()) == ["Own-mixed"]
     assert list(load("method=ours:Own.Nested").arms()) == ["Own.Nested"]
-    assert list(load("controls=[gce, ours:Own]").arms()) == ["gce", "Own", "l2t_dln"]
+    assert list(load("controls=[gce, ours:Own]").arms()) == ["gce", "Own", "recommended"]
 
 
 def test_what_is_written_down_reads_as_the_same_method(load, tmp_path):
