@@ -8,36 +8,38 @@ from l2t_ray.core.student import RateSchedule, StudentSgd
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.data.masked_sets import MaskedDataset
-from l2t_ray.interfaces import Group
+from l2t_ray.interfaces import Group, UserError
 from l2t_ray.parallel.global_batch_norm import with_global_batch_norm
-from l2t_ray.settings.experiment import StudentConfig, TrainingConfig
+from l2t_ray.settings.experiment import TrainingConfig
+from l2t_ray.settings.student_section import StudentSettings, factory
 from l2t_ray.students.initialise import seeded
-from l2t_ray.students.lenet import LeNet
-from l2t_ray.students.resnet import ResNet
-from l2t_ray.students.wide_resnet import WideResNet
 
 
 def build_student(
-    student: StudentConfig, dataset: Dataset | MaskedDataset, *, group: Group, seed: int
+    student: StudentSettings, dataset: Dataset | MaskedDataset, *, group: Group, seed: int
 ) -> torch.nn.Module:
+    """The student at its beginning.
+
+    Raises:
+        UserError: if it cannot be made for these images.
+    """
     channels, image_size = dataset.image_shape
-    shape = {"num_classes": dataset.num_classes, "in_channels": channels}
+    shape = {"num_classes": dataset.num_classes, "in_channels": channels, "image_size": image_size}
 
     def build() -> torch.nn.Module:
-        if student.name == "lenet":
-            return LeNet(**shape, image_size=image_size)
-        if student.name == "wide_resnet":
-            return WideResNet(student.depth, student.width_factor, **shape, norm=student.norm)
-        depth = int(student.name.removeprefix("resnet"))
-        return ResNet(
-            depth,
-            **shape,
-            widths=student.widths,
-            norm=student.norm,
-            shortcut=student.shortcut,
-        )
+        model = factory(student.name)(**shape, **student.options())
+        if not isinstance(model, torch.nn.Module):
+            kind = type(model).__name__
+            raise UserError(f"student {student.name!r} must give a torch.nn.Module, and gives a {kind}; mend it.")
+        return model
 
-    model = seeded(build, torch_seed(seed, "student"))
+    try:
+        model = seeded(build, torch_seed(seed, "student"))
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's own code that runs here
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"student {student.name!r} cannot be made ({reason}); mend it or its settings.") from error
     return with_global_batch_norm(model, group) if student.sync_batchnorm else model
 
 

@@ -24,18 +24,18 @@ from l2t_ray.interfaces import UserError
 from l2t_ray.methods.registry import DEFAULT_CONTROL, DEFAULT_METHOD, METHODS
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings import yaml_file
-from l2t_ray.settings.import_path import own_record
-from l2t_ray.settings.record import FilePath, Natural, Record, Text, named
-from l2t_ray.settings.sections import DataConfig, NoiseConfig, RayConfig, StudentConfig, TrackingConfig, TrainingConfig
+from l2t_ray.settings.record import FilePath, Natural, Record, Text, named, own_record
+from l2t_ray.settings.sections import DataConfig, NoiseConfig, RayConfig, TrackingConfig, TrainingConfig
 from l2t_ray.settings.sentence import sentence
+from l2t_ray.settings.student_section import StudentSettings, own_student, student_record
 from l2t_ray.settings.tree import COMMAND_LINE, Settings, parsed
+from l2t_ray.students.known import DEFAULT_STUDENT, STUDENTS
 
 __all__ = [
     "DataConfig",
     "ExperimentConfig",
     "NoiseConfig",
     "RayConfig",
-    "StudentConfig",
     "TrackingConfig",
     "TrainingConfig",
     "load",
@@ -64,8 +64,17 @@ def _one_of_ones_own(value: Any, by_name: Callable[[Any], Any]) -> Any:
     return by_name(value) if own is None else own.model_validate(value)
 
 
+def _student_of_ones_own(value: Any, by_name: Callable[[Any], Any]) -> Any:
+    """As `_one_of_ones_own`, of a student."""
+    if isinstance(value, StudentSettings) and value.name not in STUDENTS:
+        return value
+    own = own_student(value)
+    return by_name(value) if own is None else own.model_validate(value)
+
+
 if TYPE_CHECKING:
     MethodConfig = ControlConfig = MethodSettings
+    StudentConfig = StudentSettings
 else:
     _Known = Annotated[
         Union[METHODS],  # noqa: UP007 (a value, not an annotation)
@@ -75,6 +84,13 @@ else:
     ]
     MethodConfig = Annotated[_Known, named(DEFAULT_METHOD.model_fields["name"].default)]
     ControlConfig = Annotated[_Known, named(DEFAULT_CONTROL.model_fields["name"].default)]
+    StudentConfig = Annotated[
+        Union[tuple(student_record(name) for name in STUDENTS)],  # noqa: UP007 (a value, not an annotation)
+        Field(discriminator="name"),
+        WrapValidator(_student_of_ones_own),
+        SerializeAsAny(),
+        named(DEFAULT_STUDENT),
+    ]
 
 
 class ExperimentConfig(Record):
@@ -89,7 +105,8 @@ class ExperimentConfig(Record):
     hdfs://, file://). Machines need no common file system then. null: all machines see `runs`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
-    student: StudentConfig = StudentConfig()
+    student: StudentConfig = student_record(DEFAULT_STUDENT)()  # pyright: ignore[reportCallIssue]
+    """What is taught: a student by its name or by the import path of a function that makes one."""
     training: TrainingConfig = TrainingConfig()
     method: MethodConfig = DEFAULT_METHOD()
     controls: Annotated[tuple[ControlConfig, ...], BeforeValidator(_as_list)] = (DEFAULT_CONTROL(),)

@@ -8,10 +8,12 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from l2t_ray.import_path import imported, is_import_path
 
 _WHOLE = re.compile(r"[-+]?\d{1,30}")
 _REAL = re.compile(r"[-+]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})([eE][-+]?\d{1,4})?")
@@ -100,6 +102,9 @@ class Record(BaseModel):
     """Keys of earlier versions that are settings no more, and the constants of the record's module that they are."""
 
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
 def named(default: str) -> BeforeValidator:
     """Lets a variant be written as its bare name, and gives it the default name where it has none."""
 
@@ -111,3 +116,27 @@ def named(default: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(name_it)
+
+
+def own_record(section: Any, kind: type[AnyRecord]) -> type[AnyRecord] | None:
+    """The class of the user's own whose import path is the `name` of a section; None: it has another name, or none.
+
+    Raises:
+        ValueError: as `imported`; or if it is something else than a subclass of `kind`, or has a name of its own.
+    """
+    path = section.get("name") if isinstance(section, Mapping) else None
+    if not is_import_path(path):
+        return None
+    found = imported(path)
+    if not (isinstance(found, type) and issubclass(found, kind) and found is not kind):
+        raise ValueError(f"{path!r} must be a subclass of {kind.__module__}.{kind.__name__}, and is {_kind(found)}")
+    if not found.model_fields["name"].is_required():
+        raise ValueError(
+            f"{path!r} is called {found.model_fields['name'].default!r}; write that if it is a method of l2t_ray, or "
+            "leave the field `name` out of a class of your own"
+        )
+    return found
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__qualname__}" if isinstance(value, type) else f"of type {type(value).__name__}"

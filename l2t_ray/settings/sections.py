@@ -1,4 +1,4 @@
-"""The sections of an experiment beside its methods, as frozen records: data, student, training, Ray, tracking."""
+"""The sections of an experiment that hold one kind of thing, as frozen records: data, training, Ray, tracking."""
 
 import difflib
 from typing import Annotated, Any, Literal
@@ -19,7 +19,6 @@ from l2t_ray.settings.record import (
     Steps,
     Text,
     Whole,
-    Width,
 )
 
 
@@ -116,21 +115,6 @@ class DataConfig(Record):
     masks: MasksConfig = MasksConfig()
     at_pass_end: Literal["wrap", "lose_step"] = "wrap"
     """`lose_step`: the released code loses one student step whenever a pass over the training part ends."""
-
-
-class StudentConfig(Record):
-    name: Literal["resnet8", "resnet20", "resnet32", "wide_resnet", "lenet"] = "resnet8"
-    widths: Literal["narrow", "wide"] = "narrow"
-    """ResNets: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; docs/released.md, D1)."""
-    norm: Literal["batch", "group"] = "batch"
-    """`group` makes training independent of the number of workers; batch statistics are each worker's own."""
-    sync_batchnorm: bool = False
-    """Batch statistics of the global minibatch instead of each worker's own slice."""
-    shortcut: Literal["conv", "pad"] = "conv"
-    depth: Width = 28
-    """wide_resnet only: layers (16, 22, 28, 40)."""
-    width_factor: Width = 10
-    """wide_resnet only."""
 
 
 class TrainingConfig(Record):

@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from l2t_ray.settings.import_path import own_record
-from l2t_ray.settings.record import Record
+from l2t_ray.settings.record import Record, own_record
+from l2t_ray.settings.student_section import own_student
 from l2t_ray.settings.tree import Settings
 
 LONGEST_VALUE = 80
@@ -128,10 +130,12 @@ def _at(value: Any, part: str | int) -> Any:
 
 
 def _own(section: Any) -> type[Record] | None:
-    try:
-        return own_record(section, Record)
-    except ValueError:  # which is what there is to say then
-        return None
+    """The record of a method's or a student's section that has an import path for a name."""
+    for find in (partial(own_record, kind=Record), own_student):
+        with suppress(ValueError):  # which is what there is to say then
+            if (found := find(section)) is not None:
+                return found
+    return None
 
 
 def _tags(model: type[BaseModel]) -> Iterator[str]:

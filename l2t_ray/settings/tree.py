@@ -9,9 +9,15 @@ from l2t_ray.interfaces import UserError
 from l2t_ray.methods.l2t_dln import DEFAULT_TEACHER
 from l2t_ray.methods.registry import DEFAULT_METHOD
 from l2t_ray.settings import yaml_file
+from l2t_ray.settings.student_section import settings_of
 from l2t_ray.settings.yaml_file import Place
+from l2t_ray.students.known import DEFAULT_STUDENT
 
-VARIANTS: dict[str, str] = {"method": DEFAULT_METHOD.model_fields["name"].default, "teacher": DEFAULT_TEACHER}
+VARIANTS: dict[str, str] = {
+    "method": DEFAULT_METHOD.model_fields["name"].default,
+    "teacher": DEFAULT_TEACHER,
+    "student": DEFAULT_STUDENT,
+}
 """Sections that hold one of several variants, told apart by their `name`; and the variant meant without one."""
 
 COMMAND_LINE = "on the command line"
@@ -38,11 +44,11 @@ class Settings:
         return _read(path, seen=())
 
     def with_settings(self, settings: Mapping[str, Any], *, place: str) -> "Settings":
-        """With values by dotted key on top."""
+        """With values by dotted key on top. Those that choose a variant come first: what else is given is for it."""
         if not settings:
             return self
         tree, origins = self.tree, dict(self.origins)
-        for key, value in settings.items():
+        for key, value in sorted(settings.items(), key=lambda item: not _chooses_variant(*item)):
             keys = tuple(key.split("."))
             patch = value
             for part in reversed(keys):
@@ -113,7 +119,8 @@ _KINDS = {list: "list", str: "text"}
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`. Another variant of a section takes its place: the old one's options do not apply."""
+    """`over` on top of `base`. Another variant of a section takes its place: the old one's options do not apply. (Those
+    of a student do, as far as the other one has them too.)"""
     result = dict(base)
     for key, value in over.items():
         old, new = _spelt_out(key, result.get(key)), _spelt_out(key, value)
@@ -121,12 +128,21 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             default = VARIANTS.get(key)
             old_name = old.get("name", default)
             is_other = default is not None and new.get("name", old_name) != old_name
-            result[key] = new if is_other else _merged(old, new)
+            if is_other:
+                kept = settings_of(new["name"]) - {"name"} if key == "student" else frozenset()
+                old = {option: value for option, value in old.items() if option in kept}
+            result[key] = _merged(old, new)
         elif isinstance(new, dict) and old is not None:
             result[key] = old  # no section: what is wrong with it is said where it stands, and not hidden by the other
         else:
             result[key] = new
     return result
+
+
+def _chooses_variant(key: str, value: Any) -> bool:
+    """Whether a dotted key says which variant a section is: `method=gce`, `method.name=gce`."""
+    section, _, last = key.rpartition(".")
+    return (last == "name" and section.rpartition(".")[2] in VARIANTS) or (last in VARIANTS and isinstance(value, str))
 
 
 def _spelt_out(key: str, value: Any) -> Any:

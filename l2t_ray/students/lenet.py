@@ -45,3 +45,8 @@ class LeNet(nn.Module):
         embedding = F.relu(self.hidden(x.flatten(1)))
         logits = self.linear(embedding)
         return (logits, embedding) if with_embedding else logits
+
+
+def lenet(*, num_classes: int, in_channels: int, image_size: int) -> LeNet:
+    """LeNet, for small grey images."""
+    return LeNet(num_classes=num_classes, in_channels=in_channels, image_size=image_size)

@@ -5,6 +5,8 @@ A ResNet-like encoder at an eighth or a quarter of the image's size; its feature
 earlier stage, in training alone.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -76,6 +78,30 @@ class PSPNet(nn.Module):
         if self.auxiliary is None or not self.training:
             return enlarged(logits, size)
         return enlarged(logits, size), enlarged(self.auxiliary(earlier), size)
+
+
+def pspnet(
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    width: int = 16,
+    blocks: int = 1,
+    stride: Literal[4, 8] = 4,
+    norm: Norm = "batch",
+    auxiliary: bool = True,
+) -> PSPNet:
+    """See `PSPNet`. Images may be of any size."""
+    del image_size
+    return PSPNet(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        width=width,
+        blocks=blocks,
+        stride=stride,
+        norm=norm,
+        auxiliary=auxiliary,
+    )
 
 
 class _ConvNorm(nn.Module):

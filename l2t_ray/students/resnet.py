@@ -130,3 +130,25 @@ class ResNet(nn.Module):
         embedding = pool_to_grid(maps, self.grid).flatten(1)
         logits = self.linear(embedding)
         return (logits, embedding) if with_embedding else logits
+
+
+def resnet(
+    num_layers: int,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    widths: Literal["narrow", "wide"] = "narrow",
+    norm: Norm = "batch",
+    shortcut: Literal["conv", "pad"] = "conv",
+) -> ResNet:
+    """A CIFAR ResNet for images of any size.
+
+    Args:
+        widths: 16-32-64 channels (He et al. 2016) or 64-128-256 (released code; docs/released.md, D1).
+        norm: `group` makes training independent of the number of workers; batch statistics are each worker's own.
+        shortcut: what joins stages: a 1x1 convolution, or zero channels.
+    """
+    del image_size
+    shape = {"num_classes": num_classes, "in_channels": in_channels}
+    return ResNet(num_layers, **shape, widths=widths, norm=norm, shortcut=shortcut)

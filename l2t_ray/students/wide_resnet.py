@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from l2t_ray.interfaces import UserError
 from l2t_ray.students.resnet import Norm, norm_layer, pool_to_grid
 
+MOST = 1_024
+"""Of anything: what is larger fills the memory before anybody is told."""
+
 
 class _Block(nn.Module):
     """Normalise, rectify, convolve, twice. Where the width changes, the shortcut starts after the first rectifier."""
@@ -40,13 +43,15 @@ class WideResNet(nn.Module):
             norm: `batch`, or `group` with 8 groups.
 
         Raises:
-            UserError: if `depth` is not 6n + 4, or `widen` is below 1.
+            UserError: if `depth` is not 6n + 4, `widen` is below 1, or either is beyond `MOST`.
         """
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise UserError(f"student.depth must be 6n + 4 (10, 16, 28, 40, ...) for a wide ResNet, got {depth}.")
-        if widen < 1:
-            raise UserError(f"student.width_factor must be at least 1, got {widen}.")
+        if not 10 <= depth <= MOST or (depth - 4) % 6:
+            raise UserError(
+                f"student.depth must be 6n + 4 (10, 16, 28, 40, ...) for a wide ResNet, at most {MOST}, got {depth}."
+            )
+        if not 1 <= widen <= MOST:
+            raise UserError(f"student.width_factor must be from 1 to {MOST}, got {widen}.")
         self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         blocks, channels_in = [], 16
         for stage, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
@@ -66,3 +71,23 @@ class WideResNet(nn.Module):
         embedding = pool_to_grid(maps, 1).flatten(1)
         logits = self.linear(embedding)
         return (logits, embedding) if with_embedding else logits
+
+
+def wide_resnet(
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    depth: int = 28,
+    width_factor: int = 10,
+    norm: Norm = "batch",
+) -> WideResNet:
+    """A wide ResNet for images of any size.
+
+    Args:
+        depth: layers (16, 22, 28, 40).
+        width_factor: k, its width as a multiple of a ResNet's.
+        norm: `group` makes training independent of the number of workers; batch statistics are each worker's own.
+    """
+    del image_size
+    return WideResNet(depth, width_factor, num_classes=num_classes, in_channels=in_channels, norm=norm)

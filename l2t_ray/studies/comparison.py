@@ -230,6 +230,8 @@ class Comparison:
         data, training = self.config.data, self.config.training
         noise, judges = data.noise, protocol(self.config, load_dataset(data))
         what = f"{noise.kind} {noise.rate:g}" if noise.file is None else f"{noise.kind} of {noise.file.name}"
+        options = ", ".join(f"{key} {value}" for key, value in self.config.student.options().items())
+        student = f"{self.config.student.name} ({options})" if options else self.config.student.name
         size = "" if data.image_size is None else f" at {data.image_size}x{data.image_size}"
         images = "all other" if data.num_train is None else f"{data.num_train:,}"
         budget = (
@@ -238,8 +240,8 @@ class Comparison:
             else "the schedule of each method's own paper, as far as it is known"
         )
         lines = [
-            f"{data.name}{size}, {images} training images, noise {what}; {self.config.student.name} "
-            f"({self.config.student.widths}). Validation: {judges}. Budget `{self.budget}`: {budget}.",
+            f"{data.name}{size}, {images} training images, noise {what}; {student}. Validation: {judges}. "
+            f"Budget `{self.budget}`: {budget}.",
             "Mean ± standard deviation (number of seeds). Final: after the last step. Best seen: picked on the test "
             "set, for information. Time: training steps alone.",
         ]

@@ -62,12 +62,12 @@ def relative_distance(a, b):
 @pytest.mark.failure("one of two workers' machines lost, ray.min_workers=1", "3 machines", ends="same to 1e-5")
 def test_training_goes_on_with_fewer_workers(ray_cluster, small_experiment, small_job, tmp_path):
     del ray_cluster
-    settings = ["controls=[]", "student.norm=group", "ray.min_workers=1"]
+    settings = ["controls=[]", "ray.min_workers=1"]
     with cluster_of({"num_cpus": 0}, {"num_cpus": 1}, {"num_cpus": 1}) as cluster:
         said = train_on(cluster, tmp_path / "fewer", small_job, "worker", *settings, round_index=7)
     assert "going on from the last checkpoint" in said
     fewer = last_checkpoint(tmp_path / "fewer")
-    whole = small_experiment(tmp_path / "whole", "controls=[]", "student.norm=group", "ray.enabled=false")
+    whole = small_experiment(tmp_path / "whole", "controls=[]", "ray.enabled=false")
     whole.run(quiet=True)
     one = last_checkpoint(tmp_path / "whole")
     assert [row["round"] for row in fewer.rows] == list(range(10))

@@ -41,7 +41,7 @@ def assembly(tmp_path_factory):
 
 
 def test_each_file_is_short():
-    assert sorted(FILES) == ["assembly", "sentences", "small_loss", "smoothing", "tagger", "tagging"]
+    assert sorted(FILES) == ["assembly", "sentences", "small_loss", "smoothing", "tagger", "tagging", "thumbnails"]
     assert {name: n for name, text in FILES.items() if not 10 <= (n := len(text.splitlines())) <= 40} == {}
 
 
@@ -60,10 +60,26 @@ def test_the_assembly_trains_both_arms(assembly):
     assert len(assembly.printed.splitlines()) == 6
 
 
+def command_with(part):
+    """Configuration and overrides of the page's command that has this part."""
+    (command,) = (line for line in PAGE.splitlines() if line.startswith("python jobs/train.py") and part in line)
+    return command.split()[3:]
+
+
+def test_the_job_takes_the_student_by_its_import_path(assembly, monkeypatch):
+    config, *overrides = command_with("student=")
+    few = ["training={num_rounds: 1, num_steps: 2}", "method=cross_entropy", "controls=[]"]
+    monkeypatch.chdir(assembly.directory)
+    experiment = Experiment.from_yaml(
+        CONFIGS / Path(config).name, [*overrides, *few, "ray.enabled=false", "tracking.mlflow=false", "name=student"]
+    )
+    assert experiment.run(quiet=True, figures=False).summaries[0]["rounds"] == 1
+    assert Experiment.resume(experiment.directory).config.student.options() == {"width": 32, "bias": True}
+
+
 def test_the_job_takes_the_method_by_its_import_path(assembly, monkeypatch):
     """As the page's command says, in this process and for a few steps; it goes on from what it wrote down."""
-    (command,) = re.findall(r"^python jobs/train.py --config (.*)$", PAGE, re.MULTILINE)
-    config, *overrides = command.split()
+    config, *overrides = command_with("method=")
     few = ["training={num_rounds: 2, num_steps: 2}", "student.name=lenet", "data.num_train=60"]
     plain = ["ray.enabled=false", "tracking.mlflow=false", "name=own", "controls=[small_loss:SmallLossConfig]"]
     monkeypatch.chdir(assembly.directory)

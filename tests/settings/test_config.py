@@ -104,8 +104,8 @@ def test_controls_are_a_list_of_methods(load):
         (["a..b=1"], "override 'a..b=1' is not of the form key.sub=value"),
         (["seed=[1"], "is not valid YAML"),
         (
-            ["student=resnet8"],
-            r"student on the command line is a section with the keys name, .*; set for instance student.name=resnet8",
+            ["tracking=sq"],
+            r"tracking on the command line is a section with the keys mlflow, .*; set for instance tracking.mlflow=sq",
         ),
         (["data.noise.kind=labels"], "noise.kind is 'labels'; set noise.file"),
         (["data.noise.file=x.npy"], "noise.file and noise.column are not read with noise.kind=none"),

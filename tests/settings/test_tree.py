@@ -41,9 +41,9 @@ def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(path):
 
 
 def test_a_section_that_is_given_lines_of_text_is_one_line(path):
-    path.write_text("student: |\n  name: resnet8\n")
+    path.write_text("tracking: |\n  mlflow: true\n")
     said = refused(path)
-    assert r"set for instance student.name='name: resnet8\n'" in said and len(said.splitlines()) == 1
+    assert r"set for instance tracking.mlflow='mlflow: true\n'" in said and len(said.splitlines()) == 1
 
 
 def test_settings_that_contradict_each_other_are_blamed_on_who_came_last(path):

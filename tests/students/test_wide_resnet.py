@@ -15,5 +15,5 @@ def test_parameter_counts_are_the_published_ones(depth, widen, expected):
 def test_impossible_shapes():
     with pytest.raises(UserError, match=r"student\.depth must be 6n \+ 4 .* got 20"):
         WideResNet(20, 4, num_classes=10)
-    with pytest.raises(UserError, match=r"student\.width_factor must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"student\.width_factor must be from 1 to 1024, got 0"):
         WideResNet(16, 0, num_classes=10)

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
+from l2t_ray.import_path import imported
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings import experiment as configuration
-from l2t_ray.settings.import_path import imported
 
 MODULE = """
 from typing import Literal
@@ -96,7 +96,7 @@ def test_an_object_of_a_class_of_ones_own_is_named_by_where_it_is_defined(load):
         (["method='ours.py:'"], r"'ours\.py:' is no import path; write package\.module:Name"),
         (["method.name=':Own'"], r"':Own' is no import path"),
         (["method.name='ours:Own:share'"], r"'ours:Own:share' is no import path"),
-        (["method.name=' ours:Own'"], r"' ours:Own' is no import path"),
+        (["method.name=' ours:Own'"], r"method\.name on the command line must be one of .*, got ' ours:Own'"),
         (["controls=[ours:Taught]", "ray.enabled=true"], r"on Ray ours:Taught can be the method alone"),
     ],
 )
