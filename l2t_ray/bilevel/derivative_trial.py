@@ -3,11 +3,11 @@
 All passes see the same masks and running statistics. Nothing is changed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -85,8 +85,10 @@ class Trial:
         """The same in double precision, where the model can be run in it by all workers, else as it is; and its
         gradients."""
 
-        def double(tensor: Tensor) -> Tensor:
-            return tensor.double() if tensor.is_floating_point() else tensor
+        def double(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: double(part) for name, part in value.items()}
+            return value.double() if value.is_floating_point() else value
 
         theta, velocity, buffers = self.student
         student = StudentState(double(theta), double(velocity), {name: double(b) for name, b in buffers.items()})

@@ -59,7 +59,8 @@ class PSPNet(nn.Module):
         self.second = _stage(widths[0], widths[1], blocks, norm, stride=2)
         self.third = _stage(widths[1], widths[2], blocks, norm, dilation=2)
         each = max(1, widths[2] // len(BINS))
-        self.pyramid = nn.ModuleList(_ConvNorm(widths[2], each, 1, norm) for _ in BINS)
+        # Without a norm: of the mean over a whole image there is one value a channel.
+        self.pyramid = nn.ModuleList(nn.Conv2d(widths[2], each, 1) for _ in BINS)
         self.bottleneck = _ConvNorm(widths[2] + each * len(BINS), widths[1], 3, norm)
         self.classify = nn.Conv2d(widths[1], num_classes, 1)
         self.auxiliary = nn.Conv2d(widths[1], num_classes, 1) if auxiliary else None
@@ -71,7 +72,7 @@ class PSPNet(nn.Module):
         earlier = self.second(self.first(self.stem(images)))
         features = self.third(earlier)
         context = [
-            enlarged(reduce(grid_means(features, side)), features.shape[2:])
+            enlarged(F.relu(reduce(grid_means(features, side))), features.shape[2:])
             for side, reduce in zip(BINS, self.pyramid, strict=True)
         ]
         logits = self.classify(self.bottleneck(torch.cat([features, *context], dim=1)))

@@ -1,7 +1,7 @@
 """Semantic segmentation: a row is a pixel (supplement, Sec. 2), the score is the mean intersection over union."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from l2t_ray.headline import ACCURACY, CLASS_ACCURACY, ERROR, MIOU
-from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms
+from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms, UserError
 from l2t_ray.tasks.shares import share_of
 
 SegmentationError = Literal["cross_entropy", "soft_miou", "soft_dice"]
@@ -52,6 +52,7 @@ class Segmentation:
         """Rows are the chosen pixels that count. Terms: their cross-entropy by class, and each image's soft Jaccard
         loss (over its chosen pixels; an example is weighed by its rows)."""
         logits, aux = outputs if isinstance(outputs, tuple) else (outputs, None)
+        self._check(logits, batch)
         rows = self._rows(logits, batch)
         rest = None
         if aux is not None:
@@ -69,7 +70,8 @@ class Segmentation:
     def error(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch, group: Group) -> Float[Tensor, ""]:
         """This worker's share of the error over all pixels of the global batch."""
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        mask = batch.targets["mask"] if isinstance(batch.targets, Mapping) else batch.targets
+        mask = _mask(batch)
+        self._check(logits, batch)
         counts = mask != self._ignore
         if self._error == "cross_entropy":
             losses = F.cross_entropy(logits, mask, ignore_index=self._ignore, reduction="none")
@@ -80,7 +82,8 @@ class Segmentation:
     def score(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> Float[Tensor, " s"]:
         """The confusion matrix of all pixels that count, row the class, and the sum of their cross-entropy."""
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        mask = batch.targets["mask"] if isinstance(batch.targets, Mapping) else batch.targets
+        mask = _mask(batch)
+        self._check(logits, batch)
         counts = mask != self._ignore
         pairs = mask[counts] * self._num_classes + logits.argmax(dim=1)[counts]
         confusion = torch.bincount(pairs, minlength=self._num_classes**2).double()
@@ -103,6 +106,20 @@ class Segmentation:
         }
         names = self.kinds["cross_entropy"]
         return metrics | {f"iou_{name}": iou[k].item() for k, name in enumerate(names) if occurs[k]}
+
+    def _check(self, logits: Any, batch: Batch) -> None:
+        """
+        Raises:
+            UserError: if these are not one number for each class and pixel.
+        """
+        mask = _mask(batch)
+        expected = [len(mask), self._num_classes, *mask.shape[1:]]
+        if not isinstance(logits, Tensor) or list(logits.shape) != expected:
+            given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"a student of segmentation must give logits {expected}, one for each class and pixel, and gives "
+                f"{given}; take student.name=pspnet, or one whose outputs have the size of its inputs."
+            )
 
     def _rows_of(self, targets: Tensor | Mapping[str, Tensor]) -> tuple[Int[Tensor, "n m"], Int[Tensor, "n m"] | None]:
         """The labels of each example's rows, and which pixels they are (None: all)."""
@@ -147,3 +164,7 @@ class Segmentation:
         else:
             ratio = hits / (answers + truths - hits).clamp(min=1e-6)
         return torch.where(present, 1 - ratio, 0).sum() / present.sum().clamp(min=1)
+
+
+def _mask(batch: Batch) -> Int[Tensor, "n h w"]:
+    return batch.targets["mask"] if isinstance(batch.targets, Mapping) else batch.targets

@@ -1,0 +1,125 @@
+"""Images with masks go through the same assembly as images with labels."""
+
+import threading
+
+import pytest
+import torch
+
+from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.assembly.trial import try_arms
+from l2t_ray.interfaces import UserError
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings.experiment import validate
+from l2t_ray.training.checkpoint import CheckpointStore
+
+SCENES = {
+    "data": {
+        "name": "digit_scenes",
+        "options": {"num_train": 12, "num_validation": 6, "num_test": 4},
+        "masks": {"crop": 32, "pixels": 60, "error": "soft_miou"},
+    },
+    "student": {"name": "pspnet", "width": 8, "norm": "group"},
+    "training": {
+        "num_rounds": 4,
+        "num_steps": 2,
+        "batch_size": 4,
+        "val_batch_size": 3,
+        "learning_rate": 0.02,
+        "momentum": 0.9,
+    },
+    "method": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam"},
+    "controls": ["cross_entropy"],
+    "ray": {"enabled": False},
+}
+CPU = torch.device("cpu")
+
+
+def scenes(**sections):
+    return validate(SCENES | sections, source="a test")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    run = build_run(scenes(), group=SingleProcess(), device=CPU)
+    return run.train(start=None, store=None, on_row=lambda row: None)
+
+
+def test_it_is_measured_by_its_own_metrics(whole):
+    assert set(whole.finished) == {"cross_entropy", "l2t_dln"}
+    last = whole.rows[-1]
+    assert 0 < last["test_miou"] < 1 and 0 < last["test_accuracy"] <= 1
+    assert last["hypergradient_norm"] > 0 and any(name.startswith("test_iou_") for name in last)
+
+
+def test_it_resumes_bit_for_bit(whole, tmp_path):
+    config, store = scenes(), CheckpointStore(tmp_path)
+    run, rows = build_run(config, group=SingleProcess(), device=CPU), []
+
+    def stopped(row):
+        rows.append(row)
+        if len(rows) == 6:  # the second round of the second arm
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run.train(start=None, store=store, on_row=stopped)
+    end = build_run(config, group=SingleProcess(), device=CPU).train(
+        start=store.latest(), store=store, on_row=lambda row: None
+    )
+    assert torch.equal(end.state.student.theta, whole.state.student.theta)
+
+
+class Together:
+    """A teacher in each thread, told the sum of all shares."""
+
+    def __init__(self, teacher, group):
+        self._teacher, self._group = teacher, group
+
+    def __getattr__(self, name):
+        return getattr(self._teacher, name)
+
+    def propose(self, version, hypergradient, error):
+        total = self._group.sum(torch.cat([hypergradient, torch.tensor([error])]))
+        return self._teacher.propose(version, total[:-1].clone(), total[-1].item())
+
+
+def test_two_workers_are_one(whole, run_on_two_workers):
+    """Slices of unequal size, with unequal numbers of pixels that count."""
+    config, alone = scenes(controls=[]), threading.Lock()
+
+    def work(group):
+        with alone:
+            run = build_run(
+                config,
+                group=group,
+                device=CPU,
+                make_teacher=lambda method, classes: Together(build_teacher(method, classes, seed=0), group),
+            )
+        group.sum(torch.zeros(1))
+        return run.train(start=None, store=None, on_row=lambda row: None)
+
+    first, second = run_on_two_workers(work)
+    assert torch.equal(first.state.student.theta, second.state.student.theta)
+    torch.testing.assert_close(first.state.student.theta, whole.state.student.theta, rtol=1e-3, atol=1e-5)
+    assert first.rows[-1]["test_miou"] == pytest.approx(whole.rows[-1]["test_miou"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        (
+            {"student": {"name": "resnet8"}},
+            r"must give logits \[\d, 11, 64, 64\], .*student\.name=pspnet",
+        ),
+        ({"method": "recommended"}, r"loss_network\.memory goes by whole images, and rows of segmentation are parts"),
+        ({"method": "mentornet"}, r"mentornet goes by whole images"),
+        (
+            {"method": {"name": "l2t_dln", "reweight": {}}},
+            r"method\.reweight goes by whole images, .*set reweight=null",
+        ),
+    ],
+)
+def test_what_cannot_hold_for_pixels_is_refused(sections, sentence):
+    config = scenes(controls=[], **sections)
+    with pytest.raises(UserError, match=sentence):
+        try_arms(build_run(config, group=SingleProcess(), device=CPU), config)
