@@ -54,6 +54,8 @@ def shown(
         fill: what is seen beyond the image, one value a channel; masks have `ignore` there.
     """
     height, width = mask.shape
+    if mask.dtype != np.uint8 or not 0 <= ignore <= 255:
+        mask = mask.astype(np.int64)  # which holds every `ignore`
     top, left = max(window.top, 0), max(window.left, 0)
     bottom, right = min(window.top + window.height, height), min(window.left + window.width, width)
     both = (

@@ -14,6 +14,7 @@ from l2t_ray.settings.record import (
     Natural,
     NonNegative,
     Positive,
+    Real,
     Record,
     Seconds,
     Steps,
@@ -51,12 +52,16 @@ class NoiseConfig(Record):
         return self
 
 
+Enlargement = Annotated[Real, Field(ge=0.1, le=10)]
+"""A factor by which images change size; what is cut out of one is so many times larger or smaller than the crop."""
+
+
 class MasksConfig(Record):
     """What is cut out of images with masks, and how many of its pixels are trained on."""
 
     crop: Annotated[Whole, Field(ge=8, le=4096)] = 64
     """Height and width of the crops (paper: 380)."""
-    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    scale: tuple[Enlargement, Enlargement] = (0.5, 2.0)
     """The least and the largest factor by which an image is enlarged before it is cut, with augment=crop_flip."""
     pixels: Count | None = None
     """Pixels of each crop that are trained on, drawn anew in each step; null: all that count."""

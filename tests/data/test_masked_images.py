@@ -173,6 +173,15 @@ def test_all_pixels_are_trained_on_where_none_are_chosen():
     assert targets.shape == (2, 16, 16) and targets.dtype is torch.int64
 
 
+@pytest.mark.parametrize("ignore, dtype", [(-100, np.uint8), (1000, np.int16), (-1, np.uint16)])
+def test_what_does_not_count_may_have_any_number(ignore, dtype):
+    image, mask = painted(10, 12)
+    part = images(MaskedSet.of([(image, mask.astype(dtype))], "abcdefgh", ignore=ignore), scale=(1.7, 1.8), crop=24)
+    _, targets = part.batch(np.zeros(4, dtype=np.int64), part.draws(np.random.default_rng(0), 4), CPU)
+    assert set(targets["mask"].unique().tolist()) == {ignore, *np.unique(mask).tolist()}
+    assert (targets["mask"].flatten(1).gather(1, targets["chosen"]) != ignore).all()
+
+
 def test_more_pixels_than_a_crop_has_are_refused():
     with pytest.raises(UserError, match=r"data\.masks\.pixels=257 is more than the 256 pixels"):
         images(pixels=257)

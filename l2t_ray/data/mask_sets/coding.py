@@ -96,9 +96,11 @@ class Coloured:
         if len(strange):
             key = int(strange[0])
             colour = (key >> 16, key >> 8 & 255, key & 255)
+            is_grey = stored.values.ndim == 2 and stored.palette is None
+            hint = " (are the numbers classes? Then write their names into classes.txt instead)" if is_grey else ""
             raise UserError(
                 f"{where} has {int((keys == key).sum())} pixels of the colour {colour}, which is in no line of "
-                f"{shown(self._table)}; add it there, as a class or as void, or correct the mask."
+                f"{shown(self._table)}{hint}; add it there, as a class or as void, or correct the mask."
             )
         return self._numbers[places][inverse].reshape(keys.shape)
 

@@ -84,7 +84,7 @@ def _folder(root: Path, name: str, places: Sequence[str], sign: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{shown(path)} cannot be read ({error}); put the list of images there.") from None
     if not lines:

@@ -1,18 +1,20 @@
 """Images and masks that lie in files: looked at as a whole, kept in memory where they fit, else read when asked for."""
 
+import hashlib
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
 from rich.progress import track
 
+from l2t_ray.data.converted import cache_directory, stamp
 from l2t_ray.data.dataset import statistics_of_counts, value_counts
 from l2t_ray.data.mask_sets.coding import IGNORE, Coding
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet, Pair
-from l2t_ray.data.pictures import Picture, Reading, agree, look_at, pixels_of, shown, stored_values
+from l2t_ray.data.pictures import Look, Picture, Reading, agree, look_at, pixels_of, shown, stored_values
 from l2t_ray.interfaces import UserError
 
 IN_MEMORY = 2 << 30
@@ -77,39 +79,67 @@ def open_files(
     files = [file for part in parts.values() for file in part]
     looks = [look_at(Picture(file.image, shown(file.image))) for file in files]
     reading, notes = agree(looks)
-    pairs = FilePairs(files, reading, coding)
-    channels = 3 if reading.mode == "RGB" else 1
-    total = sum(look.size[0] * look.size[1] * (channels + 1) for look in looks)
-    kept: Sequence[Pair] = pairs
-    classes: dict[str, Counter[int]] = {part: Counter() for part in parts}
-    counts = np.zeros((channels, 256), dtype=np.int64)
-    of_part = [part for part, listed in parts.items() for _ in listed]
-    if total <= IN_MEMORY:
-        kept = [pairs[row] for row in _tracked(range(len(files)), f"reading {name}")]
+    pairs, channels = FilePairs(files, reading, coding), 3 if reading.mode == "RGB" else 1
+    if sum(height * width * (channels + 1) for height, width in (look.size for look in looks)) <= IN_MEMORY:
+        kept: Sequence[Pair] = [pairs[row] for row in _tracked(range(len(files)), f"reading {name}")]
+        masks = (mask for _, mask in kept)
+    else:
+        kept = pairs
+        _read_all_once(pairs, files, name)
+        masks = (read_mask(file.mask, coding) for file in files)
+
     rows: dict[str, list[int]] = {part: [] for part in parts}
-    for row, (part, look) in enumerate(_tracked(zip(of_part, looks, strict=True), f"checking masks of {name}")):
-        mask = kept[row][1] if kept is not pairs else read_mask(files[row].mask, coding)
-        if mask.shape != look.size:
-            raise UserError(
-                f"{shown(files[row].mask)} has {mask.shape[1]}x{mask.shape[0]} pixels and its image "
-                f"{shown(files[row].image)} {look.size[1]}x{look.size[0]}; give both the same size."
-            )
-        present = Counter(dict(enumerate(np.bincount(mask.ravel(), minlength=256).tolist())))
+    counts = {part: np.zeros(256, dtype=np.int64) for part in parts}
+    of_part = [part for part, listed in parts.items() for _ in listed]
+    for row, (part, file, look, mask) in enumerate(zip(of_part, files, looks, masks, strict=True)):
+        _check_size(file, mask, look)
+        present = np.bincount(mask.ravel(), minlength=256)
         if present[IGNORE] == mask.size:
-            notes.append(f"{shown(files[row].image)} left out: all of its pixels are ignored")
+            notes.append(f"{shown(file.image)} left out: all of its pixels are ignored")
             continue
-        classes[part].update(present)
+        counts[part] += present
         rows[part].append(row)
     _check_parts(name, rows)
-    for row in _evenly(rows["train"], COUNTED):
-        counts += value_counts(kept[row][0])
-    mean, std = statistics_of_counts(counts)
-    names = class_names or _numbered(classes["train"], name)
-    notes += _notes_on_classes(classes, names, name)
+
+    names = class_names or _numbered(counts["train"], name)
+    notes += _notes_on_classes(counts, names, name)
+    mean, std = _statistics(kept, _evenly(rows["train"], COUNTED), channels)
     train = [*rows["train"], *rows.get("validation", [])]
     sets = [_set(kept, part, names, files, [looks[row].size for row in part]) for part in (train, rows["test"])]
     apart = np.arange(len(rows["train"]), len(train)) if rows.get("validation") else None
-    return MaskedDataset(name, sets[0], sets[1], mean, tuple(max(s, 1 / 255) for s in std), apart, tuple(notes))
+    return MaskedDataset(name, sets[0], sets[1], mean, std, apart, tuple(notes))
+
+
+def _check_size(file: MaskFile, mask: np.ndarray, look: Look) -> None:
+    if mask.shape != look.size:
+        raise UserError(
+            f"{shown(file.mask)} has {mask.shape[1]}x{mask.shape[0]} pixels and its image {shown(file.image)} "
+            f"{look.size[1]}x{look.size[0]}; give both the same size."
+        )
+
+
+def _statistics(
+    pairs: Sequence[Pair], rows: Sequence[int], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for row in rows:
+        counts += value_counts(pairs[row][0])
+    mean, std = statistics_of_counts(counts)
+    return mean, tuple(max(value, 1 / 255) for value in std)  # images of one colour have nothing to be scaled by
+
+
+def _read_all_once(pairs: FilePairs, files: Sequence[MaskFile], name: str) -> None:
+    """Finds what cannot be read before anything is trained; files that were found all right are not read again."""
+    facts = [f"{shown(path)} {stamp(path.stat())}" for file in files for path in file]
+    found = hashlib.sha256("\0".join(facts).encode(errors="surrogateescape")).hexdigest()
+    mark = cache_directory() / "read" / found
+    if mark.exists():
+        return
+    for row in _tracked(range(len(files)), f"checking images of {name}"):
+        pairs[row]
+    with suppress(OSError):  # without a cache they are read again the next time
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _set(
@@ -120,10 +150,18 @@ def _set(
     sizes: Sequence[tuple[int, int]],
 ) -> MaskedSet:
     chosen = [files[row] for row in rows]
-    here = (
-        FilePairs(chosen, pairs._reading, pairs._coding) if isinstance(pairs, FilePairs) else [pairs[r] for r in rows]
-    )
-    return MaskedSet(here, np.array(sizes), names, IGNORE, [shown(file.image) for file in chosen])
+    shown_names = [shown(file.image) for file in chosen]
+    if not isinstance(pairs, FilePairs):
+        return MaskedSet([pairs[row] for row in rows], np.array(sizes), names, IGNORE, shown_names)
+    return MaskedSet(pairs.part(rows), np.array(sizes), names, IGNORE, shown_names, _content(chosen))
+
+
+def _content(files: Sequence[MaskFile]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        for path in file:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _check_parts(name: str, rows: Mapping[str, Sequence[int]]) -> None:
@@ -132,8 +170,8 @@ def _check_parts(name: str, rows: Mapping[str, Sequence[int]]) -> None:
             raise UserError(f"data.name={name}: no image of the {part} part has a pixel that counts; add some.")
 
 
-def _numbered(counts: Counter[int], name: str) -> tuple[str, ...]:
-    present = [number for number, count in counts.items() if count and number != IGNORE]
+def _numbered(counts: np.ndarray, name: str) -> tuple[str, ...]:
+    present = np.flatnonzero(counts[:IGNORE]).tolist()
     if len(present) < 2:
         raise UserError(
             f"data.name={name}: the training masks have a single class, {present[0]}, beside {IGNORE} for what is "
@@ -142,16 +180,19 @@ def _numbered(counts: Counter[int], name: str) -> tuple[str, ...]:
     return tuple(map(str, range(max(present) + 1)))
 
 
-def _notes_on_classes(classes: Mapping[str, Counter[int]], names: Sequence[str], name: str) -> list[str]:
-    """What is odd about the parts, but may be meant."""
-    strange = [(part, n) for part, c in classes.items() for n, count in c.items() if count and len(names) <= n < IGNORE]
-    if strange:
-        part, number = strange[0]
-        raise UserError(
-            f"data.name={name}: a mask of the {part} part has the class number {number}, and those of the training "
-            f"part go up to {len(names) - 1}; correct it, or name all classes in classes.txt."
-        )
-    absent = [name for number, name in enumerate(names) if not classes["train"][number]]
+def _notes_on_classes(counts: Mapping[str, np.ndarray], names: Sequence[str], name: str) -> list[str]:
+    """What is odd about the classes, but may be meant.
+
+    Raises:
+        UserError: if a mask has one that has no name.
+    """
+    for part, of_part in counts.items():
+        if len(strange := np.flatnonzero(of_part[len(names) : IGNORE])):
+            raise UserError(
+                f"data.name={name}: a mask of the {part} part has the class number {len(names) + int(strange[0])}, and "
+                f"those of the training part go up to {len(names) - 1}; correct it, or name all classes in classes.txt."
+            )
+    absent = [names[number] for number in np.flatnonzero(counts["train"][: len(names)] == 0).tolist()]
     more = f" (nor {len(absent) - 1} others)" if absent[1:] else ""
     return [f"no training mask has the class {absent[0]!r}{more}"] if absent else []
 

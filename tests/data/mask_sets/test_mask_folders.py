@@ -54,6 +54,11 @@ def as_palette(path, mask):
     save_mask(path, mask, COLOURS)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("encode", [as_colours, as_palette])
 def test_colours_and_palettes_mean_what_the_table_says(tmp_path, encode):
     masks = make(tmp_path, encode)
@@ -105,6 +110,25 @@ def test_large_sets_are_read_when_asked_for_and_are_the_same(tmp_path, monkeypat
     assert open_mask_folder(tmp_path).train.digest() != before
 
 
+def test_large_sets_are_read_once_before_training_and_not_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(mask_files, "IN_MEMORY", 0)
+    make(tmp_path)
+    image = tmp_path / "train/images/1.jpg"
+    whole = image.read_bytes()
+    turned(tmp_path)
+    with pytest.raises(UserError, match="save it upright"):
+        open_mask_folder(tmp_path)
+    image.write_bytes(whole)
+    open_mask_folder(tmp_path)
+    passes = []
+    monkeypatch.setattr(mask_files, "_tracked", lambda things, what: passes.append(what) or things)
+    open_mask_folder(tmp_path)
+    assert passes == []
+    image.write_bytes(whole)
+    open_mask_folder(tmp_path)
+    assert passes == ["checking images of mask_folder"]
+
+
 def test_images_of_which_every_pixel_is_ignored_are_left_out_and_noted(tmp_path):
     make(tmp_path)
     save_mask(tmp_path / "train/masks/1.png", np.full((6, 8), 255, dtype=np.uint8))
@@ -154,6 +178,10 @@ def colour_of_no_class(root):
         for image in range(3):
             as_palette(root / part / "masks" / f"{image}.png", mask_of(image))
     save_mask(root / "train/masks/2.png", mask_of(2), [(0, 0, 0), (7, 8, 9), (0, 0, 250)])
+
+
+def numbers_beside_a_table(root):
+    (root / "classes.csv").write_text(TABLE)
 
 
 def colours_without_a_table(root):
@@ -214,6 +242,10 @@ def table_with_a_colour_twice(root):
         (no_image, r"train/masks/1\.png is the mask of no image"),
         (other_palette, r"1\.png has the colour \(9, 9, 9\) for the number 0, which is \(0, 0, 0\) in .*0\.png"),
         (colour_of_no_class, r"2\.png has \d+ pixels of the colour \(7, 8, 9\), which is in no line of .*classes\.csv"),
+        (
+            numbers_beside_a_table,
+            r"of the colour \(1, 1, 1\), .* \(are the numbers classes\? Then write .* classes\.txt",
+        ),
         (colours_without_a_table, r"has colours where class numbers are expected; write classes\.csv"),
         (blurred, r"1\.jpg is JPEG, which changes numbers to save room; save it as PNG"),
         (of_another_format, r"masks/1\.npy is of a format that is not read; convert it to PNG"),
