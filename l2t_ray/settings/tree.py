@@ -44,11 +44,11 @@ class Settings:
         return _read(path, seen=())
 
     def with_settings(self, settings: Mapping[str, Any], *, place: str) -> "Settings":
-        """With values by dotted key on top. Those that choose a variant come first: what else is given is for it."""
+        """With values by dotted key on top, one after another."""
         if not settings:
             return self
         tree, origins = self.tree, dict(self.origins)
-        for key, value in sorted(settings.items(), key=lambda item: not _chooses_variant(*item)):
+        for key, value in settings.items():
             keys = tuple(key.split("."))
             patch = value
             for part in reversed(keys):
@@ -137,12 +137,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             result[key] = new
     return result
-
-
-def _chooses_variant(key: str, value: Any) -> bool:
-    """Whether a dotted key says which variant a section is: `method=gce`, `method.name=gce`."""
-    section, _, last = key.rpartition(".")
-    return (last == "name" and section.rpartition(".")[2] in VARIANTS) or (last in VARIANTS and isinstance(value, str))
 
 
 def _spelt_out(key: str, value: Any) -> Any:
