@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from l2t_ray.assembly.methods import build_arm
 from l2t_ray.assembly.students import build_sgd
-from l2t_ray.assembly.tensor_source import TensorSets, TensorSource
+from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.refusals import is_compiled
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
+from l2t_ray.data.tensor_examples import TensorSets
 from l2t_ray.interfaces import DivergenceError, UserError
 from l2t_ray.methods.l2t_dln import L2TDLNConfig
 from l2t_ray.methods.learned_loss import LearnedLossSettings
@@ -132,7 +133,12 @@ def fit(
         student = uncompiled(copied(model))
         home = next(student.parameters()).device
         student.to(place)
-        sets = TensorSets(train, validation, test, config.training, device=place)
+        sets = TensorSets(
+            *(train, validation, test),
+            batch_size=config.training.batch_size,
+            val_batch_size=config.training.val_batch_size,
+            device=place,
+        )
         source = TensorSource(sets, config.training, num_classes=sets.num_classes, seed=config.seed, device=place)
         batches = source.dry_round()
         initialise_lazy(student, batches.val.inputs, config.seed)

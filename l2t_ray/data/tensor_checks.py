@@ -9,9 +9,6 @@ from torch import Tensor
 
 from l2t_ray.interfaces import UserError
 
-Examples = tuple[Tensor, Tensor]
-"""`(inputs [n, ...], labels int64 [n])`."""
-
 _AT_ONCE = 500
 
 
@@ -23,19 +20,9 @@ class Extremes(NamedTuple):
     largest: float
 
 
-def as_examples(name: str, given: Any) -> Examples:
-    """Inputs and labels of the set that the caller calls `name`. NumPy arrays are taken too; nothing is scaled.
-
-    Raises:
-        UserError: if these are no inputs with one class number each.
-    """
-    inputs, labels = (_as_tensor(part, values) for part, values in _pair(name, given, "labels"))
-    _check_lengths(name, inputs, labels, "labels")
-    return inputs, _class_numbers(name, labels)
-
-
 def as_inputs_and_targets(name: str, given: Any, *, are_labels: bool) -> tuple[Any, Any]:
-    """Like `as_examples`, but inputs may be several by name, and targets, where they are no class numbers, too.
+    """Inputs and targets of the set that the caller calls `name`. NumPy arrays are taken too; nothing is scaled. Inputs
+    may be several by name, and targets, where they are no class numbers, too.
 
     Raises:
         UserError: if these are no tensors, or not as many of each.
@@ -91,10 +78,11 @@ def extremes(name: str, inputs: Tensor) -> Extremes:
     return Extremes(sorted(rows), float(sizes.max()))
 
 
-def check_same_form(train: Any, validation: Any, what: str = "inputs") -> None:
+def check_same_form(train: Any, validation: Any, what: str = "inputs", others: str = "validation") -> None:
     """
     Args:
         train, validation: the inputs (or what else they are called) of the two sets, a tensor or several by name.
+        others: what the user calls the second one.
 
     Raises:
         UserError: if they differ in names, shapes or types.
@@ -102,7 +90,7 @@ def check_same_form(train: Any, validation: Any, what: str = "inputs") -> None:
     first, second = by_name(train), by_name(validation)
     if first.keys() != second.keys():
         raise UserError(
-            f"{what} of train are {_names(train)}, those of validation {_names(validation)}; give both sets the same."
+            f"{what} of train are {_names(train)}, those of {others} {_names(validation)}; give both sets the same."
         )
     for name, values in first.items():
         shapes = [tuple(inputs.shape[1:]) for inputs in (values, second[name])]
@@ -110,7 +98,7 @@ def check_same_form(train: Any, validation: Any, what: str = "inputs") -> None:
         if shapes[0] != shapes[1] or dtypes[0] != dtypes[1]:
             which = f"{what} {name!r}" if name else what
             raise UserError(
-                f"{which} of train are {shapes[0]} of {dtypes[0]} each, those of validation {shapes[1]} of "
+                f"{which} of train are {shapes[0]} of {dtypes[0]} each, those of {others} {shapes[1]} of "
                 f"{dtypes[1]}; give both sets the same form."
             )
 

@@ -70,6 +70,81 @@ class TensorExamples:
         return combined(gathered, self.inputs), combined(gathered, self.targets)
 
 
+class TensorSets:
+    """A training, a validation and a test set of inputs with targets, made alike or refused.
+
+    Args:
+        train, validation, test: `(inputs, targets)`: each a tensor, a NumPy array, or several of them by name, an
+            example a row. `test=None`: the validation set.
+        batch_size, val_batch_size: of the minibatches.
+        device: where they are kept while they take a quarter of what is free there.
+        num_classes: of targets that are no class numbers; None: they are class numbers, of any integer type.
+
+    Attributes:
+        num_classes: as many as the labels of the training set need, or those that were given.
+
+    Raises:
+        UserError: if inputs and targets do not match or are not finite, labels are no class numbers, a set is smaller
+            than its batch, or a class is in one set alone.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        validation: Any,
+        test: Any | None = None,
+        *,
+        batch_size: int,
+        val_batch_size: int,
+        device: torch.device,
+        num_classes: int | None = None,
+    ):
+        def examples(name: str, given: Any) -> TensorExamples:
+            return TensorExamples(name, *as_inputs_and_targets(name, given, are_labels=num_classes is None))
+
+        self.train, self.validation = examples("train", train), examples("validation", validation)
+        self.test = self.validation if test is None else examples("test", test)
+        for name, part, key, size in (
+            ("train", self.train, "batch_size", batch_size),
+            ("validation", self.validation, "val_batch_size", val_batch_size),
+        ):
+            if len(part) < size:
+                raise UserError(f"{name} has {len(part)} examples, fewer than {key}={size}; lower {key}.")
+        check_same_form(self.train.inputs, self.validation.inputs)
+        if test is not None:
+            check_same_form(self.train.inputs, self.test.inputs, others="test")
+        if num_classes is None:
+            self.num_classes = count_classes(self.train.targets, self.validation.targets)
+            if (foreign := int(self.test.targets.max())) >= self.num_classes:
+                raise UserError(
+                    f"test has the label {foreign}, and train has classes 0 to {self.num_classes - 1}; every class "
+                    "must be trained on."
+                )
+        else:
+            self.num_classes = num_classes
+            check_same_form(self.train.targets, self.validation.targets, what="targets")
+        parts = {id(part): part for part in (self.train, self.validation, self.test)}.values()
+        if fits([tensor for part in parts for tensor in part.tensors()], device):
+            for part in parts:
+                part.keep_on(device)
+
+    def check_outputs(self, num_outputs: int) -> None:
+        """
+        Raises:
+            UserError: if a model gives fewer outputs than there are classes.
+        """
+        if num_outputs < self.num_classes:
+            raise UserError(
+                f"train has the label {self.num_classes - 1}, and model gives {num_outputs} outputs, for classes 0 to "
+                f"{num_outputs - 1}; give model {self.num_classes} outputs, or number the classes from 0."
+            )
+
+
+def test_batch_of(val_batch_size: int) -> int:
+    """How many examples are evaluated together."""
+    return min(_AT_ONCE, _PER_VAL_BATCH * val_batch_size)
+
+
 def loader_of_tensors(
     train: Any,
     validation: Any,
@@ -98,25 +173,16 @@ def loader_of_tensors(
         UserError: if inputs and targets do not match or are not finite, labels are no class numbers, a set is smaller
             than its batch, or a class is in one set alone.
     """
-    device, are_labels = torch.device(device), num_classes is None
-    parts = []
-    for name, given, key, size in (
-        ("train", train, "batch_size", batch_size),
-        ("validation", validation, "val_batch_size", val_batch_size),
-    ):
-        examples = TensorExamples(name, *as_inputs_and_targets(name, given, are_labels=are_labels))
-        if len(examples) < size:
-            raise UserError(f"{name} has {len(examples)} examples, fewer than {key}={size}; lower {key}.")
-        parts.append(examples)
-    first, second = parts
-    check_same_form(first.inputs, second.inputs)
-    if num_classes is None:
-        num_classes = count_classes(first.targets, second.targets)
-    else:
-        check_same_form(first.targets, second.targets, what="targets")
-    if fits(first.tensors() + second.tensors(), device):
-        first.keep_on(device)
-        second.keep_on(device)
+    device = torch.device(device)
+    sets = TensorSets(
+        train,
+        validation,
+        batch_size=batch_size,
+        val_batch_size=val_batch_size,
+        device=device,
+        num_classes=num_classes,
+    )
+    first, second = sets.train, sets.validation
     rows = np.arange(len(first) + len(second))
     split, both = Split(rows[: len(first)], rows[len(first) :]), Joined(first, second)
     sampler = RoundSampler(
@@ -132,11 +198,11 @@ def loader_of_tensors(
         second,
         sampler,
         seed=seed,
-        num_classes=num_classes,
+        num_classes=sets.num_classes,
         rank=rank,
         world_size=world_size,
         device=device,
-        test_batch=min(_AT_ONCE, _PER_VAL_BATCH * val_batch_size),
+        test_batch=test_batch_of(val_batch_size),
     )
 
 

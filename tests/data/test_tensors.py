@@ -1,9 +1,9 @@
-"""Labels that `TensorData` refuses."""
+"""Labels that `loader_of_tensors` refuses."""
 
 import pytest
 import torch
 
-from l2t_ray.data.tensors import TensorData
+from l2t_ray.data.tensor_examples import loader_of_tensors
 from l2t_ray.interfaces import UserError
 
 
@@ -11,7 +11,7 @@ def data(train, validation=None):
     train = torch.as_tensor(train)
     validation = train if validation is None else torch.as_tensor(validation)
     sets = [(torch.zeros(len(labels), 2), labels) for labels in (train, validation)]
-    return TensorData(*sets, num_steps=1, batch_size=2, val_batch_size=2, seed=0, device="cpu")
+    return loader_of_tensors(*sets, num_steps=1, batch_size=2, val_batch_size=2, seed=0, device="cpu")
 
 
 def test_good_labels():

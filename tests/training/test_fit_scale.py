@@ -6,7 +6,7 @@ from torch import nn
 
 from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
-from l2t_ray.data.tensors import TensorData
+from l2t_ray.data.tensor_examples import loader_of_tensors
 
 
 class Watched(nn.Linear):
@@ -50,7 +50,7 @@ def test_both_names_of_the_validation_accuracy_are_reported():
 def test_pieces_of_different_sizes_count_by_their_examples():
     """7 examples by 5: the mean over all of them, not the mean of the two pieces' means."""
     inputs, labels = examples(7)
-    data = TensorData(
+    data = loader_of_tensors(
         (inputs, labels), (inputs, labels), num_steps=1, batch_size=1, val_batch_size=1, seed=0, device="cpu"
     )
     batches = list(data.validation(0))
@@ -58,4 +58,4 @@ def test_pieces_of_different_sizes_count_by_their_examples():
     mean = sum((batch.weights * batch.targets).sum() for batch in batches)
     assert mean.item() == pytest.approx(labels.double().mean().item(), rel=1e-6)
     assert torch.equal(torch.cat([batch.inputs for batch in batches]), inputs)
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(7))
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(7, 14))

@@ -13,7 +13,7 @@ from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
-from l2t_ray.data.tensors import TensorData
+from l2t_ray.data.tensor_examples import loader_of_tensors
 from l2t_ray.interfaces import StoppedError
 from l2t_ray.methods.fixed_loss import FixedLoss
 from l2t_ray.parallel.group import SingleProcess
@@ -27,7 +27,7 @@ def data():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(30) % 3
     inputs = torch.randn(30, 6, generator=generator) + labels[:, None]
-    return TensorData(
+    return loader_of_tensors(
         (inputs, labels), (inputs, labels), num_steps=NUM_STEPS, batch_size=10, val_batch_size=10, seed=0, device="cpu"
     )
 
