@@ -32,6 +32,14 @@ class StudentSettings(Record):
         """The settings that the student is made with."""
         return {name: getattr(self, name) for name in type(self).model_fields if name not in _COMMON}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its class is made while the program runs, so that another process has to make it again."""
+        return _again, (dict(self),)
+
+
+def _again(settings: dict[str, Any]) -> StudentSettings:
+    return student_record(settings["name"]).model_validate(settings)
+
 
 _COMMON = frozenset(StudentSettings.model_fields)
 

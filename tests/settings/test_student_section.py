@@ -1,5 +1,6 @@
 """A student's settings are the keyword arguments of the function that makes it, whoever wrote that."""
 
+import pickle
 import sys
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_function_of_ones_own_makes_the_student_with_its_settings(load, tmp_pa
     (tmp_path / "again.yaml").write_text(config.to_yaml())
     assert configuration.load(tmp_path / "again.yaml") == config and config.flat()["student.width"] == 5
     assert isinstance(built(load("student=ours:Module", "student.bias=false")), torch.nn.Linear)
+
+
+def test_a_configuration_reaches_another_process_as_it_is(load):
+    """Workers are sent it; the class of a student's settings is made in each process."""
+    for name in ("resnet8", "ours:make"):
+        config = load(f"student={name}", "method=gce")
+        student_record.cache_clear()
+        again = pickle.loads(pickle.dumps(config))
+        assert again.to_yaml() == config.to_yaml() and again.student.options() == config.student.options()
 
 
 @pytest.mark.parametrize(
