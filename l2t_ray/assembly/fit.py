@@ -77,6 +77,7 @@ def fit(
     loss_network: DynamicLossNetwork | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    try_first: bool = True,
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Fit:
     """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
@@ -100,6 +101,8 @@ def fit(
         loss_network: where the loss begins; None: as the method has it. The noise is estimated for a loss network with
             a channel alone.
         device: where it is trained. The sets are kept there if they fit; the trained model is where `model` is.
+        try_first: try a round first, and hold its derivatives against finite differences. False: what cannot be
+            trained is found where it fails, or not at all.
         on_row: hears the numbers of each round.
 
     Raises:
@@ -154,7 +157,7 @@ def fit(
             dry_round(run.arms[0].method, run.student, run.task, run.group, batches, words)
             copied(run.student.module)
 
-        remedies = with_remedies(try_a_round, place)
+        remedies = with_remedies(try_a_round, place) if try_first else []
         for note in (*notes, *(remedy.note for remedy in remedies)):
             _LOG.warning("model %s.", note)
         if test is None and source.teaches_validation:

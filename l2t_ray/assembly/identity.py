@@ -25,7 +25,7 @@ _LEFT_OUT = frozenset(
     {
         *MAY_CHANGE_ON_RESUME,
         "name",
-        *("training.checkpoint_every", "training.keep_checkpoints"),
+        *("training.checkpoint_every", "training.keep_checkpoints", "training.try_first"),
         *("data.root", "data.verify", "data.download", "data.noise.file"),  # the content counts, and not its place
     }
 )

@@ -105,7 +105,8 @@ class Experiment:
             # On Ray the teacher's first weights, which are fitted for seconds, are the actor's business.
             make_teacher = idle_teacher if self.config.ray.enabled else None
             trial = build_run(self.config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
-            try_arms(trial, self.config)
+            if self.config.training.try_first:
+                try_arms(trial, self.config)
             with taken(self.directory, is_new=self.begins == "new") as place:
                 self._check(place)
                 try:

@@ -144,6 +144,9 @@ class TrainingConfig(Record):
     checkpoint_every: Count = 50
     """Rounds between checkpoints; the last round of each arm always has one."""
     keep_checkpoints: Count = 2
+    try_first: bool = True
+    """Try a round of each arm on a few images before anything is trained, and hold its derivatives against finite
+    differences: a second or two. false: what cannot be trained is found where it fails, or not at all."""
 
     @model_validator(mode="after")
     def _drops_belong_to_their_schedule(self) -> "TrainingConfig":

@@ -58,6 +58,7 @@ _RULES: dict[str, Rule] = {
         "None or a DynamicLossNetwork with finite weights", lambda value: value is None or _is_sound(value)
     ),
     "seed": Rule("a whole number from 0 to 2^63 - 1", lambda value: _whole(value, 0, 2.0**63)),
+    "try_first": Rule("True or False", lambda value: isinstance(value, bool)),
     "on_row": Rule("a function of one row", callable),
 }
 

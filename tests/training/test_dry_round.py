@@ -12,7 +12,7 @@ from torch import nn
 from l2t_ray.assembly.fit import fit
 from l2t_ray.bilevel.draws import unmoved_draws
 from l2t_ray.core.loss.network import DynamicLossNetwork
-from l2t_ray.interfaces import Batch, RoundBatches, UserError
+from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches, UserError
 from l2t_ray.training.dry_round import shortened, with_remedies
 
 WIDTH = 8
@@ -354,3 +354,25 @@ def test_gradients_that_are_not_those_of_the_loss_are_trained_with_and_said(capl
 def test_without_a_learned_loss_no_second_derivative_is_asked_for():
     fitted = train_a_little(Bag(), rows := [], **IN_TOKENS, warm_share=1.0)
     assert len(rows) == 2 and "hypergradient_norm" not in fitted.rows[-1]
+
+
+def test_the_trial_can_be_skipped():
+    """What it would have found is then found where it fails."""
+    sizes = {"num_rounds": 1, "num_steps": 1, "batch_size": 6, "val_batch_size": 6, "warm_share": 0.0}
+    labels = torch.arange(12) % 2
+    data = (torch.zeros(12, 4), labels)
+    with pytest.raises(UserError, match="not finite"):
+        fit(Norm(), train=data, validation=data, **sizes)
+    with pytest.raises(DivergenceError):
+        fit(Norm(), train=data, validation=data, try_first=False, **sizes)
+
+
+class Norm(nn.Module):
+    """A norm, which has no derivative at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4, bias=False), nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.last(self.first(x).norm(dim=1, keepdim=True))

@@ -47,6 +47,7 @@ WRONG = {
     "teacher": (["LSTM", "sgd", ["adam"], nn.LSTM], "must be None, 'adam' or 'lstm', got"),
     "seed": ([-1, 1.0, True, 2**63, "0", None], r"must be a whole number from 0 to 2\^63 - 1, got"),
     "loss_network": (["gce", nn.CrossEntropyLoss(), broken_loss()], "must be None or a DynamicLossNetwork"),
+    "try_first": ([1, "no", None], "must be True or False, got"),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
     "device": (["gpu", "cuda:99", "meta", None, True, 1.5], "must be one that this machine has"),
 }
