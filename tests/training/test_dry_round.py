@@ -358,7 +358,7 @@ def test_without_a_learned_loss_no_second_derivative_is_asked_for():
 
 def test_the_trial_can_be_skipped():
     """What it would have found is then found where it fails."""
-    sizes = {"num_rounds": 1, "num_steps": 1, "batch_size": 6, "val_batch_size": 6, "warm_share": 0.0}
+    sizes = {"num_rounds": 1, "num_steps": 2, "batch_size": 6, "val_batch_size": 6, "warm_share": 0.0}
     labels = torch.arange(12) % 2
     data = (torch.zeros(12, 4), labels)
     with pytest.raises(UserError, match="not finite"):
