@@ -45,8 +45,8 @@ from l2t_ray.bilevel.derivative_trial import (
     settled_radius,
 )
 from l2t_ray.bilevel.draws import unmoved_draws
+from l2t_ray.bilevel.engines import EngineName
 from l2t_ray.bilevel.flat import clone_buffers
-from l2t_ray.bilevel.hypergradient import EngineName
 from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, sgd_steps
 from l2t_ray.interfaces import Batch, StudentState, UserError
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from l2t_ray.bilevel.double import DoubleThroughout
 from l2t_ray.bilevel.draws import counted_draws
+from l2t_ray.bilevel.engines import APPROXIMATIONS, ENGINES, EngineName
 from l2t_ray.bilevel.flat import clone_buffers
-from l2t_ray.bilevel.hypergradient import APPROXIMATIONS, ENGINES, EngineName
 from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from l2t_ray.bilevel.draws import unmoved_draws
+from l2t_ray.bilevel.engines import EngineName, step_graph
 from l2t_ray.bilevel.flat import clone_buffers
-from l2t_ray.bilevel.hypergradient import EngineName, step_graph
 from l2t_ray.bilevel.second_order import SecondOrderOperators
 from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState

@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.bilevel.engine_choice import agreed_engine
-from l2t_ray.bilevel.hypergradient import EngineName, Hypergradient, hypergradient
+from l2t_ray.bilevel.engines import EngineName
+from l2t_ray.bilevel.hypergradient import Hypergradient, hypergradient
 from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.core.divergence import explained
 from l2t_ray.core.objective import LearnedObjective

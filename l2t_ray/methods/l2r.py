@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from l2t_ray.bilevel.engines import EngineName
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.bilevel.hypergradient import EngineName, hypergradient
+from l2t_ray.bilevel.hypergradient import hypergradient
 from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed

@@ -5,13 +5,8 @@ import torch
 
 from l2t_ray.bilevel.draws import counted_draws
 from l2t_ray.bilevel.engine_choice import graph_bytes
-from l2t_ray.bilevel.hypergradient import (
-    APPROXIMATIONS,
-    ENGINES,
-    FiniteDifferenceEngine,
-    hypergradient,
-    naive_hypergradient,
-)
+from l2t_ray.bilevel.engines import APPROXIMATIONS, ENGINES, FiniteDifferenceEngine
+from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState
 from l2t_ray.parallel.group import SingleProcess

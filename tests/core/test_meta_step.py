@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.bilevel.hypergradient import ENGINES, naive_hypergradient
+from l2t_ray.bilevel.hypergradient import naive_hypergradient
 from l2t_ray.core.loss.memory import DECAY, Memory
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss

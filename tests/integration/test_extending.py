@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.bilevel.hypergradient import ENGINES, hypergradient, naive_hypergradient
+from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSgd, Trainee

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.bilevel.hypergradient import ENGINES, hypergradient
+from l2t_ray.bilevel.hypergradient import hypergradient
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.loss.terms import TermLoss
