@@ -5,10 +5,8 @@ memory-mapped from then on: see `published.py`. The digits come with scikit-lear
 `own.py`; images with masks: `mask_sets`.
 """
 
-import importlib
 import inspect
 import json
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -23,8 +21,9 @@ from l2t_ray.data.converted import cache_directory
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.data.scans import digit_scans
-from l2t_ray.data.sets import DATA_SETS, DataSet, is_own
+from l2t_ray.data.sets import DATA_SETS, DataSet
 from l2t_ray.data.splits import choose_balanced
+from l2t_ray.import_path import imported, is_import_path
 from l2t_ray.interfaces import UserError
 
 DIGITS_TEST = 360
@@ -65,7 +64,7 @@ def load(
         UserError: if the name is unknown, files are absent, damaged, or not the published ones, the images cannot
             be cut into `image_size` whole squares, or the set has no such options.
     """
-    if name not in DATA_SETS and not is_own(name):
+    if name not in DATA_SETS and not is_import_path(name):
         raise UserError(f"data.name must be one of {', '.join(DATA_SETS)}, or my.module:make, got {name!r}.")
     root, entry = Path(root), DATA_SETS.get(name) or DataSet(name)
     make = _function(entry.make, name)
@@ -92,13 +91,10 @@ def names() -> tuple[str, ...]:
 
 
 def _function(path: str, name: str) -> Callable[..., Any]:
-    module, _, function = path.partition(":")
-    if is_own(name) and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` does; scripts look beside themselves alone
     try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # A user's module can raise anything.
-        raise UserError(f"data.name={name} cannot be imported ({type(error).__name__}: {error}).") from error
+        found = imported(path)
+    except ValueError as error:
+        raise UserError(f"data.name: {error}.") from error
     if not callable(found):
         raise UserError(f"data.name={name} is no function, but a {type(found).__name__}.")
     return found

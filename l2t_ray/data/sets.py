@@ -32,9 +32,3 @@ DATA_SETS = {
     "voc2012": DataSet(f"{_MASKS}.listed:open_voc", "masks"),
     "mask_folder": DataSet(f"{_MASKS}.mask_folders:open_mask_folder", "masks"),
 }
-
-
-def is_own(name: str) -> bool:
-    """Whether a name is somebody's own function, as `my.module:make`."""
-    module, _, function = name.partition(":")
-    return function.isidentifier() and all(part.isidentifier() for part in module.split("."))

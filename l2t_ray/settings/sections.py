@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from l2t_ray.data.sets import DATA_SETS, is_own
+from l2t_ray.data.sets import DATA_SETS
+from l2t_ray.import_path import is_import_path
 from l2t_ray.settings.record import (
     Count,
     FilePath,
@@ -80,7 +81,7 @@ class MasksConfig(Record):
 
 
 def _known_set(name: str) -> str:
-    if name in DATA_SETS or is_own(name):
+    if name in DATA_SETS or is_import_path(name):
         return name
     near = difflib.get_close_matches(name, DATA_SETS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(DATA_SETS)}, or my.module:make"

@@ -70,7 +70,7 @@ def test_controls_are_a_list_of_methods(load):
     config = load(
         "", "controls=[cross_entropy, {name: gce, q: 0.5}, {clean_images: mixed}, {name: gce, label: mae, q: 1}]"
     )
-    assert list(config.arms()) == ["cross_entropy", "gce", "cross_entropy-mixed", "mae", "l2t_dln"]
+    assert list(config.arms()) == ["cross_entropy", "gce", "cross_entropy-mixed", "mae", "recommended"]
     assert config.arms()["gce"] == GCEConfig(q=0.5)
     assert list(load("controls: [gce, glc]", "controls=mw_net").arms()) == ["mw_net", "l2t_dln"]
 
