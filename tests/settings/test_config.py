@@ -72,7 +72,7 @@ def test_controls_are_a_list_of_methods(load):
     )
     assert list(config.arms()) == ["cross_entropy", "gce", "cross_entropy-mixed", "mae", "recommended"]
     assert config.arms()["gce"] == GCEConfig(q=0.5)
-    assert list(load("controls: [gce, glc]", "controls=mw_net").arms()) == ["mw_net", "l2t_dln"]
+    assert list(load("controls: [gce, glc]", "controls=mw_net").arms()) == ["mw_net", "recommended"]
 
 
 @pytest.mark.parametrize(
