@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from l2t_ray import train_command
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import FailureLimitError
 from l2t_ray.run import exit_codes
@@ -284,15 +285,14 @@ def test_an_exact_engine_that_is_not_exact_ends_the_job(capsys):
         def check_hypergradient(self):
             return {"float64": self._float64, "float32": 1e-3, "finite differences": self._differences}, self._is_exact
 
-    job = load_job()
     with pytest.raises(SystemExit, match=r"float64 1.0e-03.*must stay below 1e-09"):
-        job.check_hypergradient(Inexact(True), quiet=True)
-    job.check_hypergradient(Inexact(False), quiet=False)
+        train_command.check_hypergradient(Inexact(True), quiet=True)
+    train_command.check_hypergradient(Inexact(False), quiet=False)
     assert "(an approximation)" in capsys.readouterr().out
     for is_exact in (True, False):
         with pytest.raises(SystemExit, match=r"finite differences 3.0e-01; autograd itself must stay below 0.02"):
-            job.check_hypergradient(Inexact(is_exact, 1e-15, 0.3), quiet=True)
-    job.check_hypergradient(Inexact(True, 1e-15), quiet=False)
+            train_command.check_hypergradient(Inexact(is_exact, 1e-15, 0.3), quiet=True)
+    train_command.check_hypergradient(Inexact(True, 1e-15), quiet=False)
     assert "finite differences 1.0e-06" in capsys.readouterr().out
 
 

@@ -6,9 +6,6 @@ import numpy as np
 import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import Image, Mask
 
 
 class Window(NamedTuple):
@@ -53,6 +50,11 @@ def shown(
     Args:
         fill: what is seen beyond the image, one value a channel; masks have `ignore` there.
     """
+    # torchvision takes seconds to import, and images with labels do without it.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+    from torchvision.tv_tensors import Image, Mask
+
     height, width = mask.shape
     if mask.dtype != np.uint8 or not 0 <= ignore <= 255:
         mask = mask.astype(np.int64)  # which holds every `ignore`
