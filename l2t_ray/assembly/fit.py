@@ -31,6 +31,7 @@ from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings import experiment as configuration
 from l2t_ray.settings.experiment import ExperimentConfig
+from l2t_ray.settings.tree import Settings
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.arguments import check_arguments, usable_device
 from l2t_ray.training.checkpoint import Checkpoint
@@ -96,7 +97,8 @@ def fit(
         num_rounds: changes of the loss; the model takes `num_rounds * num_steps` SGD steps, with cosine decay.
         warm_share: share of the rounds under plain cross-entropy, after which the label noise is estimated and the
             loss goes on from there (`core/noise_estimate.py`). Short enough that wrong labels are not memorised in it.
-            0: the loss is learned from the first round on. 1: it never is. None: as the method has it.
+            0: the loss is learned from the first round on. 1: it never is, so that this is cross-entropy. None: as
+            the method has it.
         teacher: what changes the loss: `adam` on its weights, or the `lstm`; None: as the method has it.
         loss_network: where the loss begins; None: as the method has it. The noise is estimated for a loss network with
             a channel alone.
@@ -199,21 +201,24 @@ def _settings(
     if method is not None:
         tree["method"] = dict(method) if isinstance(method, Mapping) else method
     config = configuration.validate(tree, source="the arguments of fit")
+    method, own = config.method, dict[str, Any]()
+    for name, value in (("warm_share", warm_share), ("teacher", teacher), ("loss_network", loss_network)):
+        if value is not None and name not in type(method).model_fields:
+            raise UserError(f"{name} is for a method that learns its loss, and method is {method.name!r}.")
     if warm_share == 1:  # never learned
         return configuration.validate(tree | {"method": "cross_entropy"}, source="the arguments of fit")
-    own: dict[str, Any] = {}
     if warm_share is not None:
         own["warm_share"] = float(warm_share)
     if teacher is not None:
         own["teacher"] = teacher
-    if loss_network is not None:
-        own["loss_network"] = LossNetworkConfig.of(loss_network.spec).model_dump()
-    for name in own:
-        if name not in type(config.method).model_fields:
-            raise UserError(f"{name} is for a method that learns its loss, and method is {config.method.name!r}.")
+    if loss_network is not None and isinstance(method, LearnedLossSettings):
+        # Where it begins is its own weights' to say.
+        own["loss_network"] = (
+            method.loss_network.model_dump() | LossNetworkConfig.of(loss_network.spec) | {"init": "cross_entropy"}
+        )
     if not own:
         return config
-    changed = type(config.method).model_validate(config.method.model_dump() | own)
+    changed = configuration.validated(type(method), Settings(method.model_dump() | own, "in the arguments of fit"))
     return config.model_copy(update={"method": changed})
 
 
@@ -225,15 +230,16 @@ def _first_loss(
     Raises:
         UserError: if it is for another number of classes.
     """
-    if given is None:
-        method = config.method
-        learns = isinstance(method, LearnedLossSettings)
-        return method.loss_network.build(num_classes, seed=config.seed) if learns else None
-    if given.spec.num_classes not in (None, num_classes):
+    if given is not None and given.spec.num_classes not in (None, num_classes):
         raise UserError(
             f"loss_network is for {given.spec.num_classes} classes, and the labels have {num_labels}, model "
             f"{num_classes} outputs; make one for {num_classes}, or leave it out."
         )
+    method = config.method
+    if not isinstance(method, LearnedLossSettings):
+        return None
+    if given is None:
+        return method.loss_network.build(num_classes, seed=config.seed)
     return copied(given, "loss_network")
 
 

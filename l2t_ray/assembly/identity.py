@@ -40,6 +40,7 @@ def settings(config: ExperimentConfig) -> dict[str, Any]:
 def fingerprint(config: ExperimentConfig, dataset: Dataset | MaskedDataset) -> Fingerprint:
     """The settings, the checksums of images and labels, and the versions of the code."""
     data = {"training images": _digest(dataset.train), "test images": _digest(dataset.test)}
+    data["pixel statistics"] = repr((dataset.mean, dataset.std))
     if dataset.validation is not None:
         data["validation images"] = hashlib.sha256(np.ascontiguousarray(dataset.validation).tobytes()).hexdigest()
     if config.data.noise.file is not None:

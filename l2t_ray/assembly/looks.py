@@ -18,6 +18,7 @@ from l2t_ray.bilevel.flat import clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.bilevel.unroll import plain_steps
 from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.interfaces import Batch, Method, StudentState, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.parallel.group import SingleProcess
@@ -39,6 +40,7 @@ def closing_look(
     """A look at each trained student, on all test images and all training images with wrong labels."""
     trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
     num_classes, corrupted = data.num_classes, source.corrupted
+    ignored = source.dataset.train.ignore if isinstance(source.dataset, MaskedDataset) else None
     looks = {}
     for arm, state in students.items():
         theta = state.theta.to(device)
@@ -50,7 +52,7 @@ def closing_look(
         confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         for batch in data.test():
             truth, said = batch.targets.cpu().numpy(), answers(batch).cpu().numpy()
-            counts = truth < num_classes  # of a mask, pixels may be of no class
+            counts = truth != ignored
             np.add.at(confusion, (truth[counts], said[counts]), 1)
         reproduced = None
         if corrupted is not None:
@@ -61,8 +63,15 @@ def closing_look(
 
 
 def learner_of(method: Method) -> L2TDLN:
-    """The method whose loss is learned, in whichever phase."""
-    return next(part for part in methods_of(method) if isinstance(part, L2TDLN))
+    """The method whose loss is learned, in whichever phase.
+
+    Raises:
+        UserError: if there is none.
+    """
+    learner = next((part for part in methods_of(method) if isinstance(part, L2TDLN)), None)
+    if learner is None:
+        raise UserError("--check-hypergradient is for methods whose round is that of l2t_dln, and this has its own.")
+    return learner
 
 
 def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], bool]:
@@ -79,7 +88,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     """
     method = config.method
     if not method.has_teacher:
-        raise UserError(f"--check-hypergradient needs method.name=l2t_dln, got {method.name!r}.")
+        raise UserError(f"--check-hypergradient needs a method with a teacher, as l2t_dln is, got {method.name!r}.")
     group, device = SingleProcess(), torch.device("cpu")
     run = build_run(config.model_copy(update={"controls": ()}), group=group, device=device)
     arm = run.arms[0]

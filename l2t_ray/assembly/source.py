@@ -21,6 +21,7 @@ from l2t_ray.data.splits import Policy, Split
 from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig, TrainingConfig
+from l2t_ray.settings.sections import MasksConfig
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,10 @@ class ImageSource(Source):
             UserError: if images or labels cannot be divided or corrupted as the configuration says.
         """
         self.dataset, data = dataset, config.data
+        if data.masks != MasksConfig():
+            raise UserError(
+                f"data.masks is of images with masks, and {data.name} has one label an image; leave data.masks out."
+            )
         policy, clean = build_policy(config, dataset), dataset.train.labels
         observed, matrix = observed_labels(config, dataset)
         is_validation = np.zeros(len(clean), dtype=bool)

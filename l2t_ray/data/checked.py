@@ -17,6 +17,11 @@ def checked(name: str, made: object) -> Dataset | MaskedDataset:
     if not isinstance(made, Dataset | MaskedDataset):
         raise UserError(f"{name} must return a Dataset or a MaskedDataset (l2t_ray.data), got a {type(made).__name__}.")
     parts = {"train": made.train, "test": made.test}
+    if type(made.train) is not type(made.test):
+        raise UserError(f"train and test of {name} are of two kinds; give both labels, or both masks.")
+    ignored = [part.ignore for part in parts.values() if isinstance(part, MaskedSet)]
+    if len(set(ignored)) > 1:
+        raise UserError(f"train of {name} ignores the number {ignored[0]}, test {ignored[1]}; give both the same.")
     channels = set()
     for part, images in parts.items():
         where = f"the {part} part of {name}"

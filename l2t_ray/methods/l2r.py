@@ -25,7 +25,7 @@ from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
-from l2t_ray.methods.parts import Parts, check_rows_are_examples
+from l2t_ray.methods.parts import Parts, check_gives_embedding, check_rows_are_examples
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.group import GlobalSum
 from l2t_ray.settings.record import Count
@@ -56,6 +56,7 @@ class L2RConfig(MethodSettings):
 
     def build(self, parts: Parts) -> "L2R":
         check_rows_are_examples(parts, "l2r", "method=cross_entropy")
+        check_gives_embedding(parts, "l2r", "method=cross_entropy")
         return L2R(
             parts.trainee,
             num_features=parts.num_features(),

@@ -18,7 +18,7 @@ from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Data, UserError
 from l2t_ray.methods.learned_loss import LearnedLossSettings
-from l2t_ray.methods.parts import Parts, check_rows_are_examples
+from l2t_ray.methods.parts import Parts, check_gives_embedding, check_rows_are_examples
 from l2t_ray.methods.schedules import HAI_2023, PaperSchedule
 from l2t_ray.settings.record import Count, Positive, Record, Whole, Width, named
 
@@ -102,12 +102,8 @@ class ReweightConfig(Record):
             UserError: if the first centres would lack a class: random divisions are not balanced; or a row of the task
                 is no image, or the student gives no features.
         """
-        check_rows_are_examples(parts, "method.reweight", "reweight=null")
-        if not parts.trainee.gives_embedding:
-            raise UserError(
-                "method.reweight compares what a student's last layer reads, and this student's forward() has no "
-                "argument with_embedding; give it one, as students/resnet.py has, or set method.reweight=null."
-            )
+        check_rows_are_examples(parts, "method.reweight", "method.reweight=null")
+        check_gives_embedding(parts, "method.reweight", "method.reweight=null")
         labels = parts.labels
         present = labels.validation[parts.source.split(0).validation]
         absent = np.setdiff1d(np.arange(parts.num_classes), present)

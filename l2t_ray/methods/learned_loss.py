@@ -109,7 +109,7 @@ class LearnedLossSettings(MethodSettings):
             ("label_entries=channel", self.has_channel and self.warm_share > 0, "label_entries=table"),
         ):
             if needs_images:
-                check_rows_are_examples(parts, f"loss_network.{key}", f"loss_network.{instead}")
+                check_rows_are_examples(parts, f"method.loss_network.{key}", f"method.loss_network.{instead}")
         centers = self.centers(parts)
         return LearnedObjective(
             parts.trainee,

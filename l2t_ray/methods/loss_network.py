@@ -1,6 +1,6 @@
 """The settings of the loss network, and the network that they describe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,19 +61,19 @@ class LossNetworkConfig(Record):
             ) from None
         return self
 
-    @classmethod
-    def of(cls, spec: LossNetworkSpec) -> "LossNetworkConfig":
-        """The settings of a network that there is already."""
+    @staticmethod
+    def of(spec: LossNetworkSpec) -> dict[str, Any]:
+        """What is set of a network that there is already; where it begins and its bounds are not among it."""
         entries = "channel" if spec.channel is not None else "table" if spec.label_table is not None else "constant"
-        return cls(
-            hidden=spec.hidden,
-            layers=spec.layers,
-            pairs=spec.pairs,
-            activation=spec.activation,
-            label_entries=entries,
-            memory=spec.memory,
-            mean=spec.mean,
-        )
+        return {
+            "hidden": spec.hidden,
+            "layers": spec.layers,
+            "pairs": spec.pairs,
+            "activation": spec.activation,
+            "label_entries": entries,
+            "memory": spec.memory,
+            "mean": spec.mean,
+        }
 
     def build(self, num_classes: int, *, seed: int) -> DynamicLossNetwork:
         """The loss network at its beginning: its weights are fitted, which takes seconds."""

@@ -128,3 +128,15 @@ def check_rows_are_examples(parts: Parts, what: str, instead: str) -> None:
             f"{what} goes by whole images, and rows of {task.name} are parts of them; set {instead}, or name another "
             "method."
         )
+
+
+def check_gives_embedding(parts: Parts, what: str, instead: str) -> None:
+    """
+    Raises:
+        UserError: if the student cannot be asked for what its last layer reads.
+    """
+    if not parts.trainee.gives_embedding:
+        raise UserError(
+            f"{what} reads what a student's last layer reads, and this student's forward() has no argument "
+            f"with_embedding; give it one, as students/resnet.py has, or set {instead}."
+        )

@@ -7,9 +7,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from l2t_ray.methods.l2t_dln import DEFAULT_TEACHER, AdamConfig, L2TDLNConfig, LstmConfig
+from l2t_ray.interfaces import UserError
+from l2t_ray.methods.l2t_dln import AdamConfig, L2TDLNConfig, LstmConfig
 from l2t_ray.methods.loss_network import LossNetworkConfig
-from l2t_ray.settings.record import Count, Fraction, Whole, named
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.phases import Phase
+from l2t_ray.settings.record import Count, Fraction, Positive, Whole, named
+
+
+class RecommendedLossConfig(LossNetworkConfig):
+    """No layers: -log p of the label that a noisy annotator would give, and the memory."""
+
+    layers: Annotated[Whole, Field(ge=0, le=100)] = 0
+    """As in `l2t_dln`."""
+    label_entries: Literal["constant", "table", "channel"] = "channel"
+    """As in `l2t_dln`."""
+    memory: Positive | None = 1.0
+    """As in `l2t_dln`."""
 
 
 class RecommendedConfig(L2TDLNConfig):
@@ -18,8 +32,8 @@ class RecommendedConfig(L2TDLNConfig):
     label. The validation images take turns in teaching and in judging."""
 
     name: Literal["recommended"] = "recommended"  # pyright: ignore[reportIncompatibleVariableOverride]
-    loss_network: LossNetworkConfig = LossNetworkConfig(layers=0, label_entries="channel", memory=1.0)
-    """No layers: -log p of the label that a noisy annotator would give, and the memory."""
+    loss_network: RecommendedLossConfig = RecommendedLossConfig()
+    """Begins as the channel and the memory alone."""
     warm_share: Fraction = 0.15
     """As in `l2t_dln`."""
     channel_estimates: Count = 4
@@ -28,8 +42,21 @@ class RecommendedConfig(L2TDLNConfig):
     """As in `l2t_dln`."""
     clean_folds: Annotated[Whole, Field(ge=2, le=1000)] | None = None
     """As in `l2t_dln`."""
-    teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = AdamConfig()
+    teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named("adam")] = AdamConfig()
     """As in `l2t_dln`; the LSTM comes out level."""
+
+    def phases(self, parts: Parts) -> list[Phase]:
+        """
+        Raises:
+            UserError: if images have more than one label each.
+        """
+        task = parts.trainee.task
+        if not task.row_is_example:
+            raise UserError(
+                f"the recommended method is for images with one label each, and this is {task.name}; set "
+                "method=l2t_dln, as configs/digit_scenes.yaml does."
+            )
+        return super().phases(parts)
 
     @property
     def arm(self) -> str:

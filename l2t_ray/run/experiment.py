@@ -121,7 +121,7 @@ class Experiment:
                     give_back_memory()
 
     def check_hypergradient(self) -> tuple[dict[str, float], bool]:
-        """See `experiment.check_hypergradient`."""
+        """See `assembly.looks.check_hypergradient`."""
         return check_hypergradient(self.config)
 
     def _check(self, place: Place) -> None:

@@ -22,7 +22,7 @@ Number = Annotated[Whole, Field(ge=0, le=1_000_000)]
 class StudentSettings(Record):
     """What every student has. The rest is its own."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), validate_default=True)
 
     name: str
     sync_batchnorm: bool = False

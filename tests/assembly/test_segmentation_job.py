@@ -111,11 +111,15 @@ def test_two_workers_are_one(whole, run_on_two_workers):
             {"student": {"name": "resnet8"}},
             r"must give logits \[\d, 11, 64, 64\], .*student\.name=pspnet",
         ),
-        ({"method": "recommended"}, r"loss_network\.memory goes by whole images, and rows of segmentation are parts"),
+        ({"method": "recommended"}, r"the recommended method is for images with one label each, .*method=l2t_dln"),
+        (
+            {"method": {"name": "l2t_dln", "loss_network": {"memory": 1}}},
+            r"method\.loss_network\.memory goes by whole images, and rows of segmentation are parts",
+        ),
         ({"method": "mentornet"}, r"mentornet goes by whole images"),
         (
             {"method": {"name": "l2t_dln", "reweight": {}}},
-            r"method\.reweight goes by whole images, .*set reweight=null",
+            r"method\.reweight goes by whole images, .*set method.reweight=null",
         ),
     ],
 )

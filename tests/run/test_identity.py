@@ -92,7 +92,11 @@ def test_other_data_under_the_same_settings_is_another_experiment(tiny, tmp_path
 
 def test_every_checkpoint_says_of_what_it_is(whole):
     there = json.loads((whole / "fingerprint.json").read_text())
-    assert there["settings"]["seed"] == 0 and set(there["data"]) == {"training images", "test images"}
+    assert there["settings"]["seed"] == 0 and set(there["data"]) == {
+        "training images",
+        "test images",
+        "pixel statistics",
+    }
     assert "name" not in there["settings"] and "storage" not in there["settings"]
     assert {"l2t_ray", "torch"} == set(there["code"])
     for checkpoint in (whole / "checkpoints").iterdir():

@@ -59,9 +59,28 @@ def test_another_variant_drops_the_options_of_the_old_one(load, override):
 
 
 def test_a_section_without_a_name_means_the_default_variant(load):
-    config = load("method: {teacher: {horizon: 3}}")
-    assert isinstance(config.method, L2TDLNConfig)
+    config = load("method: {teacher: {step_size: 0.01}}")
+    assert config.method.name == "recommended" and config.method.teacher == AdamConfig(step_size=0.01)
+    config = load("method: {name: l2t_dln, teacher: {horizon: 3}}")
     assert isinstance(config.method.teacher, LstmConfig) and config.method.teacher.horizon == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("method.loss_network.slope=free", ("channel", 0, 1.0)),
+        ("method.loss_network.memory=2", ("channel", 0, 2.0)),
+        ("method.loss_network={layers: 3}", ("channel", 3, 1.0)),
+    ],
+)
+def test_one_setting_of_the_recommended_loss_leaves_the_others(load, override, kept):
+    method = load("", override).method
+    loss = method.loss_network
+    assert (method.name, loss.label_entries, loss.layers, loss.memory) == ("recommended", *kept)
+
+
+def test_a_setting_of_the_recommended_teacher_leaves_it_what_it_is(load):
+    assert load("", "method.teacher.step_size=0.01").method.teacher == AdamConfig(step_size=0.01)
 
 
 def test_controls_are_a_list_of_methods(load):
@@ -93,11 +112,11 @@ def test_controls_are_a_list_of_methods(load):
         (["controls=[gce, {name: gce, label: ../x}]"], "controls.1.label"),
         (["controls=[glc]", "data.split=redivide"], "glc trains on validation images"),
         (["controls=[{name: l2t_dln, label: other}]"], "on Ray l2t_dln can be the method alone"),
-        (["method.teacher.head=hidden"], "needs a last cell of 1 unit, got teacher.cells"),
+        (["method=l2t_dln", "method.teacher.head=hidden"], "needs a last cell of 1 unit, got teacher.cells"),
         (["name=../elsewhere"], "name '../elsewhere' must be a plain directory name"),
         ([f"name={'x' * 300}"], "must be a plain directory name"),
         (["training.learning_rate=.inf"], "training.learning_rate on the command line: must be a number, got '.inf'"),
-        (["method.teacher.cells=[]"], "method.teacher.cells .* at least 1"),
+        (["method=l2t_dln", "method.teacher.cells=[]"], "method.teacher.cells .* at least 1"),
         (["device=cuda"], "device=cuda is for runs without Ray"),
         (["student.sync_batchnorm=true", "method.engine=forward_over_reverse"], "cannot be differentiated forward"),
         (["seed"], "override 'seed' is not of the form key.sub=value"),
@@ -115,7 +134,7 @@ def test_controls_are_a_list_of_methods(load):
             "loss_network cannot be made with layers=1, .* needs hidden >= 1 and layers >= 2, .*; set loss_network",
         ),
         (
-            ["method.loss_network.layers=0", "method.loss_network.label_entries=constant"],
+            ["method=l2t_dln", "method.loss_network.layers=0", "method.loss_network.label_entries=constant"],
             "without channel and memory it has nothing to learn; set loss_network.layers to 2 or more, or ",
         ),
         (
@@ -132,7 +151,7 @@ def test_controls_are_a_list_of_methods(load):
             "no answers to remember; set method.batch_norm_buffers=kept or loss_network.memory=null",
         ),
         (
-            ["method.loss_network.layers=0"],
+            ["method=l2t_dln", "method.loss_network.layers=0"],
             "layers is 0, and a table needs layers to read it; set loss_network.label_en",
         ),
         (["controls=glc", "data.validation_labels=observed"], "glc learns from clean validation labels"),

@@ -34,6 +34,11 @@ def attempt(rows, **arguments):
     return fit(model(), **({"loss_network": DynamicLossNetwork(), "on_row": rows.append} | sets | sizes | arguments))
 
 
+def fitted(**arguments):
+    sizes = {"num_rounds": 2, "num_steps": 1, "batch_size": 6, "val_batch_size": 6}
+    return fit(model(), train=examples(12), validation=examples(9), **(sizes | arguments))
+
+
 COUNT = "must be a whole number of at least 1, got"
 WRONG = {
     "num_rounds": ([0, -1, 2.0, True, NAN, INF, "3", None], COUNT),
@@ -134,3 +139,38 @@ def test_numpy_arrays_are_taken_as_tensors_are(turned):
 def test_numpy_numbers_and_whole_rates_are_numbers(numbers):
     attempt(rows := [], **numbers)
     assert len(rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"method": "gce", "warm_share": 1.0}, "warm_share is for a method that learns its loss, and method is 'gce'"),
+        ({"method": "gce", "teacher": "adam"}, "teacher is for a method that learns its loss"),
+        ({"method": "nothing"}, r"method.*'nothing'"),
+        ({"method": {"name": "l2t_dln", "hidden": 3}}, r"method\.hidden"),
+        ({"loss_network": DynamicLossNetwork(hidden=2000)}, r"loss_network\.hidden"),
+        (
+            {
+                "method": {"name": "l2t_dln", "batch_norm_buffers": "dropped"},
+                "loss_network": DynamicLossNetwork(pairs="softmax", memory=1.0),
+            },
+            "batch_norm_buffers is 'dropped'",
+        ),
+    ],
+)
+def test_arguments_that_a_method_does_not_know_are_refused(given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        fitted(**given)
+
+
+def test_a_given_loss_leaves_the_other_settings_of_the_loss(monkeypatch):
+    seen = []
+    monkeypatch.setattr("l2t_ray.assembly.fit.build_arm", lambda method, *_: seen.append(method) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fitted(
+            method={"name": "l2t_dln", "loss_network": {"slope": "free"}},
+            loss_network=DynamicLossNetwork(hidden=6, pairs="softmax"),
+            warm_share=0.5,
+            try_first=False,
+        )
+    assert (seen[0].loss_network.slope, seen[0].loss_network.hidden) == ("free", 6)
