@@ -83,10 +83,6 @@ def load(
     return _opened_once(key, state, opened)
 
 
-def names() -> tuple[str, ...]:
-    return tuple(DATA_SETS)
-
-
 # --- Functions by their import path -----------------------------------------------------------------------------------
 
 

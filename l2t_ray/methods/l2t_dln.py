@@ -8,6 +8,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from l2t_ray.bilevel.engines import EngineName
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.slope_bound import SlopeBound
 from l2t_ray.core.lstm_teacher import LSTMTeacher
@@ -21,8 +22,6 @@ from l2t_ray.methods.learned_loss import LearnedLossSettings
 from l2t_ray.methods.parts import Parts, check_gives_embedding, check_rows_are_examples
 from l2t_ray.methods.schedules import HAI_2023, PaperSchedule
 from l2t_ray.settings.record import Count, Positive, Record, Whole, Width, named
-
-EngineName = Literal["auto", "store", "recompute", "forward_over_reverse", "one_step", "finite_difference"]
 
 DEFAULT_TEACHER = "lstm"
 MOST_FOLDS = 10
@@ -124,7 +123,7 @@ class L2TDLNConfig(LearnedLossSettings):
     has_teacher: ClassVar[bool] = True
 
     name: Literal["l2t_dln"] = "l2t_dln"
-    engine: EngineName = "store"
+    engine: EngineName | Literal["auto"] = "store"
     """How second-order products are computed. `auto`: `store` if it fits the memory, else `recompute`; engines differ
     in rounding, so name one where a resumed run must repeat bit for bit. Exact, all but `one_step` (derivative of the
     last step alone) and `finite_difference`, which are there to be compared with."""

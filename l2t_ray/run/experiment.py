@@ -107,6 +107,7 @@ class Experiment:
             trial = build_run(self.config, group=SingleProcess(), device=torch.device("cpu"), make_teacher=make_teacher)
             if self.config.training.try_first:
                 try_arms(trial, self.config)
+            del trial  # its weights and its loss are not those that are trained
             with taken(self.directory, is_new=self.begins == "new") as place:
                 self._check(place)
                 try:

@@ -22,6 +22,7 @@ from l2t_ray.settings.record import (
     Text,
     Whole,
 )
+from l2t_ray.tasks.segmentation import SegmentationError
 
 
 class NoiseConfig(Record):
@@ -66,7 +67,7 @@ class MasksConfig(Record):
     """The least and the largest factor by which an image is enlarged before it is cut, with augment=crop_flip."""
     pixels: Count | None = None
     """Pixels of each crop that are trained on, drawn anew in each step; null: all that count."""
-    error: Literal["cross_entropy", "soft_miou", "soft_dice"] = "cross_entropy"
+    error: SegmentationError = "cross_entropy"
     """What a learned loss is judged by: of all pixels of a validation minibatch."""
 
     @model_validator(mode="after")
