@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -144,11 +145,16 @@ def fit(
             val_batch_size=config.training.val_batch_size,
             device=place,
         )
+        if isinstance(sets.train.inputs, Mapping):
+            raise UserError("train[0] (inputs) must be one tensor, got several by name; put them into one, for now.")
         source = TensorSource(sets, config.training, num_classes=sets.num_classes, seed=config.seed, device=place)
         batches = source.dry_round()
         initialise_lazy(student, batches.val.inputs, config.seed)
         outputs = first_outputs(student, batches.val.inputs, words)
         num_classes = outputs.shape[1]
+        if test is not None:
+            extreme, _ = sets.test.batch(np.array(sets.test.extreme_rows), (), place)
+            first_outputs(student, extreme, words._replace(validation="test"))
         sets.check_outputs(num_classes)
         source = TensorSource(sets, config.training, num_classes=num_classes, seed=config.seed, device=place)
         notes = [*([EAGER.note] if compiled else []), *_notes(outputs, sets.num_classes)]
@@ -164,6 +170,13 @@ def fit(
             _LOG.warning("model %s.", note)
         if test is None and source.teaches_validation:
             _LOG.warning("test_accuracy is of the validation set, which is trained on as well: too good; give test=.")
+        if config.method.clean_images == "trusted" and not source.teaches_validation:
+            _LOG.warning(
+                "the %d validation examples only judge: they do not fill val_batch_size=%d twice; lower it to let them "
+                "teach as well.",
+                len(sets.validation),
+                config.training.val_batch_size,
+            )
         run, estimates = _built(config, FlatModule(student), source, network, sets)
         with warnings.catch_warnings(), applied(remedies):
             warnings.simplefilter("ignore")  # it is raised, below

@@ -65,7 +65,7 @@ class MaskedSource(Source):
         super().__init__(
             lambda taught: train,
             test,
-            Labels(unlabelled, unlabelled, is_validation, np.eye(dataset.num_classes), dataset.train.class_names),
+            Labels(unlabelled, unlabelled, is_validation, None, dataset.train.class_names),
             policy,
             config.training,
             balance=unlabelled,

@@ -18,6 +18,7 @@ from l2t_ray.data.labelled_images import LabelledImages
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy, Split
+from l2t_ray.import_path import is_import_path
 from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig, TrainingConfig
@@ -182,6 +183,7 @@ class ImageSource(Source):
             )
         policy, clean = build_policy(config, dataset), dataset.train.labels
         observed, matrix = observed_labels(config, dataset)
+        self._matrix = matrix
         is_validation = np.zeros(len(clean), dtype=bool)
         is_validation[policy.at(0).validation] = True
 
@@ -202,7 +204,7 @@ class ImageSource(Source):
                 observed,
                 clean if data.validation_labels == "clean" else observed,
                 is_validation,
-                matrix,
+                None if config.data.noise.kind == "none" and _is_brought(data.name) else matrix,
                 tuple(dataset.train.class_names),
             ),
             policy,
@@ -227,7 +229,12 @@ class ImageSource(Source):
         if not is_wrong.any():
             return None
         realised = noise.realised(clean, labels.observed[rows], self.dataset.num_classes)
-        return CorruptedLabels(rows, is_wrong, labels.noise, realised)
+        return CorruptedLabels(rows, is_wrong, self._matrix, realised)
+
+
+def _is_brought(name: str) -> bool:
+    """Whether a set's labels are somebody's own, of which nobody can say how many are wrong."""
+    return name == "folder" or is_import_path(name)
 
 
 def fold_epochs(num_folds: int, training: TrainingConfig, split: Split) -> int:

@@ -35,7 +35,7 @@ class TensorSource(Source):
         super().__init__(
             examples,
             sets.test,
-            Labels(labels, labels, rows >= num_train, np.eye(num_classes), tuple(map(str, range(num_classes)))),
+            Labels(labels, labels, rows >= num_train, None, tuple(map(str, range(num_classes)))),
             Policy(lambda epoch: split, lasts=None),
             training,
             balance=labels,

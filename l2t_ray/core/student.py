@@ -97,9 +97,20 @@ class Trainee:
 
     def features(self, student: StudentState, batch: Batch) -> Float[Tensor, "n d"]:
         """What the student's last layer reads, in evaluation mode; where it does not give that, its log-probabilities
-        in double precision."""
+        in double precision.
+
+        Raises:
+            UserError: if it gives something else when it is asked for that.
+        """
         if self.gives_embedding:
-            return self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)[1]
+            both = self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)
+            is_pair = isinstance(both, tuple) and len(both) == 2
+            if not is_pair or not isinstance(both[1], Tensor) or both[1].ndim != 2:
+                raise UserError(
+                    "forward(inputs, with_embedding=True) of the student must give its outputs and, after them, one "
+                    "vector [n, d] an example, that its last layer reads; mend it, or leave the argument out."
+                )
+            return both[1]
         return self.outputs(student.theta, student.buffers, batch, training=False).double().log_softmax(dim=1)
 
     def error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from l2t_ray.core.student import RowLoss
+from l2t_ray.interfaces import UserError
 from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
 from l2t_ray.methods.settings import MethodSettings
@@ -25,7 +26,17 @@ class ForwardCorrectionConfig(MethodSettings):
     name: Literal["forward_correction"] = "forward_correction"
 
     def fixed_loss(self, parts: Parts) -> RowLoss:
-        return forward_correction(torch.from_numpy(parts.labels.noise).to(parts.device))
+        """
+        Raises:
+            UserError: if the matrix is not known.
+        """
+        matrix = parts.labels.noise
+        if matrix is None:
+            raise UserError(
+                "forward_correction is told the true noise matrix, and nobody knows that of labels of one's own; take "
+                "method=recommended or glc, which estimate it."
+            )
+        return forward_correction(torch.from_numpy(matrix).to(parts.device))
 
 
 def forward_corrected(

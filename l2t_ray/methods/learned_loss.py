@@ -110,6 +110,8 @@ class LearnedLossSettings(MethodSettings):
         ):
             if needs_images:
                 check_rows_are_examples(parts, f"method.loss_network.{key}", f"method.loss_network.{instead}")
+        if self.has_channel and self.warm_share > 0:
+            parts.num_features()  # an estimate reads them, and it is made late
         centers = self.centers(parts)
         return LearnedObjective(
             parts.trainee,

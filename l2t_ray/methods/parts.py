@@ -25,8 +25,9 @@ class Labels(NamedTuple):
     """What it is labelled in the validation part."""
     is_validation: Bool[np.ndarray, " images"]
     """Whether it is in the validation part (of the first epoch, where it changes)."""
-    noise: Float[np.ndarray, "c c"]
-    """The true noise matrix: row the class, column the label. For oracles, since nobody knows it."""
+    noise: Float[np.ndarray, "c c"] | None
+    """The true noise matrix: row the class, column the label. For oracles, since nobody knows it; None: not even who
+    brought the labels."""
     class_names: tuple[str, ...]
 
 
@@ -111,7 +112,11 @@ class Parts:
 
     @torch.no_grad()
     def num_features(self) -> int:
-        """Length of the features that the student gives with its logits."""
+        """Length of the features that the student gives with its logits.
+
+        Raises:
+            UserError: if it gives something else.
+        """
         initial = self.trainee.initial()
         first = next(iter(self.source.images(np.arange(1))))
         return self.trainee.features(initial, first).shape[1]

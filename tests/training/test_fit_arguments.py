@@ -174,3 +174,60 @@ def test_a_given_loss_leaves_the_other_settings_of_the_loss(monkeypatch):
             try_first=False,
         )
     assert (seen[0].loss_network.slope, seen[0].loss_network.hidden) == ("free", 6)
+
+
+def test_a_method_that_is_told_the_noise_is_refused_where_nobody_knows_it():
+    with pytest.raises(UserError, match="forward_correction is told the true noise matrix, and nobody knows"):
+        fitted(method="forward_correction")
+
+
+def test_inputs_by_name_are_refused():
+    inputs, labels = examples(12)
+    named = {"a": inputs, "b": inputs}
+    with pytest.raises(UserError, match="must be one tensor, got several by name"):
+        fit(model(), train=(named, labels), validation=(named, labels), batch_size=6, val_batch_size=6)
+
+
+def test_test_inputs_are_tried_before_anything_is_trained():
+    rows, tokens, labels = [], torch.arange(12)[:, None] % 5, torch.arange(12) % 3
+    embedding = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(4, 3))
+    sizes = {"num_rounds": 2, "num_steps": 1, "batch_size": 6, "val_batch_size": 6}
+    with pytest.raises(UserError, match="test"):
+        fit(
+            embedding,
+            train=(tokens, labels),
+            validation=(tokens, labels),
+            test=(tokens + 5, labels),
+            on_row=rows.append,
+            **sizes,
+        )
+    assert rows == []
+
+
+def test_too_few_validation_examples_for_turns_are_said(caplog):
+    with caplog.at_level("WARNING", logger="l2t_ray"):
+        fitted(try_first=False)
+    assert "the 9 validation examples only judge: they do not fill val_batch_size=6 twice" in caplog.text
+
+
+class Forgets(nn.Linear):
+    """Takes the argument, and does not do what it asks for."""
+
+    def forward(self, x, with_embedding=False):
+        return super().forward(x)
+
+
+def test_a_model_that_gives_no_embedding_though_it_says_so_is_refused():
+    rows = []
+    with pytest.raises(UserError, match=r"with_embedding=True.*must give its outputs and, after them, one vector"):
+        fit(
+            Forgets(4, 3),
+            train=examples(12),
+            validation=examples(12),
+            num_rounds=4,
+            num_steps=1,
+            batch_size=6,
+            val_batch_size=6,
+            on_row=rows.append,
+        )
+    assert rows == []
