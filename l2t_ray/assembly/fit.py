@@ -7,15 +7,17 @@ for bit.
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from l2t_ray.assembly.methods import build_arm
+from l2t_ray.assembly.run import run_of
 from l2t_ray.assembly.students import build_sgd
+from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.refusals import is_compiled
@@ -24,7 +26,6 @@ from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.tensor_examples import TensorSets
 from l2t_ray.interfaces import DivergenceError, UserError
-from l2t_ray.methods.l2t_dln import L2TDLNConfig
 from l2t_ray.methods.learned_loss import LearnedLossSettings
 from l2t_ray.methods.loss_network import LossNetworkConfig
 from l2t_ray.methods.parts import Parts
@@ -117,6 +118,7 @@ def fit(
     config = _settings(
         {
             "num_rounds": int(num_rounds),
+            "checkpoint_every": int(num_rounds),
             "num_steps": int(num_steps),
             "batch_size": int(batch_size),
             "val_batch_size": int(val_batch_size),
@@ -275,28 +277,19 @@ def _built(
     sets: TensorSets,
 ) -> tuple[Run, list[NoiseEstimate]]:
     """Everything that is trained, at its beginning; the list is filled with what is found of the noise."""
-    training, group, estimates = config.training, SingleProcess(), []
-    trainee = Trainee(student, Classification(), build_sgd(training), group, source.device)
-    parts = Parts(trainee, source, training.num_rounds, config.seed, loss_network=network, on_estimate=estimates.append)
-
-    def make_teacher(method: MethodSettings, num_classes: int) -> Any:
-        if isinstance(method, L2TDLNConfig) and network is not None:
-            return method.teacher_of(network, seed=config.seed)
-        return method.new_teacher(num_classes, seed=config.seed)
-
-    run = Run(
-        arms=[build_arm(config.method, parts, make_teacher)],
-        student=student,
-        task=trainee.task,
-        data=source.plain(),
-        group=group,
-        num_rounds=training.num_rounds,
-        num_steps=training.num_steps,
-        images_per_round=training.num_steps * training.batch_size,
-        eval_every=training.eval_every,
-        checkpoint_every=training.num_rounds,
+    estimates: list[NoiseEstimate] = []
+    trainee = Trainee(student, Classification(), build_sgd(config.training), SingleProcess(), source.device)
+    parts = Parts(
+        trainee,
+        source,
+        config.training.num_rounds,
+        config.seed,
+        loss_network=network,
+        on_estimate=estimates.append,
+    )
+    run = replace(
+        run_of(config, parts, partial(build_teacher, seed=config.seed, network=network)),
         tests_on_validation=sets.test is sets.validation,
-        seed=config.seed,
         step_sizes=StepSizes("learning_rate", None),
         other_advice=_about_inputs(sets.train.largest),
     )

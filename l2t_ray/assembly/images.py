@@ -42,28 +42,29 @@ def open_dataset(data: DataConfig) -> Dataset | MaskedDataset:
     )
 
 
-def build_policy(config: ExperimentConfig, dataset: Dataset) -> Policy:
-    data = config.data
+def build_policy(config: ExperimentConfig, dataset: Dataset | MaskedDataset) -> Policy:
+    """Which images are trained and validated on. Parts are balanced by class; those of images with masks, which have
+    several classes, are not.
+
+    Raises:
+        UserError: if there are too few images.
+    """
+    data, is_masked = config.data, isinstance(dataset, MaskedDataset)
+    if isinstance(dataset, MaskedDataset):
+        labels, class_names = np.zeros(len(dataset.train), dtype=np.int64), None
+    else:
+        labels, class_names = dataset.train.labels, dataset.train.class_names
+    shared = {"num_train": data.num_train, "class_names": class_names}
     if dataset.validation is not None:
         if data.split == "redivide":
+            whose = f"of {data.name} are" if is_masked else "were"
+            where = "" if is_masked else " below data.root"
             raise UserError(
-                "data.split is 'redivide', but validation images were set apart below data.root; set data.split=fixed."
+                f"data.split is 'redivide', but validation images {whose} set apart{where}; set data.split=fixed."
             )
-        return splits.given(
-            dataset.train.labels,
-            dataset.validation,
-            config.seed,
-            num_train=data.num_train,
-            class_names=dataset.train.class_names,
-        )
+        return splits.given(labels, dataset.validation, config.seed, **shared)
     divide = splits.fixed if data.split == "fixed" else splits.redivided
-    return divide(
-        dataset.train.labels,
-        data.num_validation,
-        config.seed,
-        num_train=data.num_train,
-        class_names=dataset.train.class_names,
-    )
+    return divide(labels, data.num_validation, config.seed, **shared)
 
 
 def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from l2t_ray.assembly.sources import AnySource
 from l2t_ray.assembly.students import build_sgd
 from l2t_ray.assembly.trial import OTHERWISE
 from l2t_ray.bilevel.derivative_check import check_derivatives
+from l2t_ray.bilevel.double import doubled
 from l2t_ray.bilevel.draws import counted_draws
 from l2t_ray.bilevel.flat import clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
@@ -103,16 +104,12 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     problem = replace(learner.objective.first_problem(batches), reweigh=None)
     check_derivatives(problem, student, phi, batches.train[0], engine=engine, seed=config.seed, otherwise=OTHERWISE)
 
-    def in_double(batch: Batch) -> Batch:
-        return batch._replace(inputs=batch.inputs.double(), weights=batch.weights.double())
-
-    buffers = {name: b.double() if b.is_floating_point() else b for name, b in student.buffers.items()}
     in_float32 = student, phi, list(batches.train), batches.val
     in_float64 = (
-        StudentState(student.theta.double(), student.velocity.double(), buffers),
+        StudentState(*map(doubled, student)),
         phi.double(),
-        [in_double(batch) for batch in batches.train],
-        in_double(batches.val),
+        [Batch(*map(doubled, batch)) for batch in batches.train],
+        Batch(*map(doubled, batches.val)),
     )
 
     def of_engine(start: StudentState, weights: Tensor, train: list[Batch], val: Batch) -> Tensor:

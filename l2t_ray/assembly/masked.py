@@ -3,38 +3,23 @@
 import numpy as np
 import torch
 
+from l2t_ray.assembly.images import build_policy
 from l2t_ray.assembly.source import Source
-from l2t_ray.data import splits
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.masked_images import MaskedImages
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
 from l2t_ray.data.row_shares import RowShares
-from l2t_ray.data.splits import Policy
 from l2t_ray.interfaces import Data, Group, Task, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
 
 
-def masked_policy(config: ExperimentConfig, dataset: MaskedDataset) -> Policy:
-    """Which images are trained and validated on. Images have several classes, so that parts are not balanced by them.
-
-    Raises:
-        UserError: if there are too few images.
-    """
-    data, unlabelled = config.data, np.zeros(len(dataset.train), dtype=np.int64)
-    if dataset.validation is not None:
-        if data.split == "redivide":
-            raise UserError(
-                f"data.split is 'redivide', but validation images of {data.name} are set apart; set data.split=fixed."
-            )
-        return splits.given(unlabelled, dataset.validation, config.seed, num_train=data.num_train)
-    divide = splits.fixed if data.split == "fixed" else splits.redivided
-    return divide(unlabelled, data.num_validation, config.seed, num_train=data.num_train)
-
-
 class MaskedSource(Source):
     """Crops of images with masks; validation and test images are whole, unless data.augment_validation crops the
     former. Each example has the share of one of its rows in the global minibatch (`RowShares`)."""
+
+    corrupted = None
+    """Nobody says which pixels are labelled wrong."""
 
     def __init__(
         self, config: ExperimentConfig, dataset: MaskedDataset, task: Task, *, group: Group, device: torch.device
@@ -45,7 +30,7 @@ class MaskedSource(Source):
         """
         self.dataset, self._task, self._workers = dataset, task, group
         _refuse_settings_of_labels(config)
-        policy, data = masked_policy(config, dataset), config.data
+        policy, data = build_policy(config, dataset), config.data
         is_validation = np.zeros(len(dataset.train), dtype=bool)
         is_validation[policy.at(0).validation] = True
         unlabelled = np.zeros(len(dataset.train), dtype=np.int64)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from l2t_ray.assembly.teachers import MakeTeacher
-from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.parts import Parts, check_rows_are_examples
 from l2t_ray.methods.phases import PhasedData, Phases
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.training.loop import Arm
@@ -19,6 +19,8 @@ def build_arm(method: MethodSettings, parts: Parts, make_teacher: MakeTeacher, p
     Raises:
         UserError: if the method cannot be built on these data.
     """
+    if method.goes_by_images:
+        check_rows_are_examples(parts, method.name, "method=cross_entropy")
     teacher = make_teacher(method, parts.num_classes) if method.has_teacher else None
     phases = method.phases(replace(parts, teacher=teacher))
     if len(phases) == 1:

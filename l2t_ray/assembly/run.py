@@ -1,5 +1,7 @@
 """All parts of a run, from its configuration."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,22 +38,28 @@ def build_run(
 ) -> Run:
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
     source = source_of(config, group=group, device=device)
-    trainee, training = build_trainee(config, source, group), config.training
-    make_teacher = make_teacher or (lambda method, classes: build_teacher(method, classes, seed=config.seed))
-    parts = Parts(trainee, source, training.num_rounds, config.seed)
+    trainee = build_trainee(config, source, group)
+    make_teacher = make_teacher or partial(build_teacher, seed=config.seed)
+    parts = Parts(trainee, source, config.training.num_rounds, config.seed)
     probe = build_probe(trainee.student, source, seed=config.seed)
+    run = run_of(config, parts, make_teacher, probe)
+    return replace(run, trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None)
+
+
+def run_of(config: ExperimentConfig, parts: Parts, make_teacher: MakeTeacher, probe: Probe | None = None) -> Run:
+    """Every arm of a configuration on parts that there are, whether they come from a configuration or from `fit`."""
+    training, trainee = config.training, parts.trainee
     return Run(
         arms=[build_arm(method, parts, make_teacher, probe) for method in config.arms().values()],
         student=trainee.student,
         task=trainee.task,
-        data=source.plain(),
-        group=group,
+        data=parts.source.plain(),
+        group=parts.group,
         num_rounds=training.num_rounds,
         num_steps=training.num_steps,
         images_per_round=training.num_steps * training.batch_size,
         eval_every=training.eval_every,
         checkpoint_every=training.checkpoint_every,
-        trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None,
         seed=config.seed,
     )
 

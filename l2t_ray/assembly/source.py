@@ -78,13 +78,8 @@ class Source:
         test_batch: int = 1_000,
     ):
         self.device = device
-        self._examples, self._test, self._labels, self._policy, self._training = (
-            examples,
-            test,
-            labels,
-            policy,
-            training,
-        )
+        self._examples, self._test, self._labels = examples, test, labels
+        self._policy, self._training = policy, training
         self._balance, self._seed, self._group = balance, seed, group
         self._at_pass_end: Literal["wrap", "lose_step"] = at_pass_end
         self._augment_validation, self._test_batch = augment_validation, test_batch
@@ -105,11 +100,6 @@ class Source:
 
     def plain(self) -> Data:
         return self.served(self._plain)
-
-    @property
-    def corrupted(self) -> "CorruptedLabels | None":
-        """The labels of the training part that are known to be wrong; None: none is."""
-        return None
 
     def served(self, loader: RoundLoader) -> Data:
         """The minibatches as methods get them."""
@@ -217,12 +207,9 @@ class ImageSource(Source):
             augment_validation=data.augment_validation,
         )
 
-    @property
-    def corrupted(self) -> CorruptedLabels | None:
-        return self._corrupted
-
     @cached_property
-    def _corrupted(self) -> CorruptedLabels | None:
+    def corrupted(self) -> CorruptedLabels | None:
+        """The labels of the training part that are known to be wrong; None: none is."""
         rows, labels = self.split(0).train, self.labels()
         clean = self.dataset.train.labels[rows]
         is_wrong = labels.observed[rows] != clean

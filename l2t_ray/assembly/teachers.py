@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.interfaces import Teacher
 from l2t_ray.methods.settings import MethodSettings
@@ -12,9 +13,15 @@ MakeTeacher = Callable[[MethodSettings, int], Teacher]
 """`(method, number of classes) -> its teacher`: local, or a line to the teacher actor."""
 
 
-def build_teacher(method: MethodSettings, num_classes: int, *, seed: int) -> LocalTeacher:
-    """A teacher at its beginning, with the loss's first weights."""
-    return method.new_teacher(num_classes, seed=seed)
+def build_teacher(
+    method: MethodSettings, num_classes: int, *, seed: int, network: DynamicLossNetwork | None = None
+) -> LocalTeacher:
+    """A teacher at its beginning, with the loss's first weights.
+
+    Args:
+        network: has these weights; None: the method says which they are.
+    """
+    return method.new_teacher(num_classes, seed=seed, network=network)
 
 
 def idle_teacher(method: MethodSettings, num_classes: int) -> LocalTeacher:

@@ -6,7 +6,6 @@ from jaxtyping import Int
 
 from l2t_ray.assembly.source import Source
 from l2t_ray.data.examples import Examples, Joined
-from l2t_ray.data.splits import Policy, Split
 from l2t_ray.data.tensor_examples import TensorSets, test_batch_of
 from l2t_ray.methods.parts import Labels
 from l2t_ray.parallel.group import SingleProcess
@@ -24,9 +23,7 @@ class TensorSource(Source):
         self, sets: TensorSets, training: TrainingConfig, *, num_classes: int, seed: int, device: torch.device
     ):
         num_train = len(sets.train)
-        rows = np.arange(num_train + len(sets.validation))
         labels = np.concatenate([part.targets.cpu().numpy() for part in (sets.train, sets.validation)])
-        split = Split(rows[:num_train], rows[num_train:])
 
         def examples(taught: Int[np.ndarray, " n"]) -> Examples:
             pieces = torch.from_numpy(taught).split([num_train, len(sets.validation)])
@@ -35,8 +32,8 @@ class TensorSource(Source):
         super().__init__(
             examples,
             sets.test,
-            Labels(labels, labels, rows >= num_train, None, tuple(map(str, range(num_classes)))),
-            Policy(lambda epoch: split, lasts=None),
+            Labels(labels, labels, np.arange(len(labels)) >= num_train, None, tuple(map(str, range(num_classes)))),
+            sets.policy(),
             training,
             balance=labels,
             seed=seed,

@@ -3,17 +3,17 @@
 All passes see the same masks and running statistics. Nothing is changed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.bilevel.double import DoubleThroughout
+from l2t_ray.bilevel.double import DoubleThroughout, doubled
 from l2t_ray.bilevel.draws import counted_draws
 from l2t_ray.bilevel.engines import APPROXIMATIONS, ENGINES, EngineName
 from l2t_ray.bilevel.flat import clone_buffers
@@ -84,16 +84,10 @@ class Trial:
     def in_double(self) -> "tuple[Trial, tuple[Tensor, ...]]":
         """The same in double precision, where the model can be run in it by all workers, else as it is; and its
         gradients."""
-
-        def double(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: double(part) for name, part in value.items()}
-            return value.double() if value.is_floating_point() else value
-
         theta, velocity, buffers = self.student
-        student = StudentState(double(theta), double(velocity), {name: double(b) for name, b in buffers.items()})
-        batch = Batch(*map(double, self.batch))
-        trial = replace(self, student=student, phi=double(self.phi), batch=batch, is_double=True)
+        student = StudentState(doubled(theta), doubled(velocity), doubled(buffers))
+        batch = Batch(*map(doubled, self.batch))
+        trial = replace(self, student=student, phi=doubled(self.phi), batch=batch, is_double=True)
         try:
             found = trial._own_gradients()
         except Exception:  # whatever a model says of numbers that it was not made for

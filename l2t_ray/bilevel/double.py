@@ -1,5 +1,6 @@
 """A model in double precision, though it was not made for it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,13 @@ class DoubleThroughout(TorchFunctionMode):
         writes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
         args = (*args[:1], *map(_double, args[1:])) if writes else tuple(map(_double, args))
         return func(*args, **{key: value if key == "out" else _double(value) for key, value in kwargs.items()})
+
+
+def doubled(value: Any) -> Any:
+    """A tensor, or several by name, in double precision where it is of floating point."""
+    if isinstance(value, Mapping):
+        return {name: doubled(part) for name, part in value.items()}
+    return value.double() if value.is_floating_point() else value
 
 
 _PLAIN = ("__get__", "__set__", "requires_grad_", "detach", "backward", "register_hook")

@@ -207,5 +207,4 @@ class ClassCenters:
     @torch.no_grad()
     def _embed(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, "n d"]:
         """Penultimate features in evaluation mode: the same function for samples and for centres."""
-        _, embedding = self._trainee.outputs(theta, buffers, batch, with_embedding=True, training=False)
-        return embedding
+        return self._trainee.embedded(theta, buffers, batch, training=False)[1]

@@ -69,6 +69,23 @@ class Trainee:
         """See `outputs_of`."""
         return outputs_of(self.student, theta, buffers, batch, training=training, **options)
 
+    def embedded(
+        self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch, *, training: bool
+    ) -> tuple[Any, Float[Tensor, "n d"]]:
+        """Outputs, and what the student's last layer reads.
+
+        Raises:
+            UserError: if it gives something else when it is asked for that.
+        """
+        both = self.outputs(theta, buffers, batch, with_embedding=True, training=training)
+        is_pair = isinstance(both, tuple) and len(both) == 2
+        if not is_pair or not isinstance(both[1], Tensor) or both[1].ndim != 2:
+            raise UserError(
+                "forward(inputs, with_embedding=True) of the student must give its outputs and, after them, one vector "
+                "[n, d] an example, that its last layer reads; mend it, or leave the argument out."
+            )
+        return both
+
     def terms(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Terms:
         return self.task.terms(self.outputs(theta, buffers, batch, training=True), batch)
 
@@ -79,7 +96,7 @@ class Trainee:
         self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch
     ) -> tuple[Rows, Float[Tensor, "n d"]]:
         """Rows, and the features that the student's last layer reads."""
-        outputs, features = self.outputs(theta, buffers, batch, with_embedding=True, training=True)
+        outputs, features = self.embedded(theta, buffers, batch, training=True)
         return rows_of(self.task.terms(outputs, batch), self.task), features
 
     def seen_terms(self, student: StudentState, batch: Batch) -> Terms:
@@ -92,7 +109,7 @@ class Trainee:
 
     def seen(self, student: StudentState, batch: Batch) -> tuple[Rows, Float[Tensor, "n d"]]:
         """As `seen_rows`, and the features that the student's last layer reads."""
-        outputs, features = self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)
+        outputs, features = self.embedded(student.theta, student.buffers, batch, training=False)
         return rows_of(self.task.terms(outputs, batch), self.task), features
 
     def features(self, student: StudentState, batch: Batch) -> Float[Tensor, "n d"]:
@@ -103,14 +120,7 @@ class Trainee:
             UserError: if it gives something else when it is asked for that.
         """
         if self.gives_embedding:
-            both = self.outputs(student.theta, student.buffers, batch, with_embedding=True, training=False)
-            is_pair = isinstance(both, tuple) and len(both) == 2
-            if not is_pair or not isinstance(both[1], Tensor) or both[1].ndim != 2:
-                raise UserError(
-                    "forward(inputs, with_embedding=True) of the student must give its outputs and, after them, one "
-                    "vector [n, d] an example, that its last layer reads; mend it, or leave the argument out."
-                )
-            return both[1]
+            return self.embedded(student.theta, student.buffers, batch, training=False)[1]
         return self.outputs(student.theta, student.buffers, batch, training=False).double().log_softmax(dim=1)
 
     def error(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:

@@ -53,6 +53,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def height(self) -> int:
+        return self.images.shape[2]
+
 
 def write_images(
     path: Path,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -13,16 +14,16 @@ BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Dataset:
+class OpenedSet:
     """A training and a test set, with the pixel statistics (per channel, pixels in 0..1) to normalise them by."""
 
     name: str
-    train: ImageSet
-    test: ImageSet
+    train: Any
+    test: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation: Int[np.ndarray, " v"] | None = None
-    """Rows of `train` that the user set apart as clean; None: they are to be chosen."""
+    """Rows of `train` that are set apart as clean; None: they are to be chosen."""
     notes: tuple[str, ...] = ()
     """A sentence for each thing that was converted or left out on the way from the files to the images."""
 
@@ -32,9 +33,16 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """Channels, and the height."""
-        _, channels, height, _ = self.train.images.shape
-        return channels, height
+        """Channels, and the height of the largest."""
+        return len(self.mean), self.train.height
+
+
+@dataclass(frozen=True)
+class Dataset(OpenedSet):
+    """Images with one label each."""
+
+    train: ImageSet
+    test: ImageSet
 
 
 def pixel_statistics(

@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int
 
+from l2t_ray.data.dataset import OpenedSet
+
 Pair = tuple[np.ndarray, np.ndarray]
 """An image, uint8 `[c, h, w]`, and the class number of each of its pixels, whole numbers `[h, w]`."""
 
@@ -52,26 +54,15 @@ class MaskedSet:
         height, width = self.sizes.max(axis=0).tolist()
         return height, width
 
+    @property
+    def height(self) -> int:
+        """Of the largest image."""
+        return self.frame[0]
+
 
 @dataclass(frozen=True)
-class MaskedDataset:
-    """A training and a test set, with the pixel statistics (per channel, pixels in 0..1) to normalise them by."""
+class MaskedDataset(OpenedSet):
+    """Images with a class for each pixel."""
 
-    name: str
     train: MaskedSet
     test: MaskedSet
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    validation: Int[np.ndarray, " v"] | None = None
-    """Rows of `train` that are set apart for validation; None: they are to be chosen."""
-    notes: tuple[str, ...] = ()
-    """A sentence for each thing that was converted or left out on the way from the files to the images."""
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.train.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int]:
-        """Channels, and the height of the largest."""
-        return len(self.mean), self.train.frame[0]

@@ -128,6 +128,12 @@ class TensorSets:
             for part in parts:
                 part.keep_on(device)
 
+    def policy(self) -> Policy:
+        """The rows of the validation set are numbered on from those of the training set; the same in every epoch."""
+        rows = np.arange(len(self.train) + len(self.validation))
+        split = Split(rows[: len(self.train)], rows[len(self.train) :])
+        return Policy(lambda epoch: split, lasts=None)
+
     def check_outputs(self, num_outputs: int) -> None:
         """
         Raises:
@@ -182,20 +188,16 @@ def loader_of_tensors(
         device=device,
         num_classes=num_classes,
     )
-    first, second = sets.train, sets.validation
-    rows = np.arange(len(first) + len(second))
-    split, both = Split(rows[: len(first)], rows[len(first) :]), Joined(first, second)
+    both = Joined(sets.train, sets.validation)
     sampler = RoundSampler(
-        Policy(lambda epoch: split, lasts=None),
+        sets.policy(),
         seed=seed,
         num_steps=num_steps,
         train_batch=batch_size,
         val_batch=val_batch_size,
     )
     return RoundLoader(
-        both,
-        both,
-        second,
+        *(both, both, sets.test),
         sampler,
         seed=seed,
         num_classes=sets.num_classes,

@@ -11,7 +11,7 @@ from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.interfaces import Batch, Data, Group, MethodState, Metrics, RoundBatches, StudentState
 from l2t_ray.methods.fixed_loss import FixedLoss
 from l2t_ray.methods.forward_correction import forward_corrected
-from l2t_ray.methods.parts import Parts, check_rows_are_examples
+from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.phases import Phase, rounds_of
 from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
 from l2t_ray.methods.settings import MethodSettings
@@ -22,6 +22,7 @@ class GLCConfig(MethodSettings):
     """Gold loss correction: through a noise matrix estimated on the clean images (Hendrycks et al. 2018)."""
 
     paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
+    goes_by_images: ClassVar[bool] = True
 
     name: Literal["glc"] = "glc"
     warm_share: Share = 0.3
@@ -41,7 +42,6 @@ class GLCConfig(MethodSettings):
         return True
 
     def phases(self, parts: Parts) -> list[Phase]:
-        check_rows_are_examples(parts, "glc", "method=cross_entropy")
         plain = parts.source.plain()
         warm_up = Phase(0, FixedLoss(parts.trainee, cross_entropy), plain)
         corrected = ForwardCorrected(parts.trainee, plain, parts.is_clean, restarts=self.restarts)

@@ -25,7 +25,7 @@ from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
-from l2t_ray.methods.parts import Parts, check_gives_embedding, check_rows_are_examples
+from l2t_ray.methods.parts import Parts, check_gives_embedding
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.group import GlobalSum
 from l2t_ray.settings.record import Count
@@ -47,6 +47,7 @@ class L2RConfig(MethodSettings):
         "label_size": "LABEL_SIZE",
         "learning_rate": "LEARNING_RATE",
     }
+    goes_by_images: ClassVar[bool] = True
 
     name: Literal["l2r"] = "l2r"
     horizon: Count | None = None
@@ -55,7 +56,6 @@ class L2RConfig(MethodSettings):
     """As the method's; the mean weight of a global minibatch cannot be differentiated forward."""
 
     def build(self, parts: Parts) -> "L2R":
-        check_rows_are_examples(parts, "l2r", "method=cross_entropy")
         check_gives_embedding(parts, "l2r", "method=cross_entropy")
         return L2R(
             parts.trainee,

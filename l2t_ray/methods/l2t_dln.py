@@ -181,11 +181,8 @@ class L2TDLNConfig(LearnedLossSettings):
             return parts.source.plain()
         return parts.source.in_folds(num_folds)
 
-    def new_teacher(self, num_classes: int, *, seed: int) -> LocalTeacher:
-        return self.teacher_of(self.loss_network.build(num_classes, seed=seed), seed=seed)
-
-    def teacher_of(self, network: DynamicLossNetwork, *, seed: int) -> LocalTeacher:
-        """The teacher of a loss that begins as this network."""
+    def new_teacher(self, num_classes: int, *, seed: int, network: DynamicLossNetwork | None = None) -> LocalTeacher:
+        network = network or self.loss_network.build(num_classes, seed=seed)
         phi = network.phi.detach()
         bound = SlopeBound(network.spec, phi) if self.loss_network.slope == "bounded" else None
         return LocalTeacher(phi, self.teacher.rule(phi.numel(), seed=seed), bound)

@@ -33,7 +33,7 @@ from l2t_ray.bilevel.unroll import StepStatistics
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import numpy_generator, torch_seed
 from l2t_ray.interfaces import Batch, Data, MethodState, Metrics, RoundBatches, StudentState
-from l2t_ray.methods.parts import Parts, check_rows_are_examples
+from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.schedules import JIANG_2018, PaperSchedule
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.gather import gathered
@@ -69,6 +69,7 @@ class MentorNetConfig(MethodSettings):
         "dropout_rest": "DROPOUT",
         "fit_steps": "FIT_STEPS",
     }
+    goes_by_images: ClassVar[bool] = True
 
     name: Literal["mentornet"] = "mentornet"
     curriculum: Curriculum = "predefined"
@@ -82,7 +83,6 @@ class MentorNetConfig(MethodSettings):
         return self.curriculum == "data_driven"
 
     def build(self, parts: Parts) -> "MentorNet":
-        check_rows_are_examples(parts, "mentornet", "method=cross_entropy")
         return MentorNet(
             parts.trainee,
             parts.source.plain(),

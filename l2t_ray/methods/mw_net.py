@@ -22,7 +22,7 @@ from l2t_ray.core.adam import Adam, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
-from l2t_ray.methods.parts import Parts, check_rows_are_examples
+from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings.record import NonNegative, Positive, Width
@@ -33,6 +33,7 @@ class MWNetConfig(MethodSettings):
     """Meta-Weight-Net (Shu et al. 2019): a network from a sample's loss to its weight."""
 
     paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
+    goes_by_images: ClassVar[bool] = True
 
     name: Literal["mw_net"] = "mw_net"
     hidden: Width = 100
@@ -43,7 +44,6 @@ class MWNetConfig(MethodSettings):
     """Of the same Adam (authors' later script: 1e-4)."""
 
     def build(self, parts: Parts) -> "MWNet":
-        check_rows_are_examples(parts, "mw_net", "method=cross_entropy")
         return MWNet(
             parts.trainee,
             hidden=self.hidden,

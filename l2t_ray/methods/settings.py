@@ -32,6 +32,9 @@ class MethodSettings(Record):
     has_teacher: ClassVar[bool] = False
     """Whether a teacher rewrites its loss. A run on Ray has one teacher, so such a method cannot be a control there."""
 
+    goes_by_images: ClassVar[bool] = False
+    """Whether it is for tasks in which each example is one row alone: no pixel, box or word."""
+
     name: str
     label: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=60)] | None = None
     """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
@@ -131,13 +134,16 @@ class MethodSettings(Record):
         share = self.fine_tuning_share if self.clean_images == "fine_tuned" else self.trusted_share
         return num_rounds - rounds_of(share, num_rounds)
 
-    def new_teacher(self, num_classes: int, *, seed: int) -> LocalTeacher:
+    def new_teacher(self, num_classes: int, *, seed: int, network: DynamicLossNetwork | None = None) -> LocalTeacher:
         """The teacher at its beginning, with the loss's first weights.
+
+        Args:
+            network: has these weights; None: they are as the settings have them.
 
         Raises:
             UserError: if the class defines none.
         """
-        del num_classes, seed
+        del num_classes, seed, network
         raise UserError(f"method {self.name!r} is said to have a teacher; define new_teacher in its class.")
 
     def learned_network(self, phi: Float[Tensor, " m"], num_classes: int) -> DynamicLossNetwork | None:

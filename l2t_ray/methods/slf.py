@@ -32,7 +32,7 @@ from l2t_ray.core.student import RowLoss, Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, Rows, StudentState
 from l2t_ray.methods.gce import generalised_cross_entropy
-from l2t_ray.methods.parts import Parts, check_rows_are_examples
+from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.schedules import HAI_2023, PaperSchedule
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.group import GlobalSum
@@ -62,6 +62,7 @@ class SLFConfig(MethodSettings):
         "temperature_end": "TEMPERATURES",
         "scale_decay": "SCALE_DECAY",
     }
+    goes_by_images: ClassVar[bool] = True
 
     name: Literal["slf"] = "slf"
     mode: Mode = "validation"
@@ -69,7 +70,6 @@ class SLFConfig(MethodSettings):
     in the same pass as the student."""
 
     def build(self, parts: Parts) -> "SLF":
-        check_rows_are_examples(parts, "slf", "method=cross_entropy")
         return SLF(
             parts.trainee,
             num_classes=parts.num_classes,

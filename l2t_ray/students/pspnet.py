@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.interfaces import UserError
-from l2t_ray.students.resnet import Norm, norm_layer
+from l2t_ray.students.resnet import Block, ConvNorm, Norm
 
 BINS = (1, 2, 3, 6)
 """Windows a side of each grid (paper)."""
@@ -54,14 +54,14 @@ class PSPNet(nn.Module):
         if stride not in (4, 8):
             raise UserError(f"student.stride must be 4 or 8, got {stride}.")
         widths = (width, 2 * width, 4 * width)
-        self.stem = _ConvNorm(in_channels, width, 3, norm, stride=2)
+        self.stem = ConvNorm(in_channels, width, 3, 2, norm, relu=True)
         self.first = _stage(width, widths[0], blocks, norm, stride=stride // 4)
         self.second = _stage(widths[0], widths[1], blocks, norm, stride=2)
         self.third = _stage(widths[1], widths[2], blocks, norm, dilation=2)
         each = max(1, widths[2] // len(BINS))
         # Without a norm: of the mean over a whole image there is one value a channel.
         self.pyramid = nn.ModuleList(nn.Conv2d(widths[2], each, 1) for _ in BINS)
-        self.bottleneck = _ConvNorm(widths[2] + each * len(BINS), widths[1], 3, norm)
+        self.bottleneck = ConvNorm(widths[2] + each * len(BINS), widths[1], 3, 1, norm, relu=True)
         self.classify = nn.Conv2d(widths[1], num_classes, 1)
         self.auxiliary = nn.Conv2d(widths[1], num_classes, 1) if auxiliary else None
 
@@ -105,48 +105,11 @@ def pspnet(
     )
 
 
-class _ConvNorm(nn.Module):
-    is_recomputed = True
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels: int,
-        size: int,
-        norm: Norm,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        relu: bool = True,
-    ):
-        super().__init__()
-        padding = dilation * (size // 2)
-        self.conv = nn.Conv2d(channels_in, channels, size, stride, padding, dilation=dilation, bias=False)
-        self.norm = norm_layer(norm, channels)
-        self.relu = relu
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
-        y = self.norm(self.conv(x))
-        return F.relu(y) if self.relu else y
-
-
-class _Block(nn.Module):
-    def __init__(self, channels_in: int, channels: int, norm: Norm, stride: int, dilation: int):
-        super().__init__()
-        self.first = _ConvNorm(channels_in, channels, 3, norm, stride=stride, dilation=dilation)
-        self.second = _ConvNorm(channels, channels, 3, norm, dilation=dilation, relu=False)
-        has_own = stride > 1 or channels != channels_in
-        self.shortcut = _ConvNorm(channels_in, channels, 1, norm, stride=stride, relu=False) if has_own else None
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
-        return F.relu(self.second(self.first(x)) + (x if self.shortcut is None else self.shortcut(x)))
-
-
 def _stage(
     channels_in: int, channels: int, blocks: int, norm: Norm, *, stride: int = 1, dilation: int = 1
 ) -> nn.Sequential:
-    first = _Block(channels_in, channels, norm, stride, dilation)
-    return nn.Sequential(first, *(_Block(channels, channels, norm, 1, dilation) for _ in range(blocks - 1)))
+    first = Block(channels_in, channels, stride, norm, dilation=dilation)
+    return nn.Sequential(first, *(Block(channels, channels, 1, norm, dilation=dilation) for _ in range(blocks - 1)))
 
 
 def grid_means(maps: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c side side"]:

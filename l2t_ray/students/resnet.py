@@ -38,14 +38,17 @@ def pool_to_grid(maps: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 
     return F.avg_pool2d(maps, windows, strides)
 
 
-class _ConvNorm(nn.Module):
+class ConvNorm(nn.Module):
     """A convolution and its norm: the unit of which engine `recompute` keeps the input alone."""
 
     is_recomputed = True
 
-    def __init__(self, channels_in: int, channels: int, size: int, stride: int, norm: Norm, *, relu: bool):
+    def __init__(
+        self, channels_in: int, channels: int, size: int, stride: int, norm: Norm, *, relu: bool, dilation: int = 1
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels, size, stride, padding=size // 2, bias=False)
+        padding = dilation * (size // 2)
+        self.conv = nn.Conv2d(channels_in, channels, size, stride, padding, dilation, bias=False)
         self.norm = norm_layer(norm, channels)
         self.relu = relu
 
@@ -55,16 +58,27 @@ class _ConvNorm(nn.Module):
         return F.relu(y, inplace=True) if self.relu else y
 
 
-class _Block(nn.Module):
-    def __init__(self, channels_in: int, channels: int, stride: int, norm: Norm, shortcut: Literal["conv", "pad"]):
+class Block(nn.Module):
+    """Two 3x3 convolutions, and what came in beside them."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        stride: int,
+        norm: Norm,
+        shortcut: Literal["conv", "pad"] = "conv",
+        *,
+        dilation: int = 1,
+    ):
         super().__init__()
-        self.first = _ConvNorm(channels_in, channels, 3, stride, norm, relu=True)
-        self.second = _ConvNorm(channels, channels, 3, 1, norm, relu=False)
+        self.first = ConvNorm(channels_in, channels, 3, stride, norm, relu=True, dilation=dilation)
+        self.second = ConvNorm(channels, channels, 3, 1, norm, relu=False, dilation=dilation)
         self.stride = stride
         self.num_new = channels - channels_in
         self.shortcut = None
         if shortcut == "conv" and (stride > 1 or self.num_new):
-            self.shortcut = _ConvNorm(channels_in, channels, 1, stride, norm, relu=False)
+            self.shortcut = ConvNorm(channels_in, channels, 1, stride, norm, relu=False)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         return F.relu(self.second(self.first(x)).add_(self._shortcut(x)), inplace=True)
@@ -110,12 +124,12 @@ class ResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"student.depth must be 6n + 2 (8, 14, 20, 32, ...) for a ResNet, got {depth}.")
         channels = _WIDTHS[widths]
-        self.stem = _ConvNorm(in_channels, channels[0], 3, 1, norm, relu=True)
+        self.stem = ConvNorm(in_channels, channels[0], 3, 1, norm, relu=True)
         blocks, channels_in = [], channels[0]
         for stage, width in enumerate(channels):
             for number in range((depth - 2) // 6):
                 stride = 2 if stage > 0 and number == 0 else 1
-                blocks.append(_Block(channels_in, width, stride, norm, shortcut))
+                blocks.append(Block(channels_in, width, stride, norm, shortcut))
                 channels_in = width
         self.blocks = nn.Sequential(*blocks)
         self.grid = 2 if widths == "wide" else 1

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from replicas import TeacherInEachThread
 
 from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.teachers import build_teacher
@@ -69,20 +70,6 @@ def test_it_resumes_bit_for_bit(whole, tmp_path):
     assert torch.equal(end.state.student.theta, whole.state.student.theta)
 
 
-class Together:
-    """A teacher in each thread, told the sum of all shares."""
-
-    def __init__(self, teacher, group):
-        self._teacher, self._group = teacher, group
-
-    def __getattr__(self, name):
-        return getattr(self._teacher, name)
-
-    def propose(self, version, hypergradient, error):
-        total = self._group.sum(torch.cat([hypergradient, torch.tensor([error])]))
-        return self._teacher.propose(version, total[:-1].clone(), total[-1].item())
-
-
 def test_two_workers_are_one(whole, run_on_two_workers):
     """Slices of unequal size, with unequal numbers of pixels that count."""
     config, alone = scenes(controls=[]), threading.Lock()
@@ -93,7 +80,7 @@ def test_two_workers_are_one(whole, run_on_two_workers):
                 config,
                 group=group,
                 device=CPU,
-                make_teacher=lambda method, classes: Together(build_teacher(method, classes, seed=0), group),
+                make_teacher=lambda method, classes: TeacherInEachThread(build_teacher(method, classes, seed=0), group),
             )
         group.sum(torch.zeros(1))
         return run.train(start=None, store=None, on_row=lambda row: None)

@@ -37,14 +37,15 @@ def test_ctrl_c_ends_the_round_and_the_run_goes_on_to_the_same_end(ray_cluster, 
         with pytest.raises(StoppedError, match=r"stopped after round \d+ of 60 of \w+$"):
             launch(experiment.config, experiment.directory, on_rows=on_rows, stop=stop)
     assert said == ["stopping after this round; Ctrl-C again ends at once"]
-    checkpoint = last_checkpoint(experiment.directory)
-    assert checkpoint.round < 60
+    # The signal may reach the workers in the last round of an arm: what must be left is work, in this arm or the next.
+    stopped_at = len(last_checkpoint(experiment.directory).rows)
 
     (experiment.directory / "config.yaml").write_text(experiment.config.to_yaml())
     Experiment.resume(experiment.directory, ["ray.enabled=false"]).run(quiet=True)
     undisturbed = small_experiment(tmp_path / "undisturbed", *many, "ray.enabled=false")
     undisturbed.run(quiet=True)
     resumed, expected = last_checkpoint(experiment.directory), last_checkpoint(undisturbed.directory)
+    assert 0 < stopped_at < len(resumed.rows) == 120
     assert torch.equal(resumed.state.student.theta, expected.state.student.theta)
     assert resumed.teacher is not None and expected.teacher is not None
     assert torch.equal(resumed.teacher["phi"], expected.teacher["phi"])

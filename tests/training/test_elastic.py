@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from replicas import TeacherInEachThread
 
 from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.teachers import build_teacher
@@ -37,27 +38,13 @@ class Stopped(Exception):
     pass
 
 
-class Together:
-    """A teacher in each thread, told the sum of all shares: what the teacher actor does for real workers."""
-
-    def __init__(self, teacher, group):
-        self._teacher, self._group = teacher, group
-
-    def __getattr__(self, name):
-        return getattr(self._teacher, name)
-
-    def propose(self, version, hypergradient, error):
-        total = self._group.sum(torch.cat([hypergradient, torch.tensor([error])]))
-        return self._teacher.propose(version, total[:-1].clone(), total[-1].item())
-
-
 def train(config, directory, group, stop_after=None):
     with ALONE:
         run = build_run(
             config,
             group=group,
             device=torch.device("cpu"),
-            make_teacher=lambda method, num_classes: Together(
+            make_teacher=lambda method, num_classes: TeacherInEachThread(
                 build_teacher(method, num_classes, seed=config.seed), group
             ),
         )

@@ -165,7 +165,7 @@ def test_arguments_that_a_method_does_not_know_are_refused(given, sentence):
 
 def test_a_given_loss_leaves_the_other_settings_of_the_loss(monkeypatch):
     seen = []
-    monkeypatch.setattr("l2t_ray.assembly.fit.build_arm", lambda method, *_: seen.append(method) or 1 / 0)
+    monkeypatch.setattr("l2t_ray.assembly.run.build_arm", lambda method, *_: seen.append(method) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted(
             method={"name": "l2t_dln", "loss_network": {"slope": "free"}},
