@@ -35,7 +35,9 @@ from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.distributed.launch import ray_session
 from l2t_ray.distributed.teacher_actor import TeacherService
 from l2t_ray.methods.l2t_dln import L2TDLNConfig
+from l2t_ray.methods.parts import LossFacts
 from l2t_ray.run import Experiment
+from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -162,7 +164,7 @@ def teacher_trips() -> dict[str, dict[str, dict[str, float]]]:
     All workers are played by this process, so their calls leave one after the other. `in_process` is the same service
     without Ray: what the teacher itself needs.
     """
-    make = partial(build_teacher, L2TDLNConfig(), 10, seed=0)
+    make = partial(build_teacher, L2TDLNConfig(), LossFacts(Classification(), 10, seed=0))
     with ray_session(Experiment.from_yaml(REPOSITORY / "configs/digits.yaml").config):
         return {
             str(n): {"ray": spread(trips_on_ray(make, n)), "in_process": spread(asyncio.run(trips_in_process(make, n)))}

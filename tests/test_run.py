@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from l2t_ray import train_command
-from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.interfaces import FailureLimitError
 from l2t_ray.run import exit_codes
 from l2t_ray.tracking.metrics import PARTS, TIMES, read_rows
@@ -33,7 +33,7 @@ SMALL = [
     "training.eval_every=2",
     "training.checkpoint_every=2",
     "method.teacher.horizon=3",
-    "method.loss_network.init=released",
+    "method.loss.init=released",
 ]
 
 
@@ -131,9 +131,9 @@ def test_the_self_check_compares_with_naive_autograd(finished):
 
 def test_the_learned_loss_loads_and_trains(finished):
     directory, _ = finished
-    loss_network = DynamicLossNetwork.load(directory / "loss.safetensors")
+    loss = LearnedLoss.load(directory / "loss.safetensors")
     logits = torch.zeros(6, 10, requires_grad=True)
-    loss_network.loss(logits, torch.arange(6)).backward()
+    loss(logits, torch.arange(6)).backward()
     assert logits.grad is not None and logits.grad.abs().sum() > 0
 
 
@@ -255,7 +255,7 @@ def test_an_override_that_changes_a_resumed_run_is_refused(finished, configs):
 def test_an_arm_that_diverges_is_given_up_and_the_others_go_on(configs):
     cifar(
         *SMALL, "training.num_rounds=6", "training.learning_rate=0.05", "method=cross_entropy", "name=half",
-        "controls=[{name: l2t_dln, loss_network: {init: linear, hidden: 4, slope: free}, "
+        "controls=[{name: l2t_dln, loss: {init: linear, hidden: 4, slope: free}, "
         "teacher: {name: adam, step_size: 1e30}}]",
         "--quiet", cwd=configs, code=3,
     )  # fmt: skip

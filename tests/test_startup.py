@@ -6,10 +6,10 @@ import sys
 PROGRAM = """
 import sys
 from l2t_ray import run
-from l2t_ray.methods.l2t_dln import L2TDLNConfig
-from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.assembly.run import first_teacher
+from l2t_ray.settings.experiment import validate
 
-teacher = build_teacher(L2TDLNConfig(), 10, seed=0)  # its loss network is fitted
+teacher = first_teacher(validate({"method": "l2t_dln"}, source="here"), 10)  # its loss network is fitted
 teacher.propose(0, teacher.read().phi, 0.1)
 print(*sorted(sys.modules))
 """

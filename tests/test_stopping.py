@@ -25,7 +25,7 @@ SMALL = [
     "training.eval_every=20",
     "training.checkpoint_every=25",
     "method.teacher.horizon=4",
-    "method.loss_network.init=released",
+    "method.loss.init=released",
 ]
 """A second of training, and almost no checkpoint on the way but that of a stop."""
 

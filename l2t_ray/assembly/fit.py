@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,18 @@ from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.refusals import is_compiled
+from l2t_ray.core.loss.family import LossFamily
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.tensor_examples import TensorSets
 from l2t_ray.interfaces import DivergenceError, UserError
 from l2t_ray.methods.learned_loss import LearnedLossSettings
 from l2t_ray.methods.loss_network import LossNetworkConfig
-from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.loss_settings import LossSettings
+from l2t_ray.methods.parts import LossFacts, Parts
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings import experiment as configuration
@@ -56,7 +59,7 @@ class Fit:
     """
 
     model: nn.Module
-    loss_network: DynamicLossNetwork | None
+    loss: LearnedLoss | None
     rows: list[dict[str, Any]]
     noise: NoiseEstimate | None
 
@@ -77,7 +80,7 @@ def fit(
     weight_decay: float = 5e-4,
     warm_share: float | None = None,
     teacher: str | None = None,
-    loss_network: DynamicLossNetwork | None = None,
+    loss: LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     try_first: bool = True,
@@ -102,8 +105,9 @@ def fit(
             0: the loss is learned from the first round on. 1: it never is, so that this is cross-entropy. None: as
             the method has it.
         teacher: what changes the loss: `adam` on its weights, or the `lstm`; None: as the method has it.
-        loss_network: where the loss begins; None: as the method has it. The noise is estimated for a loss network with
-            a channel alone.
+        loss: the learned loss, at its beginning: a loss network, or a family of your own (docs/extending.md); or what
+            a configuration's section `method.loss` may hold. None: as the method has it. The noise is estimated for a
+            loss with a channel alone.
         device: where it is trained. The sets are kept there if they fit; the trained model is where `model` is.
         try_first: try a round first, and hold its derivatives against finite differences. False: what cannot be
             trained is found where it fails, or not at all.
@@ -130,7 +134,7 @@ def fit(
         seed=int(seed),
         warm_share=warm_share,
         teacher=teacher,
-        loss_network=loss_network,
+        loss=loss,
     )
     check_parameters(model)
     place = usable_device(device)
@@ -160,10 +164,10 @@ def fit(
         sets.check_outputs(num_classes)
         source = TensorSource(sets, config.training, num_classes=num_classes, seed=config.seed, device=place)
         notes = [*([EAGER.note] if compiled else []), *_notes(outputs, sets.num_classes)]
-        network = _first_loss(loss_network, config, num_classes, sets.num_classes)
+        first_loss = _first_loss(loss, config, num_classes, sets.num_classes)
 
         def try_a_round() -> None:
-            run, _ = _built(config, FlatModule(copied(student)), source, network, sets)
+            run, _ = _built(config, FlatModule(copied(student)), source, first_loss, sets)
             dry_round(run.arms[0].method, run.student, run.task, run.group, batches, words)
             copied(run.student.module)
 
@@ -179,7 +183,7 @@ def fit(
                 len(sets.validation),
                 config.training.val_batch_size,
             )
-        run, estimates = _built(config, FlatModule(student), source, network, sets)
+        run, estimates = _built(config, FlatModule(student), source, first_loss, sets)
         with warnings.catch_warnings(), applied(remedies):
             warnings.simplefilter("ignore")  # it is raised, below
             end = run.train(start=None, store=None, on_row=on_row)
@@ -188,7 +192,7 @@ def fit(
         run.student.load(end.state.student.theta, end.state.student.buffers)
         return Fit(
             copied(student).to(home).eval(),
-            _last_loss(network, end),
+            _last_loss(first_loss, end),
             end.rows,
             estimates[-1] if estimates else None,
         )
@@ -205,7 +209,7 @@ def _settings(
     seed: int,
     warm_share: float | None,
     teacher: str | None,
-    loss_network: DynamicLossNetwork | None,
+    loss: LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None,
 ) -> ExperimentConfig:
     """What a configuration with these settings would be.
 
@@ -217,7 +221,7 @@ def _settings(
         tree["method"] = dict(method) if isinstance(method, Mapping) else method
     config = configuration.validate(tree, source="the arguments of fit")
     method, own = config.method, dict[str, Any]()
-    for name, value in (("warm_share", warm_share), ("teacher", teacher), ("loss_network", loss_network)):
+    for name, value in (("warm_share", warm_share), ("teacher", teacher), ("loss", loss)):
         if value is not None and name not in type(method).model_fields:
             raise UserError(f"{name} is for a method that learns its loss, and method is {method.name!r}.")
     if warm_share == 1:  # never learned
@@ -226,54 +230,59 @@ def _settings(
         own["warm_share"] = float(warm_share)
     if teacher is not None:
         own["teacher"] = teacher
-    if loss_network is not None and isinstance(method, LearnedLossSettings):
+    if isinstance(loss, str | Mapping):
+        own["loss"] = loss
+    elif isinstance(loss, DynamicLossNetwork) and isinstance(method, LearnedLossSettings):
         # Where it begins is its own weights' to say.
-        own["loss_network"] = (
-            method.loss_network.model_dump() | LossNetworkConfig.of(loss_network.spec) | {"init": "cross_entropy"}
-        )
-    if not own:
+        set_already = method.loss.model_dump() if isinstance(method.loss, LossNetworkConfig) else {}
+        own["loss"] = set_already | LossNetworkConfig.of(loss.spec) | {"init": "cross_entropy"}
+    if own:
+        changed = configuration.validated(type(method), Settings(method.model_dump() | own, "in the arguments of fit"))
+        config = config.model_copy(update={"method": changed})
+    if loss is None or isinstance(loss, str | Mapping | DynamicLossNetwork):
         return config
-    changed = configuration.validated(type(method), Settings(method.model_dump() | own, "in the arguments of fit"))
-    return config.model_copy(update={"method": changed})
+    brought = config.method.model_copy(update={"loss": LossSettings(name=type(loss).__name__)})
+    return config.model_copy(update={"method": brought})
 
 
 def _first_loss(
-    given: DynamicLossNetwork | None, config: ExperimentConfig, num_classes: int, num_labels: int
-) -> DynamicLossNetwork | None:
+    given: LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None,
+    config: ExperimentConfig,
+    num_classes: int,
+    num_labels: int,
+) -> LossFamily | None:
     """The loss to begin with; one that is given is copied. None: the method learns none.
 
     Raises:
         UserError: if it is for another number of classes.
     """
-    if given is not None and given.spec.num_classes not in (None, num_classes):
+    if isinstance(given, DynamicLossNetwork) and given.spec.num_classes not in (None, num_classes):
         raise UserError(
-            f"loss_network is for {given.spec.num_classes} classes, and the labels have {num_labels}, model "
+            f"loss is for {given.spec.num_classes} classes, and the labels have {num_labels}, model "
             f"{num_classes} outputs; make one for {num_classes}, or leave it out."
         )
     method = config.method
     if not isinstance(method, LearnedLossSettings):
         return None
-    if given is None:
-        return method.loss_network.build(num_classes, seed=config.seed)
-    return copied(given, "loss_network")
+    if given is None or isinstance(given, str | Mapping):
+        return method.loss.family(LossFacts(Classification(), num_classes, config.seed))
+    return PairLoss(copied(given, "loss"), Classification()) if isinstance(given, DynamicLossNetwork) else given
 
 
-def _last_loss(network: DynamicLossNetwork | None, end: Checkpoint) -> DynamicLossNetwork | None:
-    if network is None:
+def _last_loss(family: LossFamily | None, end: Checkpoint) -> LearnedLoss | None:
+    if family is None:
         return None
-    learned = copied(network, "loss_network")
-    if end.snapshots:
-        (snapshots,) = end.snapshots.values()
-        with torch.no_grad():
-            learned.phi.copy_(snapshots[max(snapshots)])
-    return learned.requires_grad_(False)
+    if not end.snapshots:
+        return LearnedLoss(family)
+    (snapshots,) = end.snapshots.values()
+    return LearnedLoss(family, snapshots[max(snapshots)])
 
 
 def _built(
     config: ExperimentConfig,
     student: FlatModule,
     source: TensorSource,
-    network: DynamicLossNetwork | None,
+    loss: LossFamily | None,
     sets: TensorSets,
 ) -> tuple[Run, list[NoiseEstimate]]:
     """Everything that is trained, at its beginning; the list is filled with what is found of the noise."""
@@ -284,11 +293,11 @@ def _built(
         source,
         config.training.num_rounds,
         config.seed,
-        loss_network=network,
+        loss=loss,
         on_estimate=estimates.append,
     )
     run = replace(
-        run_of(config, parts, partial(build_teacher, seed=config.seed, network=network)),
+        run_of(config, parts, build_teacher),
         tests_on_validation=sets.test is sets.validation,
         step_sizes=StepSizes("learning_rate", None),
         other_advice=_about_inputs(sets.train.largest),

@@ -21,7 +21,7 @@ def build_arm(method: MethodSettings, parts: Parts, make_teacher: MakeTeacher, p
     """
     if method.goes_by_images:
         check_rows_are_examples(parts, method.name, "method=cross_entropy")
-    teacher = make_teacher(method, parts.num_classes) if method.has_teacher else None
+    teacher = make_teacher(method, parts.loss_facts) if method.has_teacher else None
     phases = method.phases(replace(parts, teacher=teacher))
     if len(phases) == 1:
         return Arm(method.arm, phases[0].method, teacher, phases[0].data, probe)

@@ -1,7 +1,7 @@
 """All parts of a run, from its configuration."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,11 @@ from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.teachers import MakeTeacher, build_teacher
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.student import Trainee
+from l2t_ray.core.teacher import LocalTeacher
 from l2t_ray.data.counted import numpy_generator
-from l2t_ray.interfaces import Group, UserError
-from l2t_ray.methods.parts import Parts
+from l2t_ray.interfaces import Group, Terms, UserError
+from l2t_ray.methods.parts import LossFacts, Parts
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.training.checkpoint import CheckpointStore
 from l2t_ray.training.loop import Run
@@ -39,10 +41,9 @@ def build_run(
     """All parts of one worker's run. Its batches, weights and seeds follow from the configuration alone."""
     source = source_of(config, group=group, device=device)
     trainee = build_trainee(config, source, group)
-    make_teacher = make_teacher or partial(build_teacher, seed=config.seed)
     parts = Parts(trainee, source, config.training.num_rounds, config.seed)
     probe = build_probe(trainee.student, source, seed=config.seed)
-    run = run_of(config, parts, make_teacher, probe)
+    run = run_of(config, parts, make_teacher or build_teacher, probe)
     return replace(run, trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None)
 
 
@@ -62,6 +63,27 @@ def run_of(config: ExperimentConfig, parts: Parts, make_teacher: MakeTeacher, pr
         checkpoint_every=training.checkpoint_every,
         seed=config.seed,
     )
+
+
+def loss_facts(config: ExperimentConfig, num_classes: int, source: AnySource | None = None) -> LossFacts:
+    """What the loss of a configuration is made for, on a process that trains nothing.
+
+    Args:
+        source: of its data; None: they are opened for a family that asks for a sample of them.
+    """
+
+    @cache
+    def sample() -> list[Terms]:
+        own = source or source_of(config)
+        trainee = build_trainee(config, own, SingleProcess())
+        return Parts(trainee, own, config.training.num_rounds, config.seed).term_sample()
+
+    return LossFacts(build_task(config), num_classes, config.seed, sample)
+
+
+def first_teacher(config: ExperimentConfig, num_classes: int) -> LocalTeacher:
+    """The teacher of a configuration at its beginning, on a process that trains nothing."""
+    return build_teacher(config.method, loss_facts(config, num_classes))
 
 
 def build_trainee(config: ExperimentConfig, source: AnySource, group: Group) -> Trainee:

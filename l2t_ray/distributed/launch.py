@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from l2t_ray.assembly.images import open_dataset
-from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.assembly.run import first_teacher
 from l2t_ray.interfaces import FailureLimitError, StoppedError, UserError
 from l2t_ray.settings.experiment import ExperimentConfig, RayConfig
 from l2t_ray.stopping import StopRequest
@@ -141,7 +141,7 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopR
         teacher = (
             ray.remote(TeacherService)
             .options(**_named("teacher", run_dir), **central, max_task_retries=0)
-            .remote(partial(build_teacher, method, open_dataset(config.data).num_classes, seed=config.seed))
+            .remote(partial(first_teacher, config, open_dataset(config.data).num_classes))
         )
     trainer = LeanTrainer(
         train_worker,

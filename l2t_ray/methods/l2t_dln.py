@@ -4,13 +4,9 @@ import logging
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from l2t_ray.bilevel.engines import EngineName
-from l2t_ray.core.loss.network import DynamicLossNetwork
-from l2t_ray.core.loss.slope_bound import SlopeBound
 from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
@@ -19,7 +15,7 @@ from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Data, UserError
 from l2t_ray.methods.learned_loss import LearnedLossSettings
-from l2t_ray.methods.parts import Parts, check_gives_embedding, check_rows_are_examples
+from l2t_ray.methods.parts import LossFacts, Parts, check_gives_embedding, check_rows_are_examples
 from l2t_ray.methods.schedules import HAI_2023, PaperSchedule
 from l2t_ray.settings.record import Count, Positive, Record, Whole, Width, named
 
@@ -144,19 +140,16 @@ class L2TDLNConfig(LearnedLossSettings):
 
     @model_validator(mode="after")
     def _a_memory_needs_statistics(self) -> "L2TDLNConfig":
-        if self.batch_norm_buffers == "dropped" and self.loss_network.memory is not None:
+        if self.batch_norm_buffers == "dropped" and getattr(self.loss, "memory", None) is not None:
             raise ValueError(
                 "method.batch_norm_buffers is 'dropped': with batch-norm statistics that never move the student has "
-                "no answers to remember; set method.batch_norm_buffers=kept or loss_network.memory=null"
+                "no answers to remember; set method.batch_norm_buffers=kept or loss.memory=null"
             )
         return self
 
     @property
     def needs_forward_derivatives(self) -> bool:
         return self.engine == "forward_over_reverse"
-
-    def network(self, parts: Parts) -> DynamicLossNetwork:
-        return parts.loss_network or self.loss_network.bare(parts.num_classes)  # its weights are the teacher's to say
 
     def learner(self, objective: LearnedObjective, parts: Parts) -> L2TDLN:
         assert parts.teacher is not None
@@ -181,13 +174,6 @@ class L2TDLNConfig(LearnedLossSettings):
             return parts.source.plain()
         return parts.source.in_folds(num_folds)
 
-    def new_teacher(self, num_classes: int, *, seed: int, network: DynamicLossNetwork | None = None) -> LocalTeacher:
-        network = network or self.loss_network.build(num_classes, seed=seed)
-        phi = network.phi.detach()
-        bound = SlopeBound(network.spec, phi) if self.loss_network.slope == "bounded" else None
-        return LocalTeacher(phi, self.teacher.rule(phi.numel(), seed=seed), bound)
-
-    def learned_network(self, phi: Float[Tensor, " m"], num_classes: int) -> DynamicLossNetwork:
-        network = self.loss_network.bare(num_classes)
-        network.phi.data.copy_(phi)
-        return network
+    def new_teacher(self, facts: LossFacts) -> LocalTeacher:
+        loss = self.first_loss(facts)
+        return LocalTeacher(loss.phi, self.teacher.rule(loss.phi.numel(), seed=facts.seed), self.loss.bound(loss))

@@ -1,23 +1,25 @@
 """Training under a loss network, taught or not: warm-up, estimates of the label noise, phases."""
 
 import logging
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from l2t_ray.core.loss.family import LossFamily
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.memory import Memory
-from l2t_ray.core.loss.network import DynamicLossNetwork
-from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.noise_estimate import estimate_noise
 from l2t_ray.core.objective import LearnedObjective, shifted
 from l2t_ray.core.reweight import ClassCenters
 from l2t_ray.core.student import cross_entropy
 from l2t_ray.interfaces import Data, Method, MethodState, StudentState
 from l2t_ray.methods.fixed_loss import FixedLoss
-from l2t_ray.methods.loss_network import LossNetworkConfig
-from l2t_ray.methods.parts import Parts, check_rows_are_examples
+from l2t_ray.methods.known_losses import DEFAULT_LOSS, LossConfig
+from l2t_ray.methods.parts import LossFacts, Parts, check_rows_are_examples
 from l2t_ray.methods.phases import Phase, rounds_of
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings.record import Count, Fraction
@@ -25,10 +27,23 @@ from l2t_ray.settings.record import Count, Fraction
 _LOG = logging.getLogger(__name__)
 
 
-class LearnedLossSettings(MethodSettings):
-    """What a method with a loss network has, whether that is taught or not."""
+@runtime_checkable
+class ShiftedByNoise(Protocol):
+    """A loss with a channel of label noise, which can be set to an estimate of it."""
 
-    loss_network: LossNetworkConfig = LossNetworkConfig()
+    def shift_to(self, channel: Float[Tensor, "c c"], phi: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """What to add to phi so that its channel becomes this one."""
+        ...
+
+
+class LearnedLossSettings(MethodSettings):
+    """What a method with a learned loss has, whether that is taught or not."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"loss_network": "loss"}
+
+    loss: LossConfig = DEFAULT_LOSS()
+    """The family of losses that is learned: `pairs`, the paper's loss network; `terms`, a combination of the task's own
+    loss terms; or the import path of one of your own (docs/extending.md)."""
     warm_share: Fraction = 0
     """Share of the rounds, the first ones, that train with plain cross-entropy. A channel is then estimated from the
     student's embeddings (`core/noise_estimate.py`)."""
@@ -36,13 +51,12 @@ class LearnedLossSettings(MethodSettings):
     """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with
     a better student each time. Each estimate takes the place of the channel as it was learned until then."""
 
-    @property
-    def has_channel(self) -> bool:
-        return self.loss_network.label_entries == "channel"
+    def first_loss(self, facts: LossFacts, *, begun: bool = True) -> LossFamily:
+        """The loss at its beginning (see `LossSettings.family`)."""
+        return facts.given or self.loss.family(facts, begun=begun)
 
-    def network(self, parts: Parts) -> DynamicLossNetwork:
-        """The loss network that the student starts with."""
-        return parts.loss_network or self.loss_network.build(parts.num_classes, seed=parts.seed)
+    def learned_loss(self, phi: Float[Tensor, " m"], facts: LossFacts) -> LearnedLoss | None:
+        return LearnedLoss(self.first_loss(facts, begun=False), phi)
 
     def learner(self, objective: LearnedObjective, parts: Parts) -> Method:
         """The method of every round after the warm ones."""
@@ -81,13 +95,11 @@ class LearnedLossSettings(MethodSettings):
         if not warm:
             return [Phase(0, learner, own)]
         warm_data = own if self.clean_images == "mixed" else plain
-        memory = self._memory(parts) if self.loss_network.memory is not None else None
+        memory = self._memory(parts) if objective.loss.reads_memory else None
         warm_up = Phase(0, FixedLoss(parts.trainee, cross_entropy, memory=memory), warm_data)
-        if not self.has_channel:
-            return [warm_up, Phase(warm, learner, own)]
-
         loss = objective.loss
-        assert isinstance(loss, PairLoss)
+        if not (self.loss.has_channel and isinstance(loss, ShiftedByNoise)):
+            return [warm_up, Phase(warm, learner, own)]
 
         def with_estimate(state: MethodState, index: int) -> MethodState:
             phi = objective.initial_phi() if parts.teacher is None else parts.teacher.read().phi
@@ -104,19 +116,21 @@ class LearnedLossSettings(MethodSettings):
         Raises:
             UserError: if a part of the loss goes by images, and a row of the task is no image.
         """
+        loss = self.first_loss(parts.loss_facts, begun=not self.has_teacher)
+        is_estimated = self.loss.has_channel and self.warm_share > 0
         for key, needs_images, instead in (
-            ("memory", self.loss_network.memory is not None, "memory=null"),
-            ("label_entries=channel", self.has_channel and self.warm_share > 0, "label_entries=table"),
+            ("memory", loss.reads_memory, "memory=null"),
+            ("label_entries=channel", is_estimated, "label_entries=table"),
         ):
             if needs_images:
-                check_rows_are_examples(parts, f"method.loss_network.{key}", f"method.loss_network.{instead}")
-        if self.has_channel and self.warm_share > 0:
+                check_rows_are_examples(parts, f"method.loss.{key}", f"method.loss.{instead}")
+        if is_estimated:
             parts.num_features()  # an estimate reads them, and it is made late
         centers = self.centers(parts)
         return LearnedObjective(
             parts.trainee,
-            PairLoss(self.network(parts), parts.trainee.task),
-            has_offset=bool(self.warm_share) and self.has_channel,
+            loss,
+            has_offset=is_estimated,
             memory=self._memory(parts),
             centers=centers,
             is_clean=parts.is_clean if self.clean_images == "trusted" else None,

@@ -4,17 +4,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec
+from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.slope_bound import SlopeBound
 from l2t_ray.data.counted import torch_seed
-from l2t_ray.settings.record import Positive, Record, Whole, Width
+from l2t_ray.methods.loss_settings import LossSettings
+from l2t_ray.methods.parts import LossFacts
+from l2t_ray.settings.record import Positive, Whole, Width
 
 _SOME_CLASSES = 2
 """Whether an architecture makes sense does not depend on how many classes there are."""
 
 
-class LossNetworkConfig(Record):
+class LossNetworkConfig(LossSettings):
     """Architecture and beginning of the learned loss (`LossNetworkSpec`, whose rules these settings keep)."""
 
+    name: Literal["pairs"] = "pairs"  # pyright: ignore[reportIncompatibleVariableOverride]
     init: Literal["released", "linear", "cross_entropy", "gce"] = "cross_entropy"
     """What its first weights are fitted to; `released`: they are random, as in the released code."""
     hidden: Width = 40
@@ -43,23 +49,36 @@ class LossNetworkConfig(Record):
     def _makes_sense(self) -> "LossNetworkConfig":
         if self.layers == 0 and self.init != "cross_entropy":
             raise ValueError(
-                f"loss_network.layers is 0, cross-entropy on softmax pairs, and loss_network.pairs is {self.pairs!r}, "
-                f"loss_network.init {self.init!r}; leave them out or set loss_network.layers=5"
+                f"loss.layers is 0, cross-entropy on softmax pairs, and loss.pairs is {self.pairs!r}, "
+                f"loss.init {self.init!r}; leave them out or set loss.layers=5"
             )
         if self.layers == 0 and self.label_entries == "table":
             raise ValueError(
-                "loss_network.layers is 0, and a table needs layers to read it; "
-                "set loss_network.label_entries=channel or constant, or loss_network.layers=5"
+                "loss.layers is 0, and a table needs layers to read it; "
+                "set loss.label_entries=channel or constant, or loss.layers=5"
             )
         try:
             LossNetworkSpec(**self._architecture(_SOME_CLASSES))
         except ValueError as error:
             given = ", ".join(f"{key}={getattr(self, key)}" for key in ("layers", "pairs", "label_entries", "memory"))
             raise ValueError(
-                f"loss_network cannot be made with {given}: {str(error).rstrip('.')}; set loss_network.layers to 2 or "
+                f"loss cannot be made with {given}: {str(error).rstrip('.')}; set loss.layers to 2 or "
                 "more, or layers=0 with pairs=softmax and label_entries=channel or a memory"
             ) from None
         return self
+
+    @property
+    def has_channel(self) -> bool:
+        return self.label_entries == "channel"
+
+    def family(self, facts: LossFacts, *, begun: bool = True) -> PairLoss:
+        network = self.build(facts.num_classes, seed=facts.seed) if begun else self.bare(facts.num_classes)
+        return PairLoss(network, facts.task)
+
+    def bound(self, family: LossFamily) -> SlopeBound | None:
+        if self.slope == "free" or not isinstance(family, PairLoss):
+            return None
+        return SlopeBound(family.spec, family.phi)
 
     @staticmethod
     def of(spec: LossNetworkSpec) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a method is built from: the student, the data of the run, and the facts that all arms share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,11 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.splits import Split
-from l2t_ray.interfaces import Batch, Data, Group, Teacher, UserError
+from l2t_ray.interfaces import Batch, Data, Group, Task, Teacher, Terms, UserError
+
+SAMPLED = 64
+"""Training examples that say how much of the push each of a task's loss terms has."""
 
 
 class Labels(NamedTuple):
@@ -66,6 +69,24 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class LossFacts:
+    """What a learned loss is made for.
+
+    Attributes:
+        seed: of the run.
+        sample: gives what the task makes of some training examples, of a student at its beginning: the same on every
+            worker. It is computed when it is asked for.
+        given: the loss that is there already, whatever the settings say; None: as they say.
+    """
+
+    task: Task
+    num_classes: int
+    seed: int
+    sample: Callable[[], Sequence[Terms]] = tuple
+    given: LossFamily | None = None
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a method is built from, on one worker.
 
@@ -73,7 +94,7 @@ class Parts:
         num_rounds: of the whole training.
         seed: of the run; `data.counted.torch_seed(seed, "purpose")` gives a seed for each purpose.
         teacher: what rewrites the loss; None where the method has none (`MethodSettings.has_teacher`).
-        loss_network: what the learned loss is at first, whatever the settings say; None: as they say.
+        loss: the learned loss as it is at first, whatever the settings say; None: as they say.
         on_estimate: hears each estimate of the label noise, on the worker that makes it.
     """
 
@@ -82,7 +103,7 @@ class Parts:
     num_rounds: int
     seed: int
     teacher: Teacher | None = None
-    loss_network: DynamicLossNetwork | None = None
+    loss: LossFamily | None = None
     on_estimate: Callable[[NoiseEstimate], None] = lambda estimate: None
 
     @property
@@ -109,6 +130,21 @@ class Parts:
     def is_clean(self) -> Bool[Tensor, " images"]:
         """By image of the training set, whether its label is to be trusted: it is a validation image."""
         return torch.from_numpy(self.labels.is_validation).to(self.device)
+
+    @property
+    def loss_facts(self) -> LossFacts:
+        return LossFacts(self.trainee.task, self.num_classes, self.seed, self.term_sample, self.loss)
+
+    @torch.no_grad()
+    def term_sample(self) -> list[Terms]:
+        """What the task makes of the first `SAMPLED` training examples, of the student at its beginning."""
+        student, sample = self.trainee.initial(), []
+        rows = np.flatnonzero(~self.labels.is_validation)[:SAMPLED]
+        for batch in self.source.images(rows):
+            num_rows = max(1, int(self.trainee.task.num_rows(batch.targets).sum()))
+            weights = torch.full_like(batch.weights, 1 / num_rows)
+            sample.append(self.trainee.seen_terms(student, batch._replace(weights=weights)))
+        return sample
 
     @torch.no_grad()
     def num_features(self) -> int:

@@ -6,25 +6,24 @@ something else in a round; `phases`, where it does different things in the cours
 `registry.METHODS` adds it to the configuration; a class of one's own is named by its import path instead.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.student import RowLoss, cross_entropy
 from l2t_ray.core.teacher import LocalTeacher
 from l2t_ray.interfaces import Method, UserError
 from l2t_ray.methods.fixed_loss import FixedLoss
-from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.parts import LossFacts, Parts
 from l2t_ray.methods.phases import Phase, rounds_of
 from l2t_ray.methods.schedules import PaperSchedule
-from l2t_ray.settings.record import Record, Share
+from l2t_ray.settings.record import PathNamed, Share
 
 
-class MethodSettings(Record):
+class MethodSettings(PathNamed):
     """A method: its name, its settings, and what else the validation images are used for."""
 
     paper_schedule: ClassVar[PaperSchedule | None] = None
@@ -50,13 +49,6 @@ class MethodSettings(Record):
     trusted_share: Share = 0.7
     """Share of the rounds in which `trusted` trains on the validation images as well. `l2t_dln`, and `static_dln` with
     warm rounds, do so from the end of these on instead."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_method_of_ones_own_is_named_by_its_import_path(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and "name" not in value and cls.model_fields["name"].is_required():
-            return {"name": f"{cls.__module__}:{cls.__qualname__}", **value}
-        return value
 
     @property
     def arm(self) -> str:
@@ -134,19 +126,16 @@ class MethodSettings(Record):
         share = self.fine_tuning_share if self.clean_images == "fine_tuned" else self.trusted_share
         return num_rounds - rounds_of(share, num_rounds)
 
-    def new_teacher(self, num_classes: int, *, seed: int, network: DynamicLossNetwork | None = None) -> LocalTeacher:
+    def new_teacher(self, facts: LossFacts) -> LocalTeacher:
         """The teacher at its beginning, with the loss's first weights.
-
-        Args:
-            network: has these weights; None: they are as the settings have them.
 
         Raises:
             UserError: if the class defines none.
         """
-        del num_classes, seed, network
+        del facts
         raise UserError(f"method {self.name!r} is said to have a teacher; define new_teacher in its class.")
 
-    def learned_network(self, phi: Float[Tensor, " m"], num_classes: int) -> DynamicLossNetwork | None:
-        """The loss network with these weights, to be written as a file; None: the method learns none."""
-        del phi, num_classes
+    def learned_loss(self, phi: Float[Tensor, " m"], facts: LossFacts) -> LearnedLoss | None:
+        """The loss with these weights, to be written as a file; None: the method learns none."""
+        del phi, facts
         return None

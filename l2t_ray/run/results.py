@@ -11,14 +11,12 @@ import numpy as np
 from safetensors import SafetensorError
 
 from l2t_ray.assembly.looks import Closing, closing_look
-from l2t_ray.assembly.run import resolve_device
+from l2t_ray.assembly.run import loss_facts, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.core.loss.family import Picture
 from l2t_ray.core.loss.learned import LearnedLoss
-from l2t_ray.core.loss.network import DynamicLossNetwork
-from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.files import PUBLIC, write_whole
@@ -44,7 +42,7 @@ class Result:
 
     directory: Path
     summaries: list[dict[str, Any]]
-    loss_network: DynamicLossNetwork | None
+    loss: LearnedLoss | None
 
 
 def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
@@ -78,18 +76,19 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
     looks = closing_look(config, source, checkpoint.finished) if figures else {}
     metrics = build_task(config).metrics
     summaries = [_summary(name, checkpoint, looks, metrics) for name in config.arms()]
-    loss_network, moments = None, []
+    loss, moments = None, []
+    facts = loss_facts(config, source.dataset.num_classes, source)
     for round_index, phi in sorted(checkpoint.snapshots.get(config.method.arm, {}).items()):
-        loss_network = config.method.learned_network(phi, source.dataset.num_classes)
-        if loss_network is None:
+        loss = config.method.learned_loss(phi, facts)
+        if loss is None or not loss.is_kept:
             break
-        moments.append((f"round {round_index}", LearnedLoss(PairLoss(loss_network.requires_grad_(False))).pictures()))
-    if loss_network is not None:
-        loss_network.save(folder / "loss.safetensors")
-        (folder / "loss.md").write_text(loss_card(config, LearnedLoss(PairLoss(loss_network)), summaries))
+        moments.append((f"round {round_index}", loss.pictures()))
+    if loss is not None and loss.is_kept:
+        loss.save(folder / "loss.safetensors")
+        (folder / "loss.md").write_text(loss_card(config, loss, summaries))
     if figures:
         _write_figures(config, source, folder, checkpoint, looks, moments)
-    return Result(directory, summaries, loss_network)
+    return Result(directory, summaries, loss)
 
 
 def _write_figures(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from l2t_ray.import_path import imported, is_import_path
@@ -105,6 +105,17 @@ class Record(BaseModel):
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
+class PathNamed(Record):
+    """A variant of a section, told from the others by its name: a class without one is named by its import path."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_ones_own_is_named_by_its_import_path(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "name" not in value and cls.model_fields["name"].is_required():
+            return {"name": f"{cls.__module__}:{cls.__qualname__}", **value}
+        return value
+
+
 def named(default: str) -> BeforeValidator:
     """Lets a variant be written as its bare name, and gives it the default name where it has none."""
 
@@ -132,7 +143,7 @@ def own_record(section: Any, kind: type[AnyRecord]) -> type[AnyRecord] | None:
         raise ValueError(f"{path!r} must be a subclass of {kind.__module__}.{kind.__name__}, and is {_kind(found)}")
     if not found.model_fields["name"].is_required():
         raise ValueError(
-            f"{path!r} is called {found.model_fields['name'].default!r}; write that if it is a method of l2t_ray, or "
+            f"{path!r} is called {found.model_fields['name'].default!r}; write that if it is one of l2t_ray's, or "
             "leave the field `name` out of a class of your own"
         )
     return found

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from l2t_ray.interfaces import UserError
+from l2t_ray.methods.known_losses import DEFAULT_LOSS
 from l2t_ray.methods.l2t_dln import DEFAULT_TEACHER
 from l2t_ray.methods.registry import DEFAULT_METHOD
 from l2t_ray.settings import yaml_file
@@ -16,6 +17,7 @@ from l2t_ray.students.known import DEFAULT_STUDENT
 VARIANTS: dict[str, str] = {
     "method": DEFAULT_METHOD.model_fields["name"].default,
     "teacher": DEFAULT_TEACHER,
+    "loss": DEFAULT_LOSS.model_fields["name"].default,
     "student": DEFAULT_STUDENT,
 }
 """Sections that hold one of several variants, told apart by their `name`; and the variant meant without one."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.user_module import first_line
@@ -33,8 +34,8 @@ def _number(value: Any, is_allowed: Callable[[float], bool]) -> bool:
     return math.isfinite(number) and is_allowed(number)
 
 
-def _is_sound(network: Any) -> bool:
-    return isinstance(network, DynamicLossNetwork) and bool(network.phi.isfinite().all())
+def _is_sound(loss: Any) -> bool:
+    return isinstance(loss, DynamicLossNetwork | LossFamily) and bool(loss.phi.isfinite().all())
 
 
 _COUNT = Rule("a whole number of at least 1", lambda value: _whole(value, 1))
@@ -54,8 +55,9 @@ _RULES: dict[str, Rule] = {
         "None, " + " or ".join(map(repr, TEACHERS)),
         lambda value: value is None or (isinstance(value, str) and value in TEACHERS),
     ),
-    "loss_network": Rule(
-        "None or a DynamicLossNetwork with finite weights", lambda value: value is None or _is_sound(value)
+    "loss": Rule(
+        "None, a loss family or its settings, or a DynamicLossNetwork with finite weights",
+        lambda value: value is None or isinstance(value, str | Mapping) or _is_sound(value),
     ),
     "seed": Rule("a whole number from 0 to 2^63 - 1", lambda value: _whole(value, 0, 2.0**63)),
     "try_first": Rule("True or False", lambda value: isinstance(value, bool)),

@@ -170,7 +170,7 @@ def test_the_check_of_the_hypergradient_sees_what_autograd_takes_for_zero(monkey
 def test_the_check_of_the_hypergradient_sees_the_memory(engine):
     """A memory alone is all that this loss has to learn."""
     loss = {"layers": 0, "label_entries": "constant", "memory": 1}
-    method = {"name": "l2t_dln", "loss_network": loss, "engine": engine}
+    method = {"name": "l2t_dln", "loss": loss, "engine": engine}
     config = experiment(method=method, training={"num_rounds": 2, "num_steps": 3}, controls=[])
     errors, is_exact = check_hypergradient(config)
     assert is_exact and errors["float64"] < 1e-9 and errors["float32"] < 1e-2

@@ -28,7 +28,7 @@ METHODS = {
     "recommended": {"name": "recommended"},
     "the paper's network": {
         "name": "l2t_dln",
-        "loss_network": {"hidden": 6},
+        "loss": {"hidden": 6},
         "teacher": {"name": "lstm", "cells": [4]},
     },
     "fine-tuned": {"name": "gce", "clean_images": "fine_tuned"},

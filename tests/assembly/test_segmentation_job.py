@@ -29,7 +29,7 @@ SCENES = {
         "learning_rate": 0.02,
         "momentum": 0.9,
     },
-    "method": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam"},
+    "method": {"name": "l2t_dln", "loss": {"hidden": 6}, "teacher": "adam"},
     "controls": ["cross_entropy"],
     "ray": {"enabled": False},
 }
@@ -80,7 +80,7 @@ def test_two_workers_are_one(whole, run_on_two_workers):
                 config,
                 group=group,
                 device=CPU,
-                make_teacher=lambda method, classes: TeacherInEachThread(build_teacher(method, classes, seed=0), group),
+                make_teacher=lambda *given: TeacherInEachThread(build_teacher(*given), group),
             )
         group.sum(torch.zeros(1))
         return run.train(start=None, store=None, on_row=lambda row: None)
@@ -100,8 +100,8 @@ def test_two_workers_are_one(whole, run_on_two_workers):
         ),
         ({"method": "recommended"}, r"the recommended method is for images with one label each, .*method=l2t_dln"),
         (
-            {"method": {"name": "l2t_dln", "loss_network": {"memory": 1}}},
-            r"method\.loss_network\.memory goes by whole images, and rows of segmentation are parts",
+            {"method": {"name": "l2t_dln", "loss": {"memory": 1}}},
+            r"method\.loss\.memory goes by whole images, and rows of segmentation are parts",
         ),
         ({"method": "mentornet"}, r"mentornet goes by whole images"),
         (

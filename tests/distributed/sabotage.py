@@ -51,9 +51,9 @@ def teacher_struck(blow: Blow) -> Callable[..., Any]:
     """Makes a teacher that is hit when it has computed new weights, and before anybody is told."""
 
     def make(*arguments: Any, **options: Any) -> Any:
-        from l2t_ray.assembly.teachers import build_teacher
+        from l2t_ray.assembly.run import first_teacher
 
-        teacher = build_teacher(*arguments, **options)
+        teacher = first_teacher(*arguments, **options)
         propose = teacher.propose
 
         def struck_propose(version: int, *rest: Any) -> Any:

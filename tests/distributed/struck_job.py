@@ -18,7 +18,7 @@ def main() -> None:
     sabotage.register()
     blow = Blow(Path(mark), int(round_index), takes_machine=True)
     if victim == "teacher":
-        launch.build_teacher = sabotage.teacher_struck(blow)
+        launch.first_teacher = sabotage.teacher_struck(blow)
     if victim == "worker":
         worker.train_worker = sabotage.worker_struck(blow, rank=0)
     Experiment.from_yaml(config, overrides).run()

@@ -55,7 +55,7 @@ def test_parts_that_fail_change_nothing(
     if teacher_signal:
         marks.append(tmp_path / "teacher struck")
         blow = Blow(marks[-1], round=10, signal=teacher_signal)
-        monkeypatch.setattr(launch, "build_teacher", sabotage.teacher_struck(blow))
+        monkeypatch.setattr(launch, "first_teacher", sabotage.teacher_struck(blow))
     if worker_signal:
         marks.append(tmp_path / "worker struck")
         blow = Blow(marks[-1], round=25, signal=worker_signal)

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from l2t_ray.assembly.run import build_run
-from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.assembly.run import build_run, first_teacher
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.distributed.remote_teacher import RemoteTeacher
 from l2t_ray.distributed.teacher_actor import TeacherService
@@ -32,7 +31,7 @@ VARIANTS = {
     "pipelined": ["method.schedule=pipelined", "method.teacher.step_size=0.05"],
     "lookahead": ["method.schedule=lookahead", "method.teacher.step_size=0.05"],
     "reweighted": ["method.reweight={metric: cosine, refresh_every: 4}"],
-    "memory": ["method.loss_network.memory=1"],
+    "memory": ["method.loss.memory=1"],
     "cross_entropy": ["method=cross_entropy"],
 }
 DTYPES = (torch.float32, torch.float64)
@@ -96,7 +95,7 @@ def end_of_run(config: ExperimentConfig, dtype: torch.dtype, group: Any, make_te
 
 def teacher_of(config: ExperimentConfig, dtype: torch.dtype) -> Any:
     with default_dtype(dtype):
-        return build_teacher(config.method, 10, seed=config.seed)
+        return first_teacher(config, 10)
 
 
 class Faculty:

@@ -23,7 +23,7 @@ DIGITS = REPOSITORY / "configs/digits.yaml"
 TINY = (
     *("ray.enabled=false", "tracking.mlflow=false", "data.download=false", "student.name=lenet", "name=tiny"),
     *("training.num_rounds=2", "training.num_steps=2", "training.batch_size=8", "training.val_batch_size=20"),
-    *("training.eval_every=10", "training.checkpoint_every=10", "method.loss_network.init=released"),
+    *("training.eval_every=10", "training.checkpoint_every=10", "method.loss.init=released"),
 )
 NUMBERS = (
     *("true", "yes", "null", "", ".nan", ".inf", "-.inf", "nan", "-1", "0", "1", "2", "3", "0.5", "0.999", "1.0"),

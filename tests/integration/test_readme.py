@@ -71,30 +71,30 @@ def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share, loss
         val_batch_size=30,
         teacher=teacher,
         warm_share=warm_share,
-        loss_network=loss and DynamicLossNetwork(**loss),
+        loss=loss and DynamicLossNetwork(**loss),
     )
     accuracy = (fitted.model(inputs[:240]).argmax(dim=1) == labels[:240]).float().mean()
     assert accuracy > 0.85 > (noisy == labels[:240]).float().mean()
-    assert len(fitted.rows) == 30 and fitted.loss_network.phi.requires_grad is False
+    assert len(fitted.rows) == 30 and fitted.loss.phi.requires_grad is False
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert (fitted.noise is not None) == (warm_share > 0)
     if loss:
         assert fitted.rows[-1]["memory_weight"] != pytest.approx(1.0, abs=1e-3)
     if warm_share:
-        parts = fitted.loss_network.spec.parts
-        channel = parts.channel.log_matrix(parts.cut(fitted.loss_network.phi).channel).exp()
+        parts = fitted.loss.family.spec.parts
+        channel = parts.channel.log_matrix(parts.cut(fitted.loss.phi).channel).exp()
         drawn = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
         assert (channel - drawn).abs().max() < within  # the identity, where it starts, is 0.3 away
 
 
 def test_fit_refuses_a_loss_for_other_classes():
     inputs, labels = torch.zeros(60, 2), torch.arange(60) % 3
-    with pytest.raises(UserError, match="loss_network is for 4 classes, and the labels have 3"):
+    with pytest.raises(UserError, match="loss is for 4 classes, and the labels have 3"):
         fit(
             nn.Linear(2, 3),
             train=(inputs, labels),
             validation=(inputs, labels),
             val_batch_size=30,
-            loss_network=DynamicLossNetwork(layers=0, pairs="softmax", channel=4),
+            loss=DynamicLossNetwork(layers=0, pairs="softmax", channel=4),
         )

@@ -29,19 +29,19 @@ from l2t_ray.training.evaluate import evaluate
 
 NUM_ROUNDS = 3
 METHODS = {
-    "l2t_dln": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam"},
-    "l2t_dln-mixed": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "teacher": "adam", "clean_images": "mixed"},
-    "l2t_dln-fine_tuned": {"name": "l2t_dln", "loss_network": {"hidden": 6}, "clean_images": "fine_tuned"},
+    "l2t_dln": {"name": "l2t_dln", "loss": {"hidden": 6}, "teacher": "adam"},
+    "l2t_dln-mixed": {"name": "l2t_dln", "loss": {"hidden": 6}, "teacher": "adam", "clean_images": "mixed"},
+    "l2t_dln-fine_tuned": {"name": "l2t_dln", "loss": {"hidden": 6}, "clean_images": "fine_tuned"},
     "l2t_dln-trusted": {
         "name": "l2t_dln",
-        "loss_network": {"hidden": 6},
+        "loss": {"hidden": 6},
         "clean_images": "trusted",
         "clean_folds": 2,
     },
     "l2t_dln-channel": {
         "name": "l2t_dln",
         "label": "l2t_dln-channel",
-        "loss_network": {"hidden": 6, "label_entries": "channel"},
+        "loss": {"hidden": 6, "label_entries": "channel"},
         "clean_images": "trusted",
         "clean_folds": 2,
         "warm_share": 0.3,
@@ -50,7 +50,7 @@ METHODS = {
     "l2t_dln-channel_alone": {
         "name": "l2t_dln",
         "label": "l2t_dln-channel_alone",
-        "loss_network": {"layers": 0, "label_entries": "channel"},
+        "loss": {"layers": 0, "label_entries": "channel"},
         "clean_images": "trusted",
         "clean_folds": 2,
         "warm_share": 0.3,
@@ -58,7 +58,7 @@ METHODS = {
     "l2t_dln-memory": {
         "name": "l2t_dln",
         "label": "l2t_dln-memory",
-        "loss_network": {"layers": 0, "label_entries": "channel", "memory": 1},
+        "loss": {"layers": 0, "label_entries": "channel", "memory": 1},
         "clean_images": "trusted",
         "clean_folds": 2,
         "warm_share": 0.3,
@@ -66,24 +66,24 @@ METHODS = {
     "l2t_dln-warm_reweighted": {
         "name": "l2t_dln",
         "label": "l2t_dln-warm_reweighted",
-        "loss_network": {"hidden": 6},
+        "loss": {"hidden": 6},
         "warm_share": 0.3,
         "reweight": {"metric": "cosine"},
     },
     "l2t_dln-memory_beside_layers": {
         "name": "l2t_dln",
         "label": "l2t_dln-memory_beside_layers",
-        "loss_network": {"hidden": 6, "memory": 1},
+        "loss": {"hidden": 6, "memory": 1},
     },
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
     "gce": {"name": "gce"},
     "gce-trusted": {"name": "gce", "clean_images": "trusted"},
-    "static_dln": {"name": "static_dln", "loss_network": {"hidden": 6}},
+    "static_dln": {"name": "static_dln", "loss": {"hidden": 6}},
     "static_dln-trusted": {
         "name": "static_dln",
-        "loss_network": {"layers": 0, "label_entries": "channel", "memory": 1},
+        "loss": {"layers": 0, "label_entries": "channel", "memory": 1},
         "clean_images": "trusted",
         "warm_share": 0.3,
         "channel_estimates": 2,
@@ -91,7 +91,7 @@ METHODS = {
     "static_dln-memory_alone": {
         "name": "static_dln",
         "label": "static_dln-memory_alone",
-        "loss_network": {"layers": 0, "label_entries": "constant", "memory": 3},
+        "loss": {"layers": 0, "label_entries": "constant", "memory": 3},
     },
     "forward_correction": {"name": "forward_correction"},
     "glc": {"name": "glc"},
@@ -174,8 +174,8 @@ def unguarded_arm(config, digits, group, student):
     student = FlatModule(student or small_student(64, 10, 16))
     trainee = Trainee(student, Classification(), build_sgd(config.training), group, device)
 
-    def make_teacher(method, num_classes):
-        teacher = build_teacher(method, num_classes, seed=0)
+    def make_teacher(method, facts):
+        teacher = build_teacher(method, facts)
         return teacher if group.size == 1 else SharedTeacher(teacher, group)
 
     source = ImageSource(config, digits, group=group, device=device)

@@ -11,7 +11,7 @@ TINY = [
     "student.name=lenet",
     "training={num_rounds: 4, num_steps: 2, batch_size: 8, val_batch_size: 16, eval_every: 4, checkpoint_every: 2}",
     "training.keep_checkpoints=9",
-    "method.loss_network={hidden: 8, init: released}",
+    "method.loss={hidden: 8, init: released}",
     "method.teacher.horizon=3",
 ]
 

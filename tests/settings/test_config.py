@@ -68,14 +68,14 @@ def test_a_section_without_a_name_means_the_default_variant(load):
 @pytest.mark.parametrize(
     ("override", "kept"),
     [
-        ("method.loss_network.slope=free", ("channel", 0, 1.0)),
-        ("method.loss_network.memory=2", ("channel", 0, 2.0)),
-        ("method.loss_network={layers: 3}", ("channel", 3, 1.0)),
+        ("method.loss.slope=free", ("channel", 0, 1.0)),
+        ("method.loss.memory=2", ("channel", 0, 2.0)),
+        ("method.loss={layers: 3}", ("channel", 3, 1.0)),
     ],
 )
 def test_one_setting_of_the_recommended_loss_leaves_the_others(load, override, kept):
     method = load("", override).method
-    loss = method.loss_network
+    loss = method.loss
     assert (method.name, loss.label_entries, loss.layers, loss.memory) == ("recommended", *kept)
 
 
@@ -130,29 +130,29 @@ def test_controls_are_a_list_of_methods(load):
         (["data.noise.file=x.npy"], "noise.file and noise.column are not read with noise.kind=none"),
         (["data.noise.kind=labels", "data.noise.file=x.npy", "data.noise.rate=0.2"], "the file decides; remove it"),
         (
-            ["method.loss_network.layers=1"],
-            "loss_network cannot be made with layers=1, .* needs hidden >= 1 and layers >= 2, .*; set loss_network",
+            ["method.loss.layers=1"],
+            "loss cannot be made with layers=1, .* needs hidden >= 1 and layers >= 2, .*; set loss",
         ),
         (
-            ["method=l2t_dln", "method.loss_network.layers=0", "method.loss_network.label_entries=constant"],
-            "without channel and memory it has nothing to learn; set loss_network.layers to 2 or more, or ",
+            ["method=l2t_dln", "method.loss.layers=0", "method.loss.label_entries=constant"],
+            "without channel and memory it has nothing to learn; set loss.layers to 2 or more, or ",
         ),
         (
-            ["method.loss_network.layers=0", "method.loss_network.init=gce"],
-            "layers is 0, cross-entropy on softmax pairs, and loss_network.pairs is 'softmax', loss_network.init 'gce'",
+            ["method.loss.layers=0", "method.loss.init=gce"],
+            "layers is 0, cross-entropy on softmax pairs, and loss.pairs is 'softmax', loss.init 'gce'",
         ),
         (
-            ["method.loss_network.memory=yes"],
-            "method.loss_network.memory on the command line: must be a number, got True",
+            ["method.loss.memory=yes"],
+            "method.loss.memory on the command line: must be a number, got True",
         ),
         (["training.num_rounds=true"], "training.num_rounds on the command line: must be a number, got True"),
         (
-            ["method.loss_network.memory=1", "method.batch_norm_buffers=dropped"],
-            "no answers to remember; set method.batch_norm_buffers=kept or loss_network.memory=null",
+            ["method.loss.memory=1", "method.batch_norm_buffers=dropped"],
+            "no answers to remember; set method.batch_norm_buffers=kept or loss.memory=null",
         ),
         (
-            ["method=l2t_dln", "method.loss_network.layers=0"],
-            "layers is 0, and a table needs layers to read it; set loss_network.label_en",
+            ["method=l2t_dln", "method.loss.layers=0"],
+            "layers is 0, and a table needs layers to read it; set loss.label_en",
         ),
         (["controls=glc", "data.validation_labels=observed"], "glc learns from clean validation labels"),
         (
@@ -198,4 +198,4 @@ def test_released_configuration_is_the_released_code():
     assert training.num_rounds == 10 * (25_000 // 100)
     assert method.schedule == "lookahead" and method.batch_norm_buffers == "dropped"
     assert method.teacher.cells == (64, 64, 64, 1) and method.teacher.horizon == 1
-    assert method.loss_network.pairs == "sigmoid" and method.loss_network.label_entries == "constant"
+    assert method.loss.pairs == "sigmoid" and method.loss.label_entries == "constant"

@@ -6,7 +6,6 @@ import pytest
 
 from l2t_ray.import_path import imported
 from l2t_ray.interfaces import UserError
-from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings import experiment as configuration
 
 MODULE = """
@@ -125,7 +124,6 @@ def test_the_constants_that_are_named_are_there():
     assert all(hasattr(import_module(method.__module__), constant) for method, constant in named)
 
 
-def test_a_renamed_key_is_refused_with_its_new_name(load, monkeypatch):
-    monkeypatch.setattr(MethodSettings, "renamed", {"purpose": "clean_images"})
-    with pytest.raises(UserError, match=r"method\.purpose on the command line is called method\.clean_images now"):
-        load("method.purpose=mixed")
+def test_a_renamed_key_is_refused_with_its_new_name(load):
+    with pytest.raises(UserError, match=r"method\.loss_network on the command line is called method\.loss now"):
+        load("method.loss_network.hidden=6")

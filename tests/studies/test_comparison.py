@@ -26,7 +26,7 @@ SMALL = [
     "student.name=lenet",
     "training={num_rounds: 3, num_steps: 2, batch_size: 10, val_batch_size: 20, eval_every: 2, checkpoint_every: 1}",
     "controls=[cross_entropy, mw_net]",
-    "method={loss_network: {init: released, hidden: 4, label_entries: constant}, teacher: adam}",
+    "method={loss: {init: released, hidden: 4, label_entries: constant}, teacher: adam}",
 ]
 
 

@@ -45,7 +45,7 @@ def test_a_shortened_round_keeps_what_belongs_together_and_whole_weights():
 
 def train_a_little(model, rows, **arguments):
     sizes = {
-        "loss_network": UNFITTED,
+        "loss": UNFITTED,
         "num_rounds": 2,
         "num_steps": 2,
         "batch_size": 6,
@@ -280,7 +280,7 @@ MENDED = {
         "",
     ),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(3)), {}, ""),
-    "more outputs": (lambda: nn.Linear(WIDTH, 7), {"loss_network": None}, "7 outputs for 3 classes"),
+    "more outputs": (lambda: nn.Linear(WIDTH, 7), {"loss": None}, "7 outputs for 3 classes"),
     "probabilities": (lambda: nn.Sequential(linear(), nn.Softmax(dim=1)), {}, "leave its softmax out"),
     "tokens": (lambda: nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3)), IN_TOKENS, ""),
 }

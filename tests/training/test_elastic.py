@@ -24,7 +24,7 @@ OVERRIDES = [
     "training.num_rounds=8",
     "training.checkpoint_every=3",
     "training.eval_every=8",
-    "method.loss_network={hidden: 8, init: cross_entropy}",
+    "method.loss={hidden: 8, init: cross_entropy}",
     "method.teacher={name: lstm, cells: [4], horizon: 4}",
     "ray.enabled=false",
 ]
@@ -44,9 +44,7 @@ def train(config, directory, group, stop_after=None):
             config,
             group=group,
             device=torch.device("cpu"),
-            make_teacher=lambda method, num_classes: TeacherInEachThread(
-                build_teacher(method, num_classes, seed=config.seed), group
-            ),
+            make_teacher=lambda *given: TeacherInEachThread(build_teacher(*given), group),
         )
     group.sum(torch.zeros(1))  # a round of one thread would move the stream from which another draws its weights
     store = CheckpointStore(directory)

@@ -93,7 +93,7 @@ def test_the_trained_model_can_be_copied_and_shares_nothing_with_the_users():
 def test_a_loss_network_that_is_given_stays_as_it_is():
     loss_network = DynamicLossNetwork(layers=0, pairs="softmax", channel=3)
     before = loss_network.phi.detach().clone()
-    learned = fitted(seeded(partly_frozen), loss_network=loss_network).loss_network
+    learned = fitted(seeded(partly_frozen), loss=loss_network).loss
     assert torch.equal(loss_network.phi, before) and loss_network.phi.requires_grad
     assert not torch.equal(learned.phi, before)
 
@@ -119,7 +119,7 @@ def test_a_class_that_never_occurs_is_one_without_examples(caplog):
     sets = {"train": examples(24, (0, 1, 4)), "validation": examples(12, (0, 1, 4))}
     result = fitted(seeded(lambda: nn.Linear(WIDTH, 5)), **sets, num_rounds=10, num_steps=5)
     assert set(result.model(sets["train"][0]).argmax(dim=1).tolist()) <= {0, 1, 4}
-    assert result.loss_network.spec.channel == 5
+    assert result.loss.family.spec.channel == 5
 
 
 def test_a_half_precision_model_learns_as_a_single_precision_one_does():

@@ -31,7 +31,7 @@ def broken_loss():
 def attempt(rows, **arguments):
     sets = {"train": examples(12), "validation": examples(9)}
     sizes = {"num_rounds": 1, "num_steps": 1, "batch_size": 6, "val_batch_size": 6, "warm_share": 1.0}
-    return fit(model(), **({"loss_network": DynamicLossNetwork(), "on_row": rows.append} | sets | sizes | arguments))
+    return fit(model(), **({"loss": DynamicLossNetwork(), "on_row": rows.append} | sets | sizes | arguments))
 
 
 def fitted(**arguments):
@@ -51,7 +51,7 @@ WRONG = {
     "warm_share": ([1.5, -1.0, 15, NAN, True], r"must be None or a share of the rounds, in \[0, 1\], got"),
     "teacher": (["LSTM", "sgd", ["adam"], nn.LSTM], "must be None, 'adam' or 'lstm', got"),
     "seed": ([-1, 1.0, True, 2**63, "0", None], r"must be a whole number from 0 to 2\^63 - 1, got"),
-    "loss_network": (["gce", nn.CrossEntropyLoss(), broken_loss()], "must be None or a DynamicLossNetwork"),
+    "loss": (["gce", nn.CrossEntropyLoss(), broken_loss()], "must be None or a DynamicLossNetwork"),
     "try_first": ([1, "no", None], "must be True or False, got"),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
     "device": (["gpu", "cuda:99", "meta", None, True, 1.5], "must be one that this machine has"),
@@ -104,8 +104,8 @@ def test_a_training_set_that_is_none_is_refused(train, sentence):
 
 
 def test_a_loss_for_other_classes_than_the_model_gives_is_refused():
-    with pytest.raises(UserError, match=r"loss_network is for 4 classes, and the labels have 3, model 3 outputs"):
-        attempt(rows := [], loss_network=DynamicLossNetwork(layers=0, pairs="softmax", channel=4))
+    with pytest.raises(UserError, match=r"loss is for 4 classes, and the labels have 3, model 3 outputs"):
+        attempt(rows := [], loss=DynamicLossNetwork(layers=0, pairs="softmax", channel=4))
     assert rows == []
 
 
@@ -148,11 +148,11 @@ def test_numpy_numbers_and_whole_rates_are_numbers(numbers):
         ({"method": "gce", "teacher": "adam"}, "teacher is for a method that learns its loss"),
         ({"method": "nothing"}, r"method.*'nothing'"),
         ({"method": {"name": "l2t_dln", "hidden": 3}}, r"method\.hidden"),
-        ({"loss_network": DynamicLossNetwork(hidden=2000)}, r"loss_network\.hidden"),
+        ({"loss": DynamicLossNetwork(hidden=2000)}, r"loss\.hidden"),
         (
             {
                 "method": {"name": "l2t_dln", "batch_norm_buffers": "dropped"},
-                "loss_network": DynamicLossNetwork(pairs="softmax", memory=1.0),
+                "loss": DynamicLossNetwork(pairs="softmax", memory=1.0),
             },
             "batch_norm_buffers is 'dropped'",
         ),
@@ -168,12 +168,12 @@ def test_a_given_loss_leaves_the_other_settings_of_the_loss(monkeypatch):
     monkeypatch.setattr("l2t_ray.assembly.run.build_arm", lambda method, *_: seen.append(method) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted(
-            method={"name": "l2t_dln", "loss_network": {"slope": "free"}},
-            loss_network=DynamicLossNetwork(hidden=6, pairs="softmax"),
+            method={"name": "l2t_dln", "loss": {"slope": "free"}},
+            loss=DynamicLossNetwork(hidden=6, pairs="softmax"),
             warm_share=0.5,
             try_first=False,
         )
-    assert (seen[0].loss_network.slope, seen[0].loss_network.hidden) == ("free", 6)
+    assert (seen[0].loss.slope, seen[0].loss.hidden) == ("free", 6)
 
 
 def test_a_method_that_is_told_the_noise_is_refused_where_nobody_knows_it():

@@ -31,7 +31,7 @@ def watched(num_validation, **arguments):
     sizes = {"num_rounds": 1, "num_steps": 1, "batch_size": 3, "warm_share": 1.0}
     network = DynamicLossNetwork()
     sets = {"train": examples(12), "validation": examples(num_validation)}
-    return fit(Watched(), **sets, loss_network=network, **(sizes | arguments))
+    return fit(Watched(), **sets, loss=network, **(sizes | arguments))
 
 
 @pytest.mark.parametrize(

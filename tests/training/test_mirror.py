@@ -174,7 +174,7 @@ def test_storage_that_is_gone_is_a_users_mistake(tmp_path):
 def test_a_run_goes_on_where_only_the_storage_is_common(tmp_path):
     """The whole way, with `storage` as a user sets it."""
     common = ["ray.enabled=false", "tracking.mlflow=false", "controls=[]", "student.name=lenet", "name=run"]
-    short = ["training={num_rounds: 3, num_steps: 2, checkpoint_every: 1}", "method.loss_network.init=released"]
+    short = ["training={num_rounds: 3, num_steps: 2, checkpoint_every: 1}", "method.loss.init=released"]
     where = f"storage=file://{tmp_path}/bucket"
 
     def experiment(machine: str) -> Experiment:

@@ -21,7 +21,7 @@ OVERRIDES = [
     f"training.num_rounds={NUM_ROUNDS}",
     f"training.checkpoint_every={EVERY}",
     "training.eval_every=7",
-    "method.loss_network={hidden: 8, init: linear}",
+    "method.loss={hidden: 8, init: linear}",
     "method.teacher={name: lstm, cells: [4], horizon: 3, step_size: 0.1}",
     "data.augment=crop_flip",
 ]
@@ -31,7 +31,7 @@ VARIANTS = {
     "lookahead": ["method.schedule=lookahead"],
     "adam": ["method.teacher=adam"],
     "reweighted": ["method.reweight={refresh_every: 3}"],
-    "memory": ["method.loss_network.memory=1"],
+    "memory": ["method.loss.memory=1"],
 }
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.core.loss import file as loss_file
-from l2t_ray.core.loss.family import KeptFamily, Picture
+from l2t_ray.core.loss.family import KeptFamily, LossFamily, Picture
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.interfaces import Task
@@ -35,31 +35,46 @@ class LearnedLoss(nn.Module):
 
     phi: Tensor
 
-    def __init__(self, family: KeptFamily, phi: Float[Tensor, " m"] | None = None):
+    def __init__(self, family: LossFamily, phi: Float[Tensor, " m"] | None = None):
         super().__init__()
         weights = (family.phi if phi is None else phi).detach().clone()
-        if len(weights) != family.spec.num_weights:
-            raise ValueError(f"a loss of {family.spec.num_weights} weights was given {len(weights)}.")
+        if len(weights) != len(family.phi):
+            raise ValueError(f"a loss of {len(family.phi)} weights was given {len(weights)}.")
         self.family = family
         self.register_buffer("phi", weights)
 
     def forward(self, *given: Any, **more: Any) -> Float[Tensor, ""]:
         """See the family's `loss`."""
-        return self.family.loss(self.phi, *given, **more)
+        return self._kept.loss(self.phi, *given, **more)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its family has a file, a page and pictures; one's own may have none."""
+        return isinstance(self.family, KeptFamily)
+
+    @property
+    def _kept(self) -> KeptFamily:
+        if not isinstance(self.family, KeptFamily):
+            raise TypeError(
+                f"{type(self.family).__name__} lacks what a loss that is used outside its training has; give it the "
+                "members of core/loss/family.KeptFamily."
+            )
+        return self.family
 
     def describe(self) -> str:
-        return self.family.describe(self.phi.cpu())
+        return self._kept.describe(self.phi.cpu())
 
     def pictures(self) -> Sequence[Picture]:
-        return self.family.pictures(self.phi.cpu())
+        return self._kept.pictures(self.phi.cpu())
 
     def save(self, path: str | Path) -> None:
         """Writes family, architecture and weights to one `.safetensors` file; `load` needs nothing else.
 
         Raises:
             OSError: if the file cannot be written.
+            TypeError: if its family has no file.
         """
-        loss_file.write(path, self.family.family, asdict(self.family.spec), self.phi)
+        loss_file.write(path, self._kept.family, asdict(self._kept.spec), self.phi)
 
     @classmethod
     def load(

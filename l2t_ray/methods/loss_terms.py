@@ -1,0 +1,22 @@
+"""The settings of a learned combination of a task's own loss terms (`core/loss/terms.py`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from l2t_ray.core.loss.terms import TermLoss
+from l2t_ray.methods.loss_settings import LossSettings
+from l2t_ray.methods.parts import LossFacts
+from l2t_ray.settings.record import Whole
+
+
+class TermLossConfig(LossSettings):
+    """A weight for each kind of each term, and on request a curve for each term; the mean push stays fixed."""
+
+    name: Literal["terms"] = "terms"  # pyright: ignore[reportIncompatibleVariableOverride]
+    pieces: Annotated[Whole, Field(ge=1, le=100)] = 1
+    """Straight pieces of each term's curve; 1: none, the weights are all that is learned."""
+
+    def family(self, facts: LossFacts, *, begun: bool = True) -> TermLoss:
+        del begun  # it always begins with the task's own loss
+        return TermLoss.for_task(facts.task, facts.sample() if facts.task.kinds else (), num_pieces=self.pieces)
