@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from l2t_ray.run import Experiment
 
 __all__ = [
+    "DivergenceError",
     "DynamicLossNetwork",
     "Experiment",
     "FlatModule",
     "LSTMTeacher",
     "LearnedLoss",
     "TermLoss",
+    "UserError",
     "fit",
     "flip_to_one",
     "flip_to_two",
@@ -46,12 +48,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DivergenceError": "interfaces",
     "DynamicLossNetwork": "core.loss.network",
     "Experiment": "run",
     "FlatModule": "bilevel.flat",
     "LSTMTeacher": "core.lstm_teacher",
     "LearnedLoss": "core.loss.learned",
     "TermLoss": "core.loss.terms",
+    "UserError": "interfaces",
     "fit": "assembly.fit",
     "flip_to_one": "data.noise",
     "flip_to_two": "data.noise",

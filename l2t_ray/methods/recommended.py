@@ -32,7 +32,7 @@ class RecommendedConfig(L2TDLNConfig):
     label. The validation images take turns in teaching and in judging."""
 
     name: Literal["recommended"] = "recommended"  # pyright: ignore[reportIncompatibleVariableOverride]
-    loss: RecommendedLossConfig = RecommendedLossConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+    loss: Annotated[RecommendedLossConfig, named("pairs")] = RecommendedLossConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     """Begins as the channel and the memory alone."""
     warm_share: Fraction = 0.15
     """As in `l2t_dln`."""

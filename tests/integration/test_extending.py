@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import l2t_ray
 from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
@@ -20,6 +21,8 @@ from l2t_ray.core.student import StudentSgd, Trainee
 from l2t_ray.interfaces import Data, Method, Task
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run import Experiment
+from l2t_ray.tasks.classification import Classification
+from l2t_ray.tracking.metrics import read_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
@@ -80,7 +83,7 @@ def test_the_job_takes_the_student_by_its_import_path(assembly, monkeypatch):
 
 def test_the_job_takes_the_method_by_its_import_path(assembly, monkeypatch):
     """As the page's command says, in this process and for a few steps; it goes on from what it wrote down."""
-    config, *overrides = command_with("method=")
+    config, *overrides = command_with("method=small_loss")
     few = ["training={num_rounds: 2, num_steps: 2}", "student.name=lenet", "data.num_train=60"]
     plain = ["ray.enabled=false", "tracking.mlflow=false", "name=own", "controls=[small_loss:SmallLossConfig]"]
     monkeypatch.chdir(assembly.directory)
@@ -92,6 +95,35 @@ def test_the_job_takes_the_method_by_its_import_path(assembly, monkeypatch):
     again = Experiment.resume(result.directory)
     assert again.config.method == experiment.config.method and again.config.method.share == 0.6
     assert again.run(quiet=True, figures=False).summaries == result.summaries
+
+
+def test_the_job_takes_the_loss_family_by_its_import_path(assembly, monkeypatch):
+    config, *overrides = command_with("method.loss=")
+    few = ["training={num_rounds: 2, num_steps: 2}", "student.name=lenet", "data.num_train=60", "controls=[]"]
+    monkeypatch.chdir(assembly.directory)
+    experiment = Experiment.from_yaml(
+        CONFIGS / Path(config).name, [*overrides, *few, "ray.enabled=false", "tracking.mlflow=false", "name=family"]
+    )
+    result = experiment.run(quiet=True, figures=False)
+    amounts = read_rows(result.directory / "metrics.parquet")
+    assert amounts[0]["smoothing"] == pytest.approx(0.2) != amounts[1]["smoothing"]
+    assert Experiment.resume(result.directory).config.method == experiment.config.method
+
+
+def test_fit_takes_the_loss_family_as_an_object_and_by_its_import_path(assembly):
+    inputs, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    sets = {"train": (inputs, labels), "validation": (inputs, labels), "num_rounds": 3, "num_steps": 2}
+    model = torch.nn.Linear(4, 3)
+    family = assembly.loss.__class__(Classification(), 0.1)
+    results = [
+        l2t_ray.fit(model, **sets, val_batch_size=20, method="l2t_dln", loss=loss)
+        for loss in (family, "smoothing:SmoothingConfig")
+    ]
+    first, second = ([row["smoothing"] for row in result.rows] for result in results)
+    assert first == second and first[0] == pytest.approx(0.1) and len(set(first)) == 3
+    assert torch.equal(results[0].loss.phi, results[1].loss.phi) and results[0].loss.family is family
+    with pytest.raises(TypeError, match="Smoothing lacks what a loss that is used outside its training has"):
+        results[0].loss.save("loss.safetensors")
 
 
 def test_its_classes_keep_the_protocols(assembly):

@@ -51,7 +51,7 @@ WRONG = {
     "warm_share": ([1.5, -1.0, 15, NAN, True], r"must be None or a share of the rounds, in \[0, 1\], got"),
     "teacher": (["LSTM", "sgd", ["adam"], nn.LSTM], "must be None, 'adam' or 'lstm', got"),
     "seed": ([-1, 1.0, True, 2**63, "0", None], r"must be a whole number from 0 to 2\^63 - 1, got"),
-    "loss": (["gce", nn.CrossEntropyLoss(), broken_loss()], "must be None or a DynamicLossNetwork"),
+    "loss": ([nn.CrossEntropyLoss(), broken_loss(), 3], "must be None, a loss family or its settings, or a Dynamic"),
     "try_first": ([1, "no", None], "must be True or False, got"),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
     "device": (["gpu", "cuda:99", "meta", None, True, 1.5], "must be one that this machine has"),
