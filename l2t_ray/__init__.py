@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from l2t_ray.core.lstm_teacher import LSTMTeacher, preprocess_gradient
     from l2t_ray.core.reweight import importance_weights, similarity
     from l2t_ray.data.noise import flip_to_one, flip_to_two, uniform
+    from l2t_ray.interfaces import DivergenceError, UserError
     from l2t_ray.run import Experiment
 
 __all__ = [

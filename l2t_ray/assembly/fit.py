@@ -27,7 +27,7 @@ from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.tensor_examples import TensorSets
-from l2t_ray.interfaces import DivergenceError, UserError
+from l2t_ray.interfaces import Batch, DivergenceError, Task, UserError
 from l2t_ray.methods.learned_loss import LearnedLossSettings
 from l2t_ray.methods.loss_network import LossNetworkConfig
 from l2t_ray.methods.loss_settings import LossSettings
@@ -67,9 +67,10 @@ class Fit:
 def fit(
     model: nn.Module,
     *,
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor] | None = None,
+    train: tuple[Any, Any],
+    validation: tuple[Any, Any],
+    test: tuple[Any, Any] | None = None,
+    task: Task | None = None,
     method: MethodSettings | Mapping[str, Any] | str | None = None,
     num_rounds: int = 300,
     num_steps: int = 15,
@@ -94,10 +95,13 @@ def fit(
         model: gives logits `[n, c]` for inputs `[n, ...]`, of any floating-point type; left as it is. It may have more
             outputs than the labels have classes. Lazy modules get their shapes from the validation inputs.
         train: inputs and labels to train on, tensors or NumPy arrays; labels may be wrong, and of any integer type.
+            Several inputs are given by the names of the model's arguments, `{"tokens": ..., "mask": ...}`.
         validation: inputs and labels to judge by; small and clean. The recommended method lets them take turns in
             judging and in teaching; `method={"name": "recommended", "clean_images": "judge"}` never trains on them.
         test: inputs and labels that the rows' `test_accuracy` is of; None: it is of the validation set, and too good
             where that is trained on.
+        task: what outputs and targets mean, where they are not logits and class numbers: `tasks.segmentation` has one
+            for masks, docs/extending.md shows one's own. The targets are then what the task takes.
         method: what a configuration's section `method` may hold, or a method's settings; None: the recommended one.
         num_rounds: changes of the loss; the model takes `num_rounds * num_steps` SGD steps, with cosine decay.
         warm_share: share of the rounds under plain cross-entropy, after which the label noise is estimated and the
@@ -150,24 +154,28 @@ def fit(
             batch_size=config.training.batch_size,
             val_batch_size=config.training.val_batch_size,
             device=place,
+            num_classes=None if task is None else 1,
         )
-        if isinstance(sets.train.inputs, Mapping):
-            raise UserError("train[0] (inputs) must be one tensor, got several by name; put them into one, for now.")
-        source = TensorSource(sets, config.training, num_classes=sets.num_classes, seed=config.seed, device=place)
-        batches = source.dry_round()
+        shared = {"seed": config.seed, "device": place, "task": task}
+        batches = TensorSource(sets, config.training, num_classes=sets.num_classes, **shared).dry_round()
         initialise_lazy(student, batches.val.inputs, config.seed)
-        outputs = first_outputs(student, batches.val.inputs, words)
-        num_classes = outputs.shape[1]
+        outputs = first_outputs(student, batches.val.inputs, words, are_logits=task is None)
         if test is not None:
             extreme, _ = sets.test.batch(np.array(sets.test.extreme_rows), (), place)
-            first_outputs(student, extreme, words._replace(validation="test"))
-        sets.check_outputs(num_classes)
-        source = TensorSource(sets, config.training, num_classes=num_classes, seed=config.seed, device=place)
-        notes = [*([EAGER.note] if compiled else []), *_notes(outputs, sets.num_classes)]
-        first_loss = _first_loss(loss, config, num_classes, sets.num_classes)
+            first_outputs(student, extreme, words._replace(validation="test"), are_logits=task is None)
+        notes = [EAGER.note] if compiled else []
+        if task is None:
+            num_classes = outputs.shape[1]
+            sets.check_outputs(num_classes)
+            notes += _notes(outputs, sets.num_classes)
+        else:
+            num_classes = _classes_of_rows(task, outputs, batches.val)
+        source = TensorSource(sets, config.training, num_classes=num_classes, **shared)
+        parts = _parts(config, FlatModule(copied(student)), source, task)
+        first_loss = _first_loss(loss, config, parts.loss_facts, sets.num_classes)
 
         def try_a_round() -> None:
-            run, _ = _built(config, FlatModule(copied(student)), source, first_loss, sets)
+            run, _ = _built(config, FlatModule(copied(student)), source, task, first_loss, sets)
             dry_round(run.arms[0].method, run.student, run.task, run.group, batches, words)
             copied(run.student.module)
 
@@ -183,7 +191,7 @@ def fit(
                 len(sets.validation),
                 config.training.val_batch_size,
             )
-        run, estimates = _built(config, FlatModule(student), source, first_loss, sets)
+        run, estimates = _built(config, FlatModule(student), source, task, first_loss, sets)
         with warnings.catch_warnings(), applied(remedies):
             warnings.simplefilter("ignore")  # it is raised, below
             end = run.train(start=None, store=None, on_row=on_row)
@@ -248,7 +256,7 @@ def _settings(
 def _first_loss(
     given: LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None,
     config: ExperimentConfig,
-    num_classes: int,
+    facts: LossFacts,
     num_labels: int,
 ) -> LossFamily | None:
     """The loss to begin with; one that is given is copied. None: the method learns none.
@@ -256,17 +264,17 @@ def _first_loss(
     Raises:
         UserError: if it is for another number of classes.
     """
-    if isinstance(given, DynamicLossNetwork) and given.spec.num_classes not in (None, num_classes):
+    if isinstance(given, DynamicLossNetwork) and given.spec.num_classes not in (None, facts.num_classes):
         raise UserError(
             f"loss is for {given.spec.num_classes} classes, and the labels have {num_labels}, model "
-            f"{num_classes} outputs; make one for {num_classes}, or leave it out."
+            f"{facts.num_classes} outputs; make one for {facts.num_classes}, or leave it out."
         )
     method = config.method
     if not isinstance(method, LearnedLossSettings):
         return None
     if given is None or isinstance(given, str | Mapping):
-        return method.loss.family(LossFacts(Classification(), num_classes, config.seed))
-    return PairLoss(copied(given, "loss"), Classification()) if isinstance(given, DynamicLossNetwork) else given
+        return method.loss.family(facts)
+    return PairLoss(copied(given, "loss"), facts.task) if isinstance(given, DynamicLossNetwork) else given
 
 
 def _last_loss(family: LossFamily | None, end: Checkpoint) -> LearnedLoss | None:
@@ -282,20 +290,13 @@ def _built(
     config: ExperimentConfig,
     student: FlatModule,
     source: TensorSource,
+    task: Task | None,
     loss: LossFamily | None,
     sets: TensorSets,
 ) -> tuple[Run, list[NoiseEstimate]]:
     """Everything that is trained, at its beginning; the list is filled with what is found of the noise."""
     estimates: list[NoiseEstimate] = []
-    trainee = Trainee(student, Classification(), build_sgd(config.training), SingleProcess(), source.device)
-    parts = Parts(
-        trainee,
-        source,
-        config.training.num_rounds,
-        config.seed,
-        loss=loss,
-        on_estimate=estimates.append,
-    )
+    parts = replace(_parts(config, student, source, task), loss=loss, on_estimate=estimates.append)
     run = replace(
         run_of(config, parts, build_teacher),
         tests_on_validation=sets.test is sets.validation,
@@ -303,6 +304,18 @@ def _built(
         other_advice=_about_inputs(sets.train.largest),
     )
     return run, estimates
+
+
+def _parts(config: ExperimentConfig, student: FlatModule, source: TensorSource, task: Task | None) -> Parts:
+    trainee = Trainee(student, task or Classification(), build_sgd(config.training), SingleProcess(), source.device)
+    return Parts(trainee, source, config.training.num_rounds, config.seed)
+
+
+def _classes_of_rows(task: Task, outputs: Any, batch: Batch) -> int:
+    """How many classes a task's rows decide between; 1: it has none."""
+    with torch.no_grad():
+        rows = task.terms(outputs, batch).rows
+    return 1 if rows is None else rows.logits.shape[1]
 
 
 def _notes(outputs: Tensor, num_labels: int) -> list[str]:

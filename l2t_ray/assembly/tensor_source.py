@@ -6,7 +6,10 @@ from jaxtyping import Int
 
 from l2t_ray.assembly.source import Source
 from l2t_ray.data.examples import Examples, Joined
+from l2t_ray.data.loader import RoundLoader
+from l2t_ray.data.row_shares import RowShares
 from l2t_ray.data.tensor_examples import TensorSets, test_batch_of
+from l2t_ray.interfaces import Data, Task
 from l2t_ray.methods.parts import Labels
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import TrainingConfig
@@ -17,22 +20,36 @@ class TensorSource(Source):
 
     Args:
         num_classes: those of the labels, or more, which have no examples.
+        task: says how many rows an example's targets have; None: they are labels, one an example.
     """
 
     def __init__(
-        self, sets: TensorSets, training: TrainingConfig, *, num_classes: int, seed: int, device: torch.device
+        self,
+        sets: TensorSets,
+        training: TrainingConfig,
+        *,
+        num_classes: int,
+        seed: int,
+        device: torch.device,
+        task: Task | None = None,
     ):
-        num_train = len(sets.train)
-        labels = np.concatenate([part.targets.cpu().numpy() for part in (sets.train, sets.validation)])
+        self._task = task
+        num_train, num_rows = len(sets.train), len(sets.train) + len(sets.validation)
+        if task is None:
+            labels = np.concatenate([part.targets.cpu().numpy() for part in (sets.train, sets.validation)])
+        else:
+            labels = np.zeros(num_rows, dtype=np.int64)
 
         def examples(taught: Int[np.ndarray, " n"]) -> Examples:
+            if task is not None:
+                return Joined(sets.train, sets.validation)
             pieces = torch.from_numpy(taught).split([num_train, len(sets.validation)])
             return Joined(*(part.taught(own) for part, own in zip((sets.train, sets.validation), pieces, strict=True)))
 
         super().__init__(
             examples,
             sets.test,
-            Labels(labels, labels, np.arange(len(labels)) >= num_train, None, tuple(map(str, range(num_classes)))),
+            Labels(labels, labels, np.arange(num_rows) >= num_train, None, tuple(map(str, range(num_classes)))),
             sets.policy(),
             training,
             balance=labels,
@@ -41,3 +58,6 @@ class TensorSource(Source):
             device=device,
             test_batch=test_batch_of(training.val_batch_size),
         )
+
+    def served(self, loader: RoundLoader) -> Data:
+        return loader if self._task is None else RowShares(loader, self._task, SingleProcess())

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +17,14 @@ from l2t_ray.bilevel.flat import FlatModule, clone_buffers
 from l2t_ray.core.loss import file as loss_file
 from l2t_ray.core.loss.family import KeptFamily
 from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.core.student import outputs_of
 from l2t_ray.data.examples import combined
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
 from l2t_ray.training.remedies import Remedy, applied, remedy_for
-from l2t_ray.training.user_module import in_evaluation_mode
+from l2t_ray.training.user_module import answer, in_evaluation_mode
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,17 +33,21 @@ _NUDGE = 0.05
 """Of the weights' root mean square."""
 
 
-def first_outputs(module: nn.Module, batch: Tensor, words: Words) -> Tensor:
+def first_outputs(module: nn.Module, inputs: Any, words: Words, *, are_logits: bool = True) -> Any:
     """What the module as it is says of inputs, in evaluation mode.
+
+    Args:
+        are_logits: they are to be logits `[n, c]`.
 
     Raises:
         UserError: if it fails on them, or gives no logits.
     """
     dtype = next(parameter for parameter in module.parameters() if parameter.requires_grad).dtype
-    place = Place("evaluated", words.validation, words.val_batch_size, batch, dtype)
-    with torch.no_grad(), unmoved_draws(batch.device), explained(words, place), in_evaluation_mode(module):
-        outputs = module(batch)
-    check_outputs(outputs, words, place)
+    place = Place("evaluated", words.validation, words.val_batch_size, inputs, dtype)
+    with torch.no_grad(), unmoved_draws(place.first.device), explained(words, place), in_evaluation_mode(module):
+        outputs = answer(module, inputs)
+    if are_logits:
+        check_outputs(outputs, words, place)
     return outputs
 
 
@@ -99,14 +104,17 @@ def dry_round(
             check_outputs(outputs, words, here)
 
     with explained(words, here := place("evaluated", val)), torch.no_grad():
-        look_at(student(theta, buffers, val.inputs, training=False), here)
+        look_at(outputs_of(student, theta, buffers, val, training=False), here)
         evaluate(student, state, task, [val], group)
     with explained(words, place("differentiated", train)):
-        student.check(theta, buffers, train.inputs)
+        if isinstance(train.inputs, Mapping):
+            student.check(theta, buffers, **train.inputs)
+        else:
+            student.check(theta, buffers, train.inputs)
     for batch in (train, val):
         with explained(words, here := place("differentiated", batch)):
             leaf = theta.clone().requires_grad_()
-            outputs = student(leaf, clone_buffers(buffers), batch.inputs, training=True)
+            outputs = outputs_of(student, leaf, clone_buffers(buffers), batch, training=True)
             look_at(outputs, here)
             (gradient,) = torch.autograd.grad(task.error(outputs, batch, group), leaf)
             check_finite(gradient, "gradient", words, here)

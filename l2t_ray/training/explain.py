@@ -1,13 +1,14 @@
 """From what went wrong in a model to one sentence: what was expected, what came, what to do."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from l2t_ray.data.tensor_checks import by_name
 from l2t_ray.interfaces import UserError
 from l2t_ray.training.user_module import first_line
 
@@ -34,13 +35,20 @@ class Place(NamedTuple):
     """What was tried, as in `cannot be ...`."""
     data: str
     size_key: str
-    inputs: Tensor
+    inputs: Any
+    """A tensor, or several by name."""
     dtype: torch.dtype
     """Of the model's parameters."""
 
     @property
     def batch(self) -> str:
-        return f"{list(self.inputs.shape)} of {_short(self.inputs.dtype)} from {self.data}"
+        shown = (f"{list(values.shape)} of {_short(values.dtype)}" for values in by_name(self.inputs).values())
+        return f"{' and '.join(shown)} from {self.data}"
+
+    @property
+    def first(self) -> Tensor:
+        """Of the inputs, the first one."""
+        return next(iter(by_name(self.inputs).values()))
 
 
 @contextmanager
@@ -70,7 +78,7 @@ def check_outputs(outputs: Any, words: Words, place: Place) -> None:
     Raises:
         UserError: if these are no logits, one row an example.
     """
-    n = len(place.inputs)
+    n = len(place.first)
     if not isinstance(outputs, Tensor):
         raise UserError(
             f"{words.model} gives a {type(outputs).__name__} where logits [n, classes] are expected; wrap it in a "
@@ -129,10 +137,15 @@ def _no_derivative(words: Words, place: Place, found: re.Match[str]) -> str:
 
 
 def _several_inputs(words: Words, place: Place, found: re.Match[str]) -> str:
+    reason = found[0].removeprefix("TypeError: ")
+    if isinstance(place.inputs, Mapping):
+        return (
+            f"{words.model} is called with the inputs of {place.data} by name ({', '.join(place.inputs)}), and its "
+            f"forward has other ones ({reason}); name them as its arguments are."
+        )
     return (
-        f"{words.model} is called with one tensor, the inputs of {place.data}, and its forward needs more "
-        f"({found[0].removeprefix('TypeError: ')}); put all inputs into one tensor, and wrap {words.model} in a module "
-        "that takes it apart."
+        f"{words.model} is called with one tensor, the inputs of {place.data}, and its forward needs more ({reason}); "
+        "give the inputs by name, {argument: tensor, ...}."
     )
 
 
@@ -151,12 +164,12 @@ def _devices(words: Words, place: Place, found: re.Match[str]) -> str:
 
 
 def _dtypes(words: Words, place: Place, found: re.Match[str]) -> str | None:
-    given, own = _short(place.inputs.dtype), _short(place.dtype)
+    given, own = _short(place.first.dtype), _short(place.dtype)
     if given == own:
-        if place.inputs.device.type == "cpu" and place.dtype == torch.float16:
+        if place.first.device.type == "cpu" and place.dtype == torch.float16:
             return f"{words.model} is float16, which the CPU lacks operations for ({found[0]}); try .float()."
         return None
-    if place.inputs.is_floating_point():
+    if place.first.is_floating_point():
         return (
             f"inputs of {place.data} are {given} and parameters of {words.model} are {own}; give both one type, as "
             f"with inputs.to(torch.{own})."

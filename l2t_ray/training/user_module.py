@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from l2t_ray.bilevel.draws import counted_draws
 from l2t_ray.bilevel.refusals import refuse_hooks
+from l2t_ray.data.tensor_checks import by_name
 from l2t_ray.interfaces import UserError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -52,12 +53,18 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
-def initialise_lazy(module: nn.Module, inputs: Tensor, seed: int) -> None:
+def initialise_lazy(module: nn.Module, inputs: Any, seed: int) -> None:
     """Gives lazy modules their shapes and weights, from one pass in evaluation mode. Others are left alone."""
     if not any(is_lazy(tensor) for tensor in [*module.parameters(), *module.buffers()]):
         return
-    with torch.no_grad(), counted_draws(seed, inputs.device), in_evaluation_mode(module):
-        module(inputs)
+    device = next(iter(by_name(inputs).values())).device
+    with torch.no_grad(), counted_draws(seed, device), in_evaluation_mode(module):
+        answer(module, inputs)
+
+
+def answer(module: nn.Module, inputs: Any) -> Any:
+    """What a module makes of inputs: of one tensor, or of several by the names of its arguments."""
+    return module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
 
 
 def check_parameters(module: Any, name: str = "model") -> None:
