@@ -14,8 +14,8 @@ runs/<name>/config.yaml         the resolved configuration, without credentials
 """
 
 from l2t_ray.exit_codes import exit_codes
-from l2t_ray.run.experiment import Experiment
 from l2t_ray.run.paths import with_absolute_paths, working_directory
+from l2t_ray.run.ready_experiment import Experiment
 from l2t_ray.run.results import ARTIFACTS, Result, protocol, summarise
 
 __all__ = [

@@ -29,10 +29,10 @@ from l2t_ray.interfaces import FailureLimitError, Metric, StoppedError, UserErro
 from l2t_ray.masking import masked, masked_tree
 from l2t_ray.methods.cross_entropy import CrossEntropyConfig
 from l2t_ray.methods.settings import MethodSettings
-from l2t_ray.reports import comparison as table
-from l2t_ray.reports.comparison import TrialResult, trial_directory
+from l2t_ray.reports import comparison_table as table
+from l2t_ray.reports.comparison_table import TrialResult, trial_directory
 from l2t_ray.reports.figures import save_figures, write_figures
-from l2t_ray.reports.published import noisy_labels
+from l2t_ray.reports.paper_accuracies import noisy_labels
 from l2t_ray.run import protocol, with_absolute_paths
 from l2t_ray.settings import experiment as configuration
 from l2t_ray.settings.experiment import ExperimentConfig, RayConfig, TrainingConfig

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from l2t_ray.reports.comparison import CELL, FINAL, SEED
+from l2t_ray.reports.comparison_table import CELL, FINAL, SEED
 from l2t_ray.run import ARTIFACTS as OF_A_RUN
 from l2t_ray.settings.experiment import TrackingConfig
 from l2t_ray.studies.outcome import FILE, Outcome, read_outcome

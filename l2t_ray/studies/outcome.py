@@ -10,7 +10,7 @@ from typing import Any
 from l2t_ray.interfaces import DivergenceError, Tracker
 from l2t_ray.run import Experiment
 from l2t_ray.studies.trials import Trial
-from l2t_ray.tracking.memory import PeakMemory
+from l2t_ray.tracking.peak_memory import PeakMemory
 
 FILE = "outcome.json"
 

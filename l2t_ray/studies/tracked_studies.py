@@ -7,7 +7,7 @@ from typing import Any
 
 from l2t_ray.interfaces import UserError
 from l2t_ray.studies.log import ROLE
-from l2t_ray.studies.results import FILE
+from l2t_ray.studies.study_results import FILE
 from l2t_ray.tracking.runs import find_runs
 
 

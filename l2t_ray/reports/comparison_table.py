@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from l2t_ray.headline import ACCURACY, with_unit
 from l2t_ray.interfaces import Metric
 from l2t_ray.reports import figures
-from l2t_ray.reports.published import Published
+from l2t_ray.reports.paper_accuracies import Published
 from l2t_ray.reports.spread import MISSING, Spread, shown, spread
 from l2t_ray.reports.tables import markdown
 from l2t_ray.tracking.metrics import read_rows
