@@ -52,6 +52,6 @@ def with_unit(text: str, metric: Metric) -> str:
     return f"{text} [{metric.unit}]" if metric.unit else text
 
 
-def shown(value: float, metric: Metric) -> str:
+def formatted(value: float, metric: Metric) -> str:
     """A value with its unit: `76.83 %`."""
     return f"{metric.factor * value:.{metric.digits}f} {metric.unit}".rstrip()

@@ -41,7 +41,7 @@ class CorruptedLabels:
         return float(self.is_wrong.mean())
 
 
-class Source:
+class ExamplesSource:
     """The data of a run on one worker (see `methods.parts.Source`). What is the same for all arms is made once.
 
     Args:
@@ -158,7 +158,7 @@ class Source:
         )
 
 
-class ImageSource(Source):
+class ImageSource(ExamplesSource):
     """The images that a configuration names, with labels that are corrupted as it says."""
 
     def __init__(self, config: ExperimentConfig, dataset: Dataset, *, group: Group, device: torch.device):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from l2t_ray.assembly.source import Source
+from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.examples import Examples, Joined
 from l2t_ray.data.tensor_examples import TensorSets, test_batch_of
 from l2t_ray.methods.parts import Labels
@@ -12,7 +12,7 @@ from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import TrainingConfig
 
 
-class TensorSource(Source):
+class TensorSource(ExamplesSource):
     """Rows of the training set, and after them those of the validation set; in this process.
 
     Args:

@@ -36,7 +36,7 @@ def window_at(
     return Window(start(place[0], height), start(place[1], width), size, size, is_flipped)
 
 
-def shown(
+def windowed(
     image: UInt8[np.ndarray, "c h w"],
     mask: Integer[np.ndarray, "h w"],
     window: Window,

@@ -20,7 +20,7 @@ from l2t_ray.headline import ACCURACY, with_unit
 from l2t_ray.interfaces import Metric
 from l2t_ray.reports import figures
 from l2t_ray.reports.paper_accuracies import Published
-from l2t_ray.reports.spread import MISSING, Spread, shown, spread
+from l2t_ray.reports.spread import MISSING, Spread, spread, spread_text
 from l2t_ray.reports.tables import markdown
 from l2t_ray.tracking.metrics import read_rows
 from l2t_ray.tracking.runs import find_runs
@@ -116,7 +116,7 @@ def as_markdown(lines: Sequence[Entry], published: Mapping[str, Published], head
     headings += ["diverged"] * has_diverged + ["paper [%]", "source"] * has_paper
     rows = []
     for line in lines:
-        cells = [line.arm, *(shown(line.spreads[c.name], factor=c.factor, digits=c.digits) for c in columns)]
+        cells = [line.arm, *(spread_text(line.spreads[c.name], factor=c.factor, digits=c.digits) for c in columns)]
         if has_diverged:
             cells.append(f"{line.num_diverged} of {line.num_trials}")
         if has_paper:

@@ -5,7 +5,7 @@ of that comparison. A row's loss is the mean over its C - 1 pairs. Its weights `
 rewrites them coordinate by coordinate, and `losses_at(phi, ...)` evaluates the network anywhere without copying.
 
 The network itself stands in `layers.py`. It may be composed with a memory, a table of label pairs and a channel of
-label noise: each is a part with numbers of its own in phi (`Parts`).
+label noise: each is a part with numbers of its own in phi (`LossParts`).
 """
 
 import math
@@ -37,7 +37,7 @@ class Pieces(NamedTuple):
     channel: Float[Tensor, " e"]
 
 
-class Parts(NamedTuple):
+class LossParts(NamedTuple):
     """What a loss is composed of, in the order in which phi holds the numbers of each."""
 
     network: Layers | CrossEntropy
@@ -127,8 +127,8 @@ class LossNetworkSpec:
             raise ValueError("a loss network with a channel needs softmax pairs and no label-pair table.")
 
     @cached_property
-    def parts(self) -> Parts:
-        return Parts(
+    def parts(self) -> LossParts:
+        return LossParts(
             CrossEntropy() if self.layers == 0 else Layers(self.hidden, self.layers, self.pairs, self.activation),
             NoMemory() if self.memory is None else MemoryTerm(self.memory),
             NoTable() if self.label_table is None else LabelTable(self.label_table),

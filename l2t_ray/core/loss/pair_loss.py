@@ -49,7 +49,7 @@ class PairLoss:
         return isinstance(self.spec.parts.channel, Channel)
 
     def shift_to(self, channel: Float[Tensor, "c c"], phi: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """What to add to phi so that its channel of label noise becomes this one (`network.Parts`)."""
+        """What to add to phi so that its channel of label noise becomes this one (`network.LossParts`)."""
         return self.spec.parts.shift_to(channel, phi)
 
     def losses(self, phi: Float[Tensor, " m"], terms: Terms, memory: Float[Tensor, "n c"] | None) -> RowLosses:
