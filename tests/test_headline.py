@@ -1,4 +1,4 @@
-"""Columns and closing numbers by their headline."""
+"""Columns and final metrics by their headline."""
 
 import pytest
 

@@ -239,7 +239,8 @@ def fold_epochs(num_folds: int, training: TrainingConfig, split: Split) -> int:
         raise UserError(
             f"training.val_batch_size={training.val_batch_size} is more than the {smallest} images of a fold: with "
             f"method.clean_images=trusted one of method.clean_folds={num_folds} parts of the {num_validation} "
-            "validation images judges at a time; lower val_batch_size or clean_folds, or enlarge data.num_validation."
+            "validation images is validated on at a time; lower val_batch_size or clean_folds, or enlarge "
+            "data.num_validation."
         )
     pass_rounds = (len(split.train) + num_validation - smallest) / (training.batch_size * training.num_steps)
     return max(1, round(pass_rounds / (smallest // training.val_batch_size)))

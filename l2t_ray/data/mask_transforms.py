@@ -1,4 +1,4 @@
-"""An image and its mask under one transform: what is cut, enlarged or mirrored in one is so in the other."""
+"""An image and its mask under one transform: what is cropped, enlarged or mirrored in one is so in the other."""
 
 from typing import NamedTuple
 

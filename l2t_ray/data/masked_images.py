@@ -33,7 +33,7 @@ class MaskedImages:
         crop: height and width of the crops, in pixels.
         augment: `crop_flip`: scale, place and flip are drawn; `flip`: crops are from the middle at the images' own
             scale; `none`: and not mirrored.
-        scale: the least and the largest factor by which images are enlarged before they are cut.
+        scale: the least and the largest factor by which images are enlarged before they are cropped.
         pixels: how many pixels of each crop are trained on; None: all that count, and targets are masks alone.
 
     Raises:

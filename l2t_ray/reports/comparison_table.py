@@ -28,11 +28,11 @@ from l2t_ray.tracking.runs import find_runs
 CELL, SEED = "cell", "seed"
 """Tags of a trial in MLflow; the cell of a comparison's is the method."""
 FINAL = "final"
-"""Before the names of a trial's closing numbers there: the same for every method."""
+"""Before the names of a trial's final metrics there: the same for every method."""
 
 
 class TrialResult(NamedTuple):
-    """One method trained with one seed: its closing numbers by name, as in `summary.json`."""
+    """One method trained with one seed: its final metrics by name, as in `summary.json`."""
 
     arm: str
     seed: int
@@ -43,7 +43,7 @@ class TrialResult(NamedTuple):
         return bool(self.numbers.get("diverged"))
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of the table: its name in `summary.json`, its heading, and how it is shown."""
 
     name: str
@@ -52,14 +52,14 @@ class Column(NamedTuple):
     digits: int = 2
 
 
-def columns_of(headline: Metric) -> tuple[Column, ...]:
+def columns_of(headline: Metric) -> tuple[TableColumn, ...]:
     """The columns of a table about this headline."""
     own = ((headline.on_test, "final"), (headline.best, "best seen"), (headline.selected, "chosen on validation"))
     return (
-        *(Column(name, with_unit(heading, headline), headline.factor, headline.digits) for name, heading in own),
-        Column("reproduced", "wrong labels given back [%]", 100, 1),
-        Column("seconds", "time [s]", 1, 0),
-        Column("peak_memory_mb", "memory [MB]", 1, 0),
+        *(TableColumn(name, with_unit(heading, headline), headline.factor, headline.digits) for name, heading in own),
+        TableColumn("reproduced", "memorised wrong labels [%]", 100, 1),
+        TableColumn("seconds", "time [s]", 1, 0),
+        TableColumn("peak_memory_mb", "memory [MB]", 1, 0),
     )
 
 

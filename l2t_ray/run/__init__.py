@@ -10,7 +10,7 @@ runs/<name>/config.yaml         the resolved configuration, without credentials
             profile/            traces, if asked for
             loss.safetensors    the learned loss, with loss.md beside it
             checkpoints/
-            summary.json        the closing table, written last: a run that has one is finished
+            summary.json        the final metrics, written last: a run that has one is finished
 """
 
 from l2t_ray.exit_codes import exit_codes

@@ -74,7 +74,7 @@ def _unknown(keys: Sequence[str], section: type[BaseModel] | None, origin: str) 
 
 
 def value_text(value: Any, *, quotes: bool = True) -> str:
-    """A value on one line, cut where it is long."""
+    """A value on one line, shortened where it is long."""
     text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 

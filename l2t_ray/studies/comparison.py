@@ -228,7 +228,7 @@ class Comparison:
 
     def _caption(self) -> str:
         data, training = self.config.data, self.config.training
-        noise, judges = data.noise, protocol(self.config, load_dataset(data))
+        noise, validation = data.noise, protocol(self.config, load_dataset(data))
         what = f"{noise.kind} {noise.rate:g}" if noise.file is None else f"{noise.kind} of {noise.file.name}"
         options = ", ".join(f"{key} {value}" for key, value in self.config.student.options().items())
         student = f"{self.config.student.name} ({options})" if options else self.config.student.name
@@ -240,7 +240,7 @@ class Comparison:
             else "the schedule of each method's own paper, as far as it is known"
         )
         lines = [
-            f"{data.name}{size}, {images} training images, noise {what}; {student}. Validation: {judges}. "
+            f"{data.name}{size}, {images} training images, noise {what}; {student}. Validation: {validation}. "
             f"Budget `{self.budget}`: {budget}.",
             "Mean ± standard deviation (number of seeds). Final: after the last step. Best seen: picked on the test "
             "set, for information. Time: training steps alone.",

@@ -136,7 +136,7 @@ class Study(Record):
     base: FilePath
     """The experiment that all trials start from; relative to the study's file."""
     metric: MetricName = "headline"
-    """Which of a run's closing numbers the study's table shows: the task's headline (accuracy, for images with one
+    """Which of a run's final metrics the study's table shows: the task's headline (accuracy, for images with one
     label each) after the last round or the best one seen, or one by its name."""
     seeds: Seeds = (0, 1, 2)
     settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
@@ -207,8 +207,8 @@ class Study(Record):
             }
         )
 
-    def closing_number(self, metrics: Sequence[Metric]) -> str:
-        """The name of `metric` among the closing numbers of a task with these metrics.
+    def final_metric(self, metrics: Sequence[Metric]) -> str:
+        """The name of `metric` among the final metrics of a task with these metrics.
 
         Raises:
             UserError: if they have none of that name.

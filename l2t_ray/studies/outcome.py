@@ -21,7 +21,7 @@ class Outcome:
 
     Attributes:
         kind: `finished`; `diverged`, which is a result too; or `stopped` early by a scheduler.
-        numbers: closing numbers of the run, as in its `summary.json`, as far as there are any, and the peak memory of
+        numbers: final metrics of the run, as in its `summary.json`, as far as there are any, and the peak memory of
             its process [MB].
         message: why, unless finished.
     """

@@ -151,7 +151,7 @@ def duration(seconds: float | int) -> str:
 
 
 def _summary_columns(headline: Metric) -> tuple[tuple[str, str, Callable[[float], str]], ...]:
-    """Heading, name among the closing numbers, and how a value is shown."""
+    """Heading, name among the final metrics, and how a value is shown."""
     return (
         (f"test {headline.title}", headline.on_test, lambda value: formatted(value, headline)),
         ("best", headline.best, lambda value: formatted(value, headline)),

@@ -175,16 +175,16 @@ def test_a_study_is_begun_once(start, tmp_path):
         ("val_error", "val_error", "val_error"),
     ],
 )
-def test_the_metric_is_a_closing_number_of_the_task(write, metric, of_classification, of_segmentation):
+def test_the_metric_is_a_final_metric_of_the_task(write, metric, of_classification, of_segmentation):
     study = load_study(write(metric=metric))
-    assert study.closing_number(Classification.metrics) == of_classification
-    assert study.closing_number(Segmentation.metrics) == of_segmentation
+    assert study.final_metric(Classification.metrics) == of_classification
+    assert study.final_metric(Segmentation.metrics) == of_segmentation
 
 
 def test_a_metric_that_the_task_has_not_is_refused(write):
     study = load_study(write(metric="best_test_accuracy"))
     with pytest.raises(UserError, match=r"tiny is best_test_accuracy, .* have test_miou, .*; set headline or best_"):
-        study.closing_number(Segmentation.metrics)
+        study.final_metric(Segmentation.metrics)
 
 
 def test_a_study_is_about_the_headline_unless_it_says_otherwise(start, write):

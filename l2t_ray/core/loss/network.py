@@ -29,7 +29,7 @@ FAMILY = "pairs"
 
 
 class Pieces(NamedTuple):
-    """phi, cut into the numbers of each part."""
+    """phi, split into the numbers of each part."""
 
     network: Float[Tensor, " m"]
     memory: Float[Tensor, " w"]
@@ -49,7 +49,7 @@ class LossParts(NamedTuple):
     def num_weights(self) -> int:
         return sum(part.num_weights for part in self)
 
-    def cut(self, phi: Float[Tensor, " m"]) -> Pieces:
+    def split(self, phi: Float[Tensor, " m"]) -> Pieces:
         """
         Raises:
             ValueError: if phi has another number of weights.
@@ -66,7 +66,7 @@ class LossParts(NamedTuple):
         """
         if not isinstance(self.channel, Channel):
             raise ValueError("this loss has no channel of label noise.")
-        entries = self.cut(phi).channel
+        entries = self.split(phi).channel
         others = phi.new_zeros(len(phi) - len(entries))
         return torch.cat((others, self.channel.entries_of(matrix).to(phi) - entries))
 
@@ -182,7 +182,7 @@ class DynamicLossNetwork(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         """The loss of each pair; `table_entries` are the label-pair entries, absent in the paper's network."""
         parts = self.spec.parts
-        return parts.network.losses(parts.cut(self.phi).network, pairs, table_entries)
+        return parts.network.losses(parts.split(self.phi).network, pairs, table_entries)
 
     def losses(
         self,
@@ -213,14 +213,14 @@ class DynamicLossNetwork(nn.Module):
     ) -> Float[Tensor, " n"]:
         """`losses` with the weights `phi` in place of the module's own: a pure function of its arguments."""
         spec, num_classes = self.spec, logits.shape[1]
-        dtype = torch.promote_types(phi.dtype, logits.dtype)  # a student in double precision is judged in it
+        dtype = torch.promote_types(phi.dtype, logits.dtype)  # a student in double precision is evaluated in it
         phi, logits = phi.to(dtype), logits.to(dtype)
         if spec.num_classes not in (None, num_classes):
             raise ValueError(
                 f"this loss was learned for {spec.num_classes} classes (it holds a table of them), "
                 f"got logits of {num_classes} classes."
             )
-        parts, own = spec.parts, spec.parts.cut(phi)
+        parts, own = spec.parts, spec.parts.split(phi)
         entries = parts.table.of_pairs(own.table, labels)
         losses = parts.network.row_losses(own.network, logits, labels, parts.channel, own.channel, entries)
         if spec.mean == "released":
