@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -42,7 +43,16 @@ def assembly(tmp_path_factory):
 
 
 def test_each_file_is_short():
-    assert sorted(FILES) == ["assembly", "sentences", "small_loss", "smoothing", "tagger", "tagging", "thumbnails"]
+    assert sorted(FILES) == [
+        "assembly",
+        "sentences",
+        "small_loss",
+        "smoothed",
+        "smoothing",
+        "tagger",
+        "tagging",
+        "thumbnails",
+    ]
     assert {name: n for name, text in FILES.items() if not 10 <= (n := len(text.splitlines())) <= 40} == {}
 
 
@@ -80,7 +90,7 @@ def test_the_job_takes_the_student_by_its_import_path(assembly, monkeypatch):
 
 def test_the_job_takes_the_method_by_its_import_path(assembly, monkeypatch):
     """As the page's command says, in this process and for a few steps; it goes on from what it wrote down."""
-    config, *overrides = command_with("method=")
+    config, *overrides = command_with("method=small_loss:")
     few = ["training={num_rounds: 2, num_steps: 2}", "student.name=lenet", "data.num_train=60"]
     plain = ["ray.enabled=false", "tracking.mlflow=false", "name=own", "controls=[small_loss:SmallLossConfig]"]
     monkeypatch.chdir(assembly.directory)
@@ -92,6 +102,19 @@ def test_the_job_takes_the_method_by_its_import_path(assembly, monkeypatch):
     again = Experiment.resume(result.directory)
     assert again.config.method == experiment.config.method and again.config.method.share == 0.6
     assert again.run(quiet=True, figures=False).summaries == result.summaries
+
+
+def test_the_job_takes_a_loss_through_a_method(assembly, monkeypatch):
+    """As the page's command says, for a few steps: the teacher moves phi."""
+    config, *overrides = command_with("method=smoothed:")
+    few = ["training={num_rounds: 2, num_steps: 2}", "student.name=lenet", "data.num_train=60", "controls=[]"]
+    monkeypatch.chdir(assembly.directory)
+    experiment = Experiment.from_yaml(
+        CONFIGS / Path(config).name, [*overrides, *few, "ray.enabled=false", "tracking.mlflow=false", "name=loss"]
+    )
+    assert experiment.run(quiet=True, figures=False).summaries[0]["rounds"] == 2
+    rounds = pq.read_table(experiment.directory / "metrics.parquet").to_pylist()
+    assert all(row["phi_step_norm"] > 0 for row in rounds)
 
 
 def test_its_classes_keep_the_protocols(assembly):
