@@ -168,7 +168,7 @@ def released(setting: Setting, *, on_hypergradient: Callable[[], None] | None = 
     """
     s = setting
     parts = s.loss_network.spec.parts
-    sizes = [weight.numel() for weight in parts.network.matrices(parts.cut(s.phi).network)]
+    sizes = [weight.numel() for weight in parts.network.matrices(parts.split(s.phi).network)]
     sizes[-1] += len(s.phi) - sum(sizes)  # a label-pair table goes with the last layer: five tensors in any case
     lstm = LSTMTeacher().to(s.phi.dtype)
     adam = torch.optim.Adam(lstm.parameters(), lr=1e-3)

@@ -51,12 +51,12 @@ def check(arguments: argparse.Namespace) -> None:
         )
     console.print(f"Tables and figures: {arguments.out}/")
     if not arguments.no_mlflow:
-        console.print(f"look:  {tracked(arguments, summary)}")
+        console.print(f"view:  {tracked(arguments, summary)}")
     print(json.dumps({key: summary[key] for key in VERDICT}))
 
 
 def tracked(arguments: argparse.Namespace, summary: Mapping[str, Any]) -> str:
-    """Notes it in MLflow; gives the command to look at it."""
+    """Notes it in MLflow; gives the command to view it."""
     from l2t_ray.tracking.mlflow import MlflowTracker
 
     out = arguments.out

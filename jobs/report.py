@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_codes():
         from l2t_ray.interfaces import UserError
         from l2t_ray.reports.page import write_page  # takes seconds, in which one may press Ctrl-C
-        from l2t_ray.studies.gather import gather
+        from l2t_ray.studies.tracked_studies import gather
 
         store = arguments.runs.resolve() / "mlflow.db"
         uri = arguments.uri or os.environ.get("MLFLOW_TRACKING_URI")

@@ -1,6 +1,6 @@
 """The metrics that tasks share, and which of them a table is about: its headline.
 
-Whoever reads closing numbers or columns of the metrics table asks here what to look for and how to show it.
+Whoever reads final metrics or columns of the metrics table asks here what to look for and how to show it.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ AP = Metric("ap", "AP")
 ERROR = Metric("error", "error", unit="nats", factor=1, digits=4, higher_is_better=False)
 
 HEADLINE = "headline"
-"""The key of closing numbers and of a study's results that names their headline."""
+"""The key of final metrics and of a study's results that names their headline."""
 _KNOWN = {metric.name: metric for metric in (ACCURACY, CLASS_ACCURACY, MIOU, AP, ERROR)}
 _PREFIXES = ("best_", "selected_", "test_", "validation_", "val_")
 
 
 def headline_of(numbers: Mapping[str, Any]) -> Metric:
-    """The headline of closing numbers or of a study's results; accuracy where they name none."""
+    """The headline of final metrics or of a study's results; accuracy where they name none."""
     return named(numbers.get(HEADLINE) or ACCURACY.name)
 
 
@@ -52,6 +52,6 @@ def with_unit(text: str, metric: Metric) -> str:
     return f"{text} [{metric.unit}]" if metric.unit else text
 
 
-def shown(value: float, metric: Metric) -> str:
+def formatted(value: float, metric: Metric) -> str:
     """A value with its unit: `76.83 %`."""
     return f"{metric.factor * value:.{metric.digits}f} {metric.unit}".rstrip()

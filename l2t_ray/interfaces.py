@@ -142,7 +142,7 @@ class Metric(NamedTuple):
 
     @property
     def on_test(self) -> str:
-        """The column of the metrics table, and the name among the closing numbers."""
+        """The column of the metrics table, and the name among the final metrics."""
         return f"test_{self.name}"
 
     @property
@@ -151,12 +151,12 @@ class Metric(NamedTuple):
 
     @property
     def best(self) -> str:
-        """Among the closing numbers: the best one of all evaluations on the test set."""
+        """Among the final metrics: the best one of all evaluations on the test set."""
         return f"best_{self.on_test}"
 
     @property
     def selected(self) -> str:
-        """Among the closing numbers: the one on the test set where that on the validation part was best."""
+        """Among the final metrics: the one on the test set where that on the validation part was best."""
         return f"selected_{self.on_test}"
 
 

@@ -1,8 +1,8 @@
-"""Columns and closing numbers by their headline."""
+"""Columns and final metrics by their headline."""
 
 import pytest
 
-from l2t_ray.headline import ACCURACY, AP, ERROR, MIOU, headline_of, label_of, metric_of, named, shown
+from l2t_ray.headline import ACCURACY, AP, ERROR, MIOU, formatted, headline_of, label_of, metric_of, named
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_numbers_that_name_no_headline_are_about_accuracy():
 
 
 def test_values_are_shown_in_their_unit():
-    assert shown(0.76834, ACCURACY) == "76.83 %" and shown(1.25, ERROR) == "1.2500 nats"
-    assert shown(3.0, named("word_count")) == "3.0000"
+    assert formatted(0.76834, ACCURACY) == "76.83 %" and formatted(1.25, ERROR) == "1.2500 nats"
+    assert formatted(3.0, named("word_count")) == "3.0000"

@@ -1,11 +1,18 @@
-"""The names that others rely on are reachable from the package itself, and cost nothing until they are used."""
+"""The names that others rely on are reachable from the package itself, and cost nothing until they are used.
+
+A file name stands for one file.
+"""
 
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import l2t_ray
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", l2t_ray.__all__)
@@ -23,3 +30,10 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, l2t_ray; print([m for m in ('torch', 'numpy', 'ray', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("folder", ["l2t_ray", "tests"])
+def test_no_two_files_have_one_name(folder):
+    names = Counter(path.name for path in (ROOT / folder).rglob("*.py"))
+    assert len(names) > 100
+    assert [name for name, times in names.items() if times > 1 and name not in ("__init__.py", "conftest.py")] == []

@@ -96,8 +96,9 @@ def fit(
             outputs than the labels have classes. Lazy modules get their shapes from the validation inputs.
         train: inputs and labels to train on, tensors or NumPy arrays; labels may be wrong, and of any integer type.
             Several inputs are given by the names of the model's arguments, `{"tokens": ..., "mask": ...}`.
-        validation: inputs and labels to judge by; small and clean. The recommended method lets them take turns in
-            judging and in teaching; `method={"name": "recommended", "clean_images": "judge"}` never trains on them.
+        validation: inputs and labels to validate on; small and clean. The recommended method validates on one fold of
+            them at a time and trains on the others; it never trains on them with
+            `method={"name": "recommended", "clean_images": "judge"}`.
         test: inputs and labels that the rows' `test_accuracy` is of; None: it is of the validation set, and too good
             where that is trained on.
         task: what outputs and targets mean, where they are not logits and class numbers: `tasks.segmentation` has one
@@ -115,7 +116,7 @@ def fit(
         device: where it is trained. The sets are kept there if they fit; the trained model is where `model` is.
         try_first: try a round first, and hold its derivatives against finite differences. False: what cannot be
             trained is found where it fails, or not at all.
-        on_row: hears the numbers of each round.
+        on_row: callback, called with the metrics of each round.
 
     Raises:
         UserError: before anything is trained, if an argument is none (`arguments`), the data does not fit together
@@ -186,8 +187,8 @@ def fit(
             _LOG.warning("test_accuracy is of the validation set, which is trained on as well: too good; give test=.")
         if config.method.clean_images == "trusted" and not source.teaches_validation:
             _LOG.warning(
-                "the %d validation examples only judge: they do not fill val_batch_size=%d twice; lower it to let them "
-                "teach as well.",
+                "the %d validation examples are only validated on: they do not fill val_batch_size=%d twice; lower it "
+                "to train on folds of them as well.",
                 len(sets.validation),
                 config.training.val_batch_size,
             )

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from l2t_ray.assembly.images import build_policy
-from l2t_ray.assembly.source import Source
+from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.masked_images import MaskedImages
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
@@ -14,7 +14,7 @@ from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
 
 
-class MaskedSource(Source):
+class MaskedSource(ExamplesSource):
     """Crops of images with masks; validation and test images are whole, unless data.augment_validation crops the
     former. Each example has the share of one of its rows in the global minibatch (`RowShares`)."""
 

@@ -14,7 +14,7 @@ def build_arm(method: MethodSettings, parts: Parts, make_teacher: MakeTeacher, p
     """A method ready to be trained, on its data, in its phases.
 
     Args:
-        probe: looks at what the arm makes of wrong labels.
+        probe: measures what the arm makes of wrong labels.
 
     Raises:
         UserError: if the method cannot be built on these data.

@@ -93,7 +93,7 @@ def build_trainee(config: ExperimentConfig, source: AnySource, group: Group) -> 
 
 
 def build_probe(student: FlatModule, source: AnySource, *, seed: int) -> Probe | None:
-    """A look at `PROBED` of the training images while an arm trains; None where there is nothing wrong to see."""
+    """A probe on `PROBED` of the training images while an arm trains; None where no label is known to be wrong."""
     corrupted = source.corrupted
     if corrupted is None or corrupted.is_wrong.all():
         return None

@@ -41,7 +41,7 @@ class CorruptedLabels:
         return float(self.is_wrong.mean())
 
 
-class Source:
+class ExamplesSource:
     """The data of a run on one worker (see `methods.parts.Source`). What is the same for all arms is made once.
 
     Args:
@@ -158,7 +158,7 @@ class Source:
         )
 
 
-class ImageSource(Source):
+class ImageSource(ExamplesSource):
     """The images that a configuration names, with labels that are corrupted as it says."""
 
     def __init__(self, config: ExperimentConfig, dataset: Dataset, *, group: Group, device: torch.device):
@@ -239,7 +239,8 @@ def fold_epochs(num_folds: int, training: TrainingConfig, split: Split) -> int:
         raise UserError(
             f"training.val_batch_size={training.val_batch_size} is more than the {smallest} images of a fold: with "
             f"method.clean_images=trusted one of method.clean_folds={num_folds} parts of the {num_validation} "
-            "validation images judges at a time; lower val_batch_size or clean_folds, or enlarge data.num_validation."
+            "validation images is validated on at a time; lower val_batch_size or clean_folds, or enlarge "
+            "data.num_validation."
         )
     pass_rounds = (len(split.train) + num_validation - smallest) / (training.batch_size * training.num_steps)
     return max(1, round(pass_rounds / (smallest // training.val_batch_size)))

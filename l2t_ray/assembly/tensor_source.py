@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from l2t_ray.assembly.source import Source
+from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.examples import Examples, Joined
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.row_shares import RowShares
@@ -15,7 +15,7 @@ from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import TrainingConfig
 
 
-class TensorSource(Source):
+class TensorSource(ExamplesSource):
     """Rows of the training set, and after them those of the validation set; in this process.
 
     Args:

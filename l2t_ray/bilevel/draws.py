@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-class Draws(NamedTuple):
+class RandomStates(NamedTuple):
     """Where the global streams stand."""
 
     torch: Tensor
@@ -25,14 +25,14 @@ class Draws(NamedTuple):
     python: Any
 
 
-def standing_draws(device: torch.device) -> Draws:
+def standing_draws(device: torch.device) -> RandomStates:
     """Where the streams stand now, that of `device` among them."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return Draws(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())  # noqa: NPY002
+    return RandomStates(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())  # noqa: NPY002
 
 
 @contextmanager
-def drawn_from(draws: Draws, device: torch.device) -> Iterator[None]:
+def drawn_from(draws: RandomStates, device: torch.device) -> Iterator[None]:
     """Inside, what is drawn comes from that place on. Afterwards the streams stand as before."""
     before = standing_draws(device)
     _put(draws, device)
@@ -69,7 +69,7 @@ def unmoved_draws(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _put(draws: Draws, device: torch.device) -> None:
+def _put(draws: RandomStates, device: torch.device) -> None:
     torch.set_rng_state(draws.torch)
     if draws.cuda is not None:
         torch.cuda.set_rng_state(draws.cuda, device)

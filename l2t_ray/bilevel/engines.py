@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
-from l2t_ray.bilevel.draws import Draws, drawn_from, standing_draws
+from l2t_ray.bilevel.draws import RandomStates, drawn_from, standing_draws
 from l2t_ray.bilevel.flat import clone_buffers
 from l2t_ray.bilevel.second_order import SecondOrderOperators, TwiceDifferentiable
 from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients
@@ -79,7 +79,7 @@ class _Start(NamedTuple):
     theta: Tensor
     buffers: dict[str, Tensor]
     batch: Batch
-    draws: Draws
+    draws: RandomStates
 
     @contextmanager
     def drawn_again(self) -> Iterator[None]:
@@ -103,7 +103,7 @@ class RecomputeEngine:
         self._operators = SecondOrderOperators()
         self._rows: dict[str, Tensor] = {}
         self._batches: list[Batch] = []
-        self._draws: list[Draws] = []
+        self._draws: list[RandomStates] = []
 
     def gradient(self, theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         # The engine's own copy of the buffers: another forward pass must not move the running statistics again.

@@ -101,7 +101,7 @@ class FlatModule:
         return clone_buffers(self._constants())
 
     def views(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
-        """`theta` cut into the module's parameters by name, without a copy."""
+        """`theta` split into the module's parameters by name, without a copy."""
         return self._cut(theta.split(self._sizes))
 
     def __call__(

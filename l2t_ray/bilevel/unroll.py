@@ -36,7 +36,7 @@ Reweigh = Callable[[Float[Tensor, " p"], Mapping[str, Tensor], Batch], Batch]
 
 @dataclass(frozen=True)
 class InnerProblem:
-    """What the student minimises and how, and the error that the loss network is judged by."""
+    """What the student minimises and how, and the validation error of the loss network."""
 
     inner_loss: InnerLoss
     outer_error: OuterError

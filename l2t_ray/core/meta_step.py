@@ -5,7 +5,7 @@ One round, with student theta, loss network phi and validation error e:
 1. unroll     K SGD steps of the student under L_phi
 2. gradient   g = d e(theta_K) / d phi, exactly, through all K steps
 3. propose    the teacher moves phi along what it makes of g
-4. learn      the teacher hears how its proposal turned out
+4. learn      the teacher learns from how its proposal turned out
 
 `pipelined` keeps theta_K of that one unroll; the hypergradient of the next round, taken at the proposed phi on new
 data, is how the proposal turned out. `lookahead` (the released code) unrolls a second time from the same theta_0 on

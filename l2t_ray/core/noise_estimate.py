@@ -11,7 +11,7 @@ right half of the time blurs T beyond use. Here the two are kept apart:
    row sums of J are the classes' shares, which may differ from q (label shift, Saerens et al. 2002).
 3. The shares are drawn to q as far as chance explains the difference, and the likeliest J with these row sums has the
    rows of T: where the classes' shares are those of the clean images, T gains from knowing it.
-4. Standard errors, by a jackknife: all of it again without a fifth of the clean and of the noisy images, in turn.
+4. Standard errors, by a jackknife: all of it again without each fifth of the clean and of the noisy images.
 
 The readout must not know the noisy label but through the true class, so the student is to be one that has not
 memorised labels: an early one, or a later one that was trained under such a channel. The standard errors know nothing

@@ -34,7 +34,7 @@ def principal(
 
 
 def folds(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The fold of each image: each class is dealt out in turn, in whatever order the images come."""
+    """The fold of each image: each class is dealt out one by one, in whatever order the images come."""
     dealt = torch.arange(len(labels), device=labels.device) % NUM_FOLDS
     return torch.empty_like(dealt).scatter_(0, labels.argsort(stable=True), dealt)
 

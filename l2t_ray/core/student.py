@@ -128,7 +128,7 @@ class Trainee:
         return self.task.error(self.outputs(theta, buffers, batch, training=True), batch, self.group)
 
     def problem(self, inner_loss: InnerLoss) -> InnerProblem:
-        """What this student minimises and how, and the error that the loss is judged by."""
+        """What this student minimises and how, and the validation error of the loss."""
         return InnerProblem(inner_loss, self.error, self.group, self.sgd.momentum, self.sgd.weight_decay)
 
     def train(

@@ -28,7 +28,7 @@ class StaleVersionError(RuntimeError):
 
 @runtime_checkable
 class UpdateRule(Protocol):
-    """How phi moves. `propose` gives the step; `learn` hears how the proposals turned out, oldest first.
+    """How phi moves. `propose` gives the step; `learn` is told how the proposals turned out, oldest first.
 
     A state dict is a copy: going on with the rule changes neither one it has given nor one it was given.
     """

@@ -33,7 +33,7 @@ class Examples(Protocol):
         """Inputs and targets on `device`, each a tensor or several by name, examples first.
 
         Args:
-            draws: an entry for each row, cut from those of a whole minibatch; empty: the examples as they are.
+            draws: an entry for each row, taken from those of a whole minibatch; empty: the examples as they are.
         """
         ...
 
@@ -80,7 +80,7 @@ def combined(function: Callable[..., Tensor], *values: Any) -> Any:
 
 
 def pieces(values: Any, sizes: Sequence[int]) -> list[Any]:
-    """A tensor, or each of several by name, cut into parts of so many examples."""
+    """A tensor, or each of several by name, split into parts of so many examples."""
     if isinstance(values, Mapping):
         cut = {name: value.split(list(sizes)) for name, value in values.items()}
         return [{name: parts[i] for name, parts in cut.items()} for i in range(len(sizes))]

@@ -16,13 +16,13 @@ from l2t_ray.interfaces import Batch, RoundBatches, UserError
 class RoundLoader:
     """Serves worker `rank` of `world_size` (the `Data` protocol).
 
-    A worker takes a contiguous slice of each global batch, cut as `np.array_split` does. What is drawn for the examples
-    is drawn for the global batch and then cut, so that the number of workers changes no value. Batch `indices` are
+    A worker takes a contiguous slice of each global batch, as `np.array_split` does. What is drawn for the examples is
+    drawn for the global batch and then split, so that the number of workers changes no value. Batch `indices` are
     row numbers of the training set (of the test set in `test()`).
 
     Args:
         train: what the student is taught.
-        validation: what it is judged by; the same examples, row by row, possibly with other targets.
+        validation: what it is validated on; the same examples, row by row, possibly with other targets.
         test: what it is tested on.
         sampler: which rows make up which round.
         seed: of all that is drawn for the examples.
@@ -81,11 +81,11 @@ class RoundLoader:
             self._train.draws(numpy_generator(self._seed, "augment", index, step), len(rows))
             for step, rows in enumerate(plan.train)
         ]
-        to_judge: Draws = ()
+        for_validation: Draws = ()
         if self._augment_validation:
             generator = numpy_generator(self._seed, "augment-validation", index)
-            to_judge = self._validation.draws(generator, len(plan.val))
-        (val,) = self._shares(self._validation, [plan.val], [to_judge])
+            for_validation = self._validation.draws(generator, len(plan.val))
+        (val,) = self._shares(self._validation, [plan.val], [for_validation])
         return RoundBatches(self._shares(self._train, plan.train, drawn), val)
 
     def dry_round(self) -> RoundBatches:

@@ -1,4 +1,4 @@
-"""An image and its mask under one transform: what is cut, enlarged or mirrored in one is so in the other."""
+"""An image and its mask under one transform: what is cropped, enlarged or mirrored in one is so in the other."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ def window_at(
     return Window(start(place[0], height), start(place[1], width), size, size, is_flipped)
 
 
-def shown(
+def windowed(
     image: UInt8[np.ndarray, "c h w"],
     mask: Integer[np.ndarray, "h w"],
     window: Window,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2t_ray.data.augment import normalise
 from l2t_ray.data.examples import Draws
-from l2t_ray.data.mask_transforms import Window, chosen_pixels, shown, window_at
+from l2t_ray.data.mask_transforms import Window, chosen_pixels, window_at, windowed
 from l2t_ray.data.masked_sets import MaskedSet
 from l2t_ray.interfaces import UserError
 
@@ -33,7 +33,7 @@ class MaskedImages:
         crop: height and width of the crops, in pixels.
         augment: `crop_flip`: scale, place and flip are drawn; `flip`: crops are from the middle at the images' own
             scale; `none`: and not mirrored.
-        scale: the least and the largest factor by which images are enlarged before they are cut.
+        scale: the least and the largest factor by which images are enlarged before they are cropped.
         pixels: how many pixels of each crop are trained on; None: all that count, and targets are masks alone.
 
     Raises:
@@ -125,7 +125,7 @@ class MaskedImages:
     def _shown(
         self, image: UInt8[np.ndarray, "c h w"], mask: Integer[np.ndarray, "h w"], window: Window, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        return shown(image, mask, window, size, fill=self._fill, ignore=self._images.ignore)
+        return windowed(image, mask, window, size, fill=self._fill, ignore=self._images.ignore)
 
     def _stacked(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         images, masks = zip(*pairs, strict=True)

@@ -124,7 +124,7 @@ def pixels_of(
     Args:
         picture: one that `look_at` was content with.
         reading: from `agree`.
-        image_size: scale to cover a square of this size, by averaging, and cut the middle out; None: as it is.
+        image_size: scale to cover a square of this size, by averaging, and crop the middle; None: as it is.
 
     Raises:
         UserError: if the image cannot be read, or nothing can be seen on it for its transparency.

@@ -1,4 +1,4 @@
-"""Which training images teach the student and which ones judge it."""
+"""Which training images the student is trained on, and which it is validated on."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -36,9 +36,9 @@ def fixed_split(
 
     Args:
         labels: true classes, by which both parts are balanced as evenly as the counts allow.
-        num_validation: images that judge; at least one a class.
+        num_validation: validation images; at least one a class.
         seed: of the choice. Both parts come from one choice, so they cannot overlap.
-        num_train: images that teach; None for all the rest.
+        num_train: training images; None for all the rest.
         class_names: for messages, and to notice classes that no label has.
 
     Raises:
@@ -141,18 +141,19 @@ def mixed(policy: Policy) -> Policy:
 
 
 def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds: int, lasts: int = 1) -> Policy:
-    """One fold of the validation part judges and the others are trained on as well; they take turns.
+    """Cross-validation: one fold of the validation part is validated on, the others are trained on as well; which one
+    changes from epoch to epoch.
 
-    So no image judges a student that is just being trained on it, and all of them do both. Where folds are not of one
-    size, the last images of larger ones rest in their turn.
+    So no student is validated on an image that it is being trained on, and each image is used for both. Where folds
+    are not of one size, the last images of larger ones are left out while their fold is validated on.
 
     Args:
         policy: a split that is the same in every epoch.
         labels: true classes, by which the folds are balanced.
         seed: of the division.
         num_folds: 2 or more.
-        lasts: epochs in a turn. The order of the training images begins anew with each turn, so one that is much
-            shorter than a pass through them shows some images twice before others once.
+        lasts: epochs for which a fold is validated on. The order of the training images begins anew with each fold, so
+            a time that is much shorter than a pass through them shows some images twice before others once.
     """
     split = policy.at(0)
     order = numpy_generator(seed, "folds").permutation(len(split.validation))
@@ -161,9 +162,11 @@ def in_folds(policy: Policy, labels: Int[np.ndarray, " n"], seed: int, num_folds
     fold[by_class] = np.arange(len(order)) % num_folds
 
     def at(epoch: int) -> Split:
-        judges = fold == (epoch // lasts) % num_folds
-        judging = split.validation[judges][: len(fold) // num_folds]  # as many in each turn: epochs are as long
-        return Split(np.sort(np.concatenate((split.train, split.validation[~judges]))), judging)
+        is_validated = fold == (epoch // lasts) % num_folds
+        validation = split.validation[is_validated][
+            : len(fold) // num_folds
+        ]  # as many in each fold: epochs are as long
+        return Split(np.sort(np.concatenate((split.train, split.validation[~is_validated]))), validation)
 
     return Policy(at, lasts)
 

@@ -74,8 +74,8 @@ def gradient_sums(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What the teacher hears (hypergradient) and does (its steps on the loss network), on a log scale; and what becomes
-    of the memory's weight, where the loss has a memory."""
+    """What the teacher receives (hypergradient) and does (its steps on the loss network), on a log scale; and what
+    becomes of the memory's weight, where the loss has a memory."""
     panels = [
         ("Hypergradient", "hypergradient_norm", r"$\|\partial e / \partial \phi\|_2$", 1.0, "log"),
         ("Teacher's step, norm", "phi_step_norm", r"$\|\phi' - \phi\|_2$", 1.0, "log"),
@@ -87,7 +87,7 @@ def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Where the time of a round goes: for each arm one bar, cut into the means of its parts."""
+    """Where the time of a round goes: for each arm one bar, divided into the means of its parts."""
     names = arms(rows)
     left = np.zeros(len(names))
     whole = np.array([_mean(rows, arm, "seconds") for arm in names])
@@ -108,7 +108,7 @@ def round_time(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def wrong_labels(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What the students memorise, and which samples the methods listen to: wrong labels against right ones."""
-    panels = [("Wrong labels given back", "reproduced", "share [%]", 100.0, "linear")]
+    panels = [("Memorised wrong labels", "reproduced", "share [%]", 100.0, "linear")]
     if _has(rows, "weight_auc"):
         panels.append(("Weight as a detector of wrong labels", "weight_auc", "area under ROC", 1.0, "linear"))
     return _panels(rows, panels)

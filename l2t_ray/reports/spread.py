@@ -32,6 +32,6 @@ def spread(values: Iterable[float | int | None]) -> Spread | None:
     return Spread(float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else None, len(known))
 
 
-def shown(value: Spread | None, *, factor: float | int = 1, digits: int = 2) -> str:
+def spread_text(value: Spread | None, *, factor: float | int = 1, digits: int = 2) -> str:
     """As `Spread.shown`, and a dash where there is nothing."""
     return MISSING if value is None else value.shown(factor=factor, digits=digits)

@@ -10,12 +10,12 @@ runs/<name>/config.yaml         the resolved configuration, without credentials
             profile/            traces, if asked for
             loss.safetensors    the learned loss, with loss.md beside it
             checkpoints/
-            summary.json        the closing table, written last: a run that has one is finished
+            summary.json        the final metrics, written last: a run that has one is finished
 """
 
 from l2t_ray.exit_codes import exit_codes
-from l2t_ray.run.experiment import Experiment
 from l2t_ray.run.paths import with_absolute_paths, working_directory
+from l2t_ray.run.ready_experiment import Experiment
 from l2t_ray.run.results import ARTIFACTS, Result, protocol, summarise
 
 __all__ = [

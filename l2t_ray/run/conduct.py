@@ -20,7 +20,7 @@ from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.place import Place
-from l2t_ray.run.results import ARTIFACTS, Result, closing_row, noise_facts, write_results
+from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
 from l2t_ray.run.written import CONFIG
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.stopping import StopRequest
@@ -118,14 +118,14 @@ class Conduct:
 
     def _close(self, checkpoint: Checkpoint, tracker: Tracker, *, figures: bool) -> Result:
         result = write_results(self.config, self.directory, checkpoint, figures=figures)
-        tracker.log_rows([closing_row(summary) for summary in result.summaries])
+        tracker.log_rows([final_row(summary) for summary in result.summaries])
         paths = (self.directory / name for name in sorted(ARTIFACTS))
         tracker.log_artifacts(*(str(path) for path in paths if path.exists()))
         self.screen.stop()
         self.screen.table(summary_table(result.summaries))
         self.screen.message(f"results in {self.directory}")
         if isinstance(tracker, MlflowTracker):
-            self.screen.message(f"look:  {tracker.ui_command()}")
+            self.screen.message(f"view:  {tracker.ui_command()}")
         if checkpoint.diverged:
             raise DivergenceError(" ".join(checkpoint.diverged.values()))
         return result

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from l2t_ray.assembly.looks import Closing, closing_look
+from l2t_ray.assembly.inspection import Inspection, inspect_students
 from l2t_ray.assembly.run import loss_facts, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
@@ -73,9 +73,9 @@ def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpo
 def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
     write_rows(folder / "metrics.parquet", checkpoint.rows)
     source = source_of(config, device=resolve_device(config))
-    looks = closing_look(config, source, checkpoint.finished) if figures else {}
+    inspections = inspect_students(config, source, checkpoint.finished) if figures else {}
     metrics = build_task(config).metrics
-    summaries = [_summary(name, checkpoint, looks, metrics) for name in config.arms()]
+    summaries = [_summary(name, checkpoint, inspections, metrics) for name in config.arms()]
     loss, moments = None, []
     facts = loss_facts(config, source.dataset.num_classes, source)
     for round_index, phi in sorted(checkpoint.snapshots.get(config.method.arm, {}).items()):
@@ -87,7 +87,7 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
         loss.save(folder / "loss.safetensors")
         (folder / "loss.md").write_text(loss_card(config, loss, summaries))
     if figures:
-        _write_figures(config, source, folder, checkpoint, looks, moments)
+        _write_figures(config, source, folder, checkpoint, inspections, moments)
     return Result(directory, summaries, loss)
 
 
@@ -96,14 +96,14 @@ def _write_figures(
     source: AnySource,
     folder: Path,
     checkpoint: Checkpoint,
-    looks: Mapping[str, Closing],
+    inspections: Mapping[str, Inspection],
     moments: Sequence[tuple[str, Sequence[Picture]]],
 ) -> None:
     # matplotlib takes a second to import, at the start
     from l2t_ray.reports.figures import write_figures
     from l2t_ray.reports.loss_figures import loss_figures
 
-    confusions = {arm: look.confusion for arm, look in looks.items()}
+    confusions = {arm: inspection.confusion for arm, inspection in inspections.items()}
     np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
     noise = _write_noise(config, source, folder)
     write_figures(
@@ -127,11 +127,11 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def _summary(
-    arm: str, checkpoint: Checkpoint, looks: Mapping[str, Closing], metrics: Sequence[Metric]
+    arm: str, checkpoint: Checkpoint, inspections: Mapping[str, Inspection], metrics: Sequence[Metric]
 ) -> dict[str, Any]:
-    look = looks.get(arm)
+    inspection = inspections.get(arm)
     summary = summarise(arm, checkpoint.rows, metrics, diverged=arm in checkpoint.diverged)
-    return summary | {"reproduced": None if look is None else look.reproduced}
+    return summary | {"reproduced": None if inspection is None else inspection.memorised}
 
 
 def summarise(
@@ -141,7 +141,7 @@ def summarise(
     *,
     diverged: bool = False,
 ) -> dict[str, Any]:
-    """The closing numbers of an arm. Final means the last round; the best one seen is only for comparison.
+    """The final metrics of an arm. Final means the last round; the best one seen is only for comparison.
 
     An arm that diverged has no final ones: its last round was never over.
 
@@ -166,16 +166,16 @@ def summarise(
     }
 
 
-def _where_best(rows: Sequence[Mapping[str, Any]], headline: Metric, judge: str) -> float | None:
-    """The headline on the test set where the column `judge` is best, the first of equals. By the column on the
+def _where_best(rows: Sequence[Mapping[str, Any]], headline: Metric, criterion: str) -> float | None:
+    """The headline on the test set where the column `criterion` is best, the first of equals. By the column on the
     validation part that is a choice without the test set."""
-    judged = [row for row in rows if row.get(judge) is not None]
+    evaluated = [row for row in rows if row.get(criterion) is not None]
     best = max if headline.higher_is_better else min
-    return best(judged, key=lambda row: row[judge])[headline.on_test] if judged else None
+    return best(evaluated, key=lambda row: row[criterion])[headline.on_test] if evaluated else None
 
 
-def closing_row(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The closing numbers as a row for tracking: `final/<arm>/<name>`."""
+def final_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The final metrics as a row for tracking: `final/<arm>/<name>`."""
     numbers = {name: float(value) for name, value in summary.items() if isinstance(value, float | int | bool)}
     return {"arm": f"final/{summary['arm']}", "round": summary["rounds"], **numbers}
 
@@ -212,10 +212,10 @@ def _write_noise(config: ExperimentConfig, source: AnySource, folder: Path) -> C
 
 
 def protocol(config: ExperimentConfig, dataset: Dataset | MaskedDataset) -> str:
-    """What is judged by, in words: how many images, whose labels, and whether clean labels leak into training."""
+    """What is validated on, in words: how many images, whose labels, and whether clean labels leak into training."""
     data = config.data
     if dataset.validation is not None:
         return f"the {len(dataset.validation):,} images that were set apart"
     what = f"{data.split} {data.num_validation:,} with {data.validation_labels} labels"
     leaks = data.split == "redivide" and data.validation_labels == "clean" and data.noise.kind != "none"
-    return f"{what} (leaks clean labels: every image is judged by sooner or later)" if leaks else what
+    return f"{what} (leaks clean labels: every image is validated on sooner or later)" if leaks else what

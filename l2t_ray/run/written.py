@@ -45,7 +45,7 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> ExperimentCon
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
         raise UserError(f"{path} is cut off: it does not end with the end of a line; {remedy}.")
     tree = configuration.read_tree(path)
-    # Before anything is judged: rules between keys would blame what is left for what is gone.
+    # Before anything is checked: rules between keys would blame what is left for what is gone.
     missing = _lacking(ExperimentConfig, tree)
     if missing is None:
         config = configuration.load(path)

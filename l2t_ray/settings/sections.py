@@ -55,20 +55,20 @@ class NoiseConfig(Record):
 
 
 Enlargement = Annotated[Real, Field(ge=0.1, le=10)]
-"""A factor by which images change size; what is cut out of one is so many times larger or smaller than the crop."""
+"""A factor by which images change size before they are cropped."""
 
 
 class MasksConfig(Record):
-    """What is cut out of images with masks, and how many of its pixels are trained on."""
+    """The crops of images with masks, and how many of its pixels are trained on."""
 
     crop: Annotated[Whole, Field(ge=8, le=4096)] = 64
     """Height and width of the crops (paper: 380)."""
     scale: tuple[Enlargement, Enlargement] = (0.5, 2.0)
-    """The least and the largest factor by which an image is enlarged before it is cut, with augment=crop_flip."""
+    """The least and the largest factor by which an image is enlarged before it is cropped, with augment=crop_flip."""
     pixels: Count | None = None
     """Pixels of each crop that are trained on, drawn anew in each step; null: all that count."""
     error: SegmentationError = "cross_entropy"
-    """What a learned loss is judged by: of all pixels of a validation minibatch."""
+    """The validation error of a learned loss: of all pixels of a validation minibatch."""
 
     @model_validator(mode="after")
     def _numbers_fit_together(self) -> "MasksConfig":
@@ -115,7 +115,7 @@ class DataConfig(Record):
     validation_labels: Literal["clean", "observed"] = "clean"
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
     augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
-    """What is drawn for each training image; of images with masks, crops are cut in any case (`masks`)."""
+    """What is drawn for each training image; of images with masks are cropped in any case (`masks`)."""
     augment_validation: bool = False
     """The released code augments validation images as well (docs/released.md, D6)."""
     crop_padding: Literal["zero", "reflect"] = "zero"

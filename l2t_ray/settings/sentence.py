@@ -33,7 +33,7 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
             return _unknown(keys, section, origin)
         case "union_tag_invalid":
             origin = settings.origin([*keys, "name"])
-            return f"{key}.name {origin} must be one of {context['expected_tags']}, got {shown(context['tag'])}."
+            return f"{key}.name {origin} must be one of {context['expected_tags']}, got {value_text(context['tag'])}."
         case "missing":
             lacking = shown_key([*keys, str(first["loc"][-1])])
             return f"{settings.place.removeprefix('in ')} lacks {lacking}, which must be given."
@@ -41,11 +41,11 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
             found = record_at(record, [str(part) for part in first["loc"]], settings.tree)
             if found is not None:
                 section = list(found.model_fields)
-                value = shown(first["input"], quotes=False) if isinstance(first["input"], str) else "VALUE"
+                value = value_text(first["input"], quotes=False) if isinstance(first["input"], str) else "VALUE"
                 example = f"{key}.{section[0]}={value}"
                 return f"{key} {origin} is a section with the keys {', '.join(section)}; set for instance {example}."
     message = _IN_YAML.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
-    return f"{key} {origin}: {message}, got {shown(first['input'])}."
+    return f"{key} {origin}: {message}, got {value_text(first['input'])}."
 
 
 _IN_YAML = {
@@ -73,15 +73,15 @@ def _unknown(keys: Sequence[str], section: type[BaseModel] | None, origin: str) 
     return f"unknown key {key} {origin}; {hint}"
 
 
-def shown(value: Any, *, quotes: bool = True) -> str:
-    """A value on one line, cut where it is long."""
+def value_text(value: Any, *, quotes: bool = True) -> str:
+    """A value on one line, shortened where it is long."""
     text = value if isinstance(value, str) and not quotes and value.isprintable() else repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def shown_key(keys: Sequence[str]) -> str:
     text = ".".join(keys) or "the configuration"
-    return shown(text, quotes=not text.isprintable())
+    return value_text(text, quotes=not text.isprintable())
 
 
 def keys_of(error: ErrorDetails, tree: Any) -> list[str]:

@@ -21,8 +21,8 @@ from l2t_ray.run import working_directory
 from l2t_ray.settings.tree import parsed
 from l2t_ray.studies.declaration import MOST_TRIALS, OWN_KEYS, SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
-from l2t_ray.studies.results import collect, write_results
 from l2t_ray.studies.search import Search, check_search
+from l2t_ray.studies.study_results import collect, write_results
 from l2t_ray.studies.sweep import Sweep, run_in_turn
 from l2t_ray.studies.trials import axes, check_trials
 

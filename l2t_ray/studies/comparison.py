@@ -29,10 +29,10 @@ from l2t_ray.interfaces import FailureLimitError, Metric, StoppedError, UserErro
 from l2t_ray.masking import masked, masked_tree
 from l2t_ray.methods.cross_entropy import CrossEntropyConfig
 from l2t_ray.methods.settings import MethodSettings
-from l2t_ray.reports import comparison as table
-from l2t_ray.reports.comparison import TrialResult, trial_directory
+from l2t_ray.reports import comparison_table as table
+from l2t_ray.reports.comparison_table import TrialResult, trial_directory
 from l2t_ray.reports.figures import save_figures, write_figures
-from l2t_ray.reports.published import noisy_labels
+from l2t_ray.reports.paper_accuracies import noisy_labels
 from l2t_ray.run import protocol, with_absolute_paths
 from l2t_ray.settings import experiment as configuration
 from l2t_ray.settings.experiment import ExperimentConfig, RayConfig, TrainingConfig
@@ -228,7 +228,7 @@ class Comparison:
 
     def _caption(self) -> str:
         data, training = self.config.data, self.config.training
-        noise, judges = data.noise, protocol(self.config, load_dataset(data))
+        noise, validation = data.noise, protocol(self.config, load_dataset(data))
         what = f"{noise.kind} {noise.rate:g}" if noise.file is None else f"{noise.kind} of {noise.file.name}"
         options = ", ".join(f"{key} {value}" for key, value in self.config.student.options().items())
         student = f"{self.config.student.name} ({options})" if options else self.config.student.name
@@ -240,7 +240,7 @@ class Comparison:
             else "the schedule of each method's own paper, as far as it is known"
         )
         lines = [
-            f"{data.name}{size}, {images} training images, noise {what}; {student}. Validation: {judges}. "
+            f"{data.name}{size}, {images} training images, noise {what}; {student}. Validation: {validation}. "
             f"Budget `{self.budget}`: {budget}.",
             "Mean ± standard deviation (number of seeds). Final: after the last step. Best seen: picked on the test "
             "set, for information. Time: training steps alone.",

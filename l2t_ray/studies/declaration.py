@@ -17,7 +17,7 @@ from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.settings import experiment as configuration
 from l2t_ray.settings import yaml_file
 from l2t_ray.settings.record import Count, FilePath, Natural, Positive, Real, Record, Whole
-from l2t_ray.settings.sentence import shown
+from l2t_ray.settings.sentence import value_text
 from l2t_ray.settings.tree import Settings
 
 SizeName = Literal["digits", "small", "full"]
@@ -37,7 +37,7 @@ def _seeds(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         value = range(min(value, MOST_TRIALS + 1))
     if not isinstance(value, list | tuple | range):
-        raise ValueError(f"seeds must be a number of seeds or a list of them, got {shown(value)}")
+        raise ValueError(f"seeds must be a number of seeds or a list of them, got {value_text(value)}")
     if len(value) > MOST_TRIALS:
         raise ValueError(f"seeds are more than {MOST_TRIALS:,}; a study has at most that many trials")
     return value
@@ -58,7 +58,7 @@ def _labelled(value: Any) -> Any:
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, list | tuple):
-        raise ValueError(f"the grid takes a list of values for each key, or labels and values, got {shown(value)}")
+        raise ValueError(f"the grid takes a list of values for each key, or labels and values, got {value_text(value)}")
     labelled = {label_of(entry): entry for entry in value}
     if len(labelled) < len(value):
         raise ValueError(f"the grid has a value twice, got {list(value)}")
@@ -136,7 +136,7 @@ class Study(Record):
     base: FilePath
     """The experiment that all trials start from; relative to the study's file."""
     metric: MetricName = "headline"
-    """Which of a run's closing numbers the study's table shows: the task's headline (accuracy, for images with one
+    """Which of a run's final metrics the study's table shows: the task's headline (accuracy, for images with one
     label each) after the last round or the best one seen, or one by its name."""
     seeds: Seeds = (0, 1, 2)
     settings: Annotated[dict[str, Any], BeforeValidator(_flat_settings)] = Field(default_factory=dict)
@@ -207,8 +207,8 @@ class Study(Record):
             }
         )
 
-    def closing_number(self, metrics: Sequence[Metric]) -> str:
-        """The name of `metric` among the closing numbers of a task with these metrics.
+    def final_metric(self, metrics: Sequence[Metric]) -> str:
+        """The name of `metric` among the final metrics of a task with these metrics.
 
         Raises:
             UserError: if they have none of that name.

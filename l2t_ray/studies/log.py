@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from l2t_ray.reports.comparison import CELL, FINAL, SEED
+from l2t_ray.reports.comparison_table import CELL, FINAL, SEED
 from l2t_ray.run import ARTIFACTS as OF_A_RUN
 from l2t_ray.settings.experiment import TrackingConfig
 from l2t_ray.studies.outcome import FILE, Outcome, read_outcome
@@ -34,7 +34,7 @@ class StudyLog:
         trials: gives the trials there are; a search has more of them from time to time.
         total: how many there will be.
         axes: what the labels of a cell belong to.
-        metric: the closing number that is shown when a trial ends.
+        metric: the final metric that is shown when a trial ends.
         tags: of parent and children.
         params: of the parent.
         after_each: called when a trial has ended.
@@ -83,7 +83,7 @@ class StudyLog:
             tracker.log_rows(rows)
         now = time.monotonic()
         if rows and now - self._last_line >= _LINE_EVERY_S:
-            total = trial.config.training.num_rounds  # closing numbers come with the round after the last
+            total = trial.config.training.num_rounds  # final metrics come with the round after the last
             self._line(f"{_called(trial)}: round {min(rows[-1]['round'] + 1, total)}/{total}")
 
     def on_end(self, trial: Trial, outcome: Outcome) -> None:
@@ -129,7 +129,7 @@ class StudyLog:
         folders = {path.parent for path in artifacts} - {self._directory}
         self._parent.log_artifacts(*map(str, [*singles, *sorted(folders)]))
         self._parent.finish(status)
-        self._say(f"look:  {self._parent.ui_command()}")
+        self._say(f"view:  {self._parent.ui_command()}")
 
     def _finish(self, trial: Trial, outcome: Outcome) -> None:
         tracker = self._tracker(trial)

@@ -10,7 +10,7 @@ from typing import Any
 from l2t_ray.interfaces import DivergenceError, Tracker
 from l2t_ray.run import Experiment
 from l2t_ray.studies.trials import Trial
-from l2t_ray.tracking.memory import PeakMemory
+from l2t_ray.tracking.peak_memory import PeakMemory
 
 FILE = "outcome.json"
 
@@ -21,7 +21,7 @@ class Outcome:
 
     Attributes:
         kind: `finished`; `diverged`, which is a result too; or `stopped` early by a scheduler.
-        numbers: closing numbers of the run, as in its `summary.json`, as far as there are any, and the peak memory of
+        numbers: final metrics of the run, as in its `summary.json`, as far as there are any, and the peak memory of
             its process [MB].
         message: why, unless finished.
     """

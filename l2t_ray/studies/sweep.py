@@ -68,7 +68,7 @@ class Sweep:
                 "place with --runs."
             )
         check_paper(study, [trial.cell for trial in sweep.planned])
-        sweep.study.closing_number(sweep.metrics)
+        sweep.study.final_metric(sweep.metrics)
         check_trials(sweep.planned)
         base = configuration.read_tree(study.base)
         try:
@@ -107,8 +107,8 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """Name of the closing number that the study is about."""
-        return self.study.closing_number(self.metrics)
+        """Name of the final metric that the study is about."""
+        return self.study.final_metric(self.metrics)
 
     @property
     def trials(self) -> list[Trial]:

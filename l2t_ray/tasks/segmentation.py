@@ -24,8 +24,8 @@ class Segmentation:
     Args:
         class_names: of the c classes.
         ignore: the label of pixels that do not count.
-        error: what the loss is judged by: cross-entropy over all pixels; or one minus the mean over classes of soft
-            intersection over union, or of soft Dice, of the whole judging minibatch.
+        error: the validation error: cross-entropy over all pixels; or one minus the mean over classes of soft
+            intersection over union, or of soft Dice, of the whole validation minibatch.
         aux_weight: of the auxiliary head's cross-entropy, which is not learned (PSPNet: 0.4).
     """
 

@@ -96,7 +96,9 @@ def measure(effort: Effort, *, seed: int, announce: Callable[[str], None]) -> Fi
 
 def write(findings: Findings, out: Path) -> dict[str, Any]:
     """Writes `figures/*.png`, `summary.json`, `bounds.csv`, `saddles.csv` and `escape.csv`; returns the summary."""
-    from l2t_ray.theory.figures import draw_all  # matplotlib takes seconds to import, and only this needs it
+    from l2t_ray.theory.convergence_figures import (
+        draw_all,  # matplotlib takes seconds to import, and only this needs it
+    )
 
     out.mkdir(parents=True, exist_ok=True)
     draw_all(findings, out / "figures")

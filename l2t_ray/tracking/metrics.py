@@ -35,7 +35,12 @@ COLUMNS = (
     Column("test_error", pa.float64(), "nats", "error e on the test set; null unless evaluated in this round"),
     Column("validation_accuracy", pa.float64(), "fraction", "accuracy on the whole validation part, likewise"),
     Column("validation_error", pa.float64(), "nats", "error e on the whole validation part, likewise"),
-    Column("reproduced", pa.float64(), "fraction", "wrong training labels that the student gives back, likewise"),
+    Column(
+        "reproduced",
+        pa.float64(),
+        "fraction",
+        "memorised wrong labels: share of them that the student predicts, likewise",
+    ),
     Column("weight_auc", pa.float64(), "1", "area under the ROC curve of a sample's weight as a sign of a wrong label"),
     Column("weight_right", pa.float64(), "1", "mean weight of the samples with right labels"),
     Column("weight_wrong", pa.float64(), "1", "mean weight of the samples with wrong labels"),

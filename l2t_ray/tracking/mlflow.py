@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from l2t_ray.masking import masked
 from l2t_ray.tracking.entries import Params, Row, read_journal
-from l2t_ray.tracking.record import recorded_run_id, write_record
+from l2t_ray.tracking.run_record import recorded_run_id, write_record
 from l2t_ray.tracking.runs import logged_rows
 from l2t_ray.tracking.stores import absolute_uri, artifact_location, opened_alone
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from l2t_ray.headline import ACCURACY, headline_of, shown
+from l2t_ray.headline import ACCURACY, formatted, headline_of
 from l2t_ray.interfaces import Metric
 from l2t_ray.masking import masked
 
@@ -151,10 +151,10 @@ def duration(seconds: float | int) -> str:
 
 
 def _summary_columns(headline: Metric) -> tuple[tuple[str, str, Callable[[float], str]], ...]:
-    """Heading, name among the closing numbers, and how a value is shown."""
+    """Heading, name among the final metrics, and how a value is shown."""
     return (
-        (f"test {headline.title}", headline.on_test, lambda value: shown(value, headline)),
-        ("best", headline.best, lambda value: shown(value, headline)),
+        (f"test {headline.title}", headline.on_test, lambda value: formatted(value, headline)),
+        ("best", headline.best, lambda value: formatted(value, headline)),
         ("validation error", "val_error", "{:.4f}".format),
         ("time", "seconds", duration),
     )
@@ -166,7 +166,7 @@ def _numbers(arm: _Arm, headline: Metric) -> str:
     if "val_error" in latest:
         parts.append(f"val error {latest['val_error']:.4f}")
     if headline.on_test in latest:
-        parts.append(f"test {headline.short or headline.title} {shown(latest[headline.on_test], headline)}")
+        parts.append(f"test {headline.short or headline.title} {formatted(latest[headline.on_test], headline)}")
     if "images_per_second" in latest:
         parts.append(f"{latest['images_per_second']:,.0f} img/s")
     if left is not None:

@@ -44,7 +44,7 @@ ShouldStop = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Arm:
-    """One method to train, its teacher if it has one, its own training data if it has some, and a look at what it
+    """One method to train, its teacher if it has one, its own training data if it has some, and a probe of what it
     makes of wrong labels."""
 
     name: str

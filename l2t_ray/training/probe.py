@@ -1,6 +1,6 @@
-"""What a method makes of labels that are wrong: looked at from outside, on images it trains on, while it trains.
+"""What a method makes of labels that are wrong: measured from outside, on images it trains on, while it trains.
 
-Only the one who looks knows which labels are wrong; no method is told.
+The probe alone knows which labels are wrong; no method is told.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, Weighing
 class Probe:
     """Measures an arm in the middle of its training, without touching it.
 
-    - `reproduced`: share of the wrong labels that the student gives back: what it has memorised.
+    - `reproduced`: memorised wrong labels: the share of them that the student predicts.
     - `weight_auc`: how well a sample's weight tells wrong labels from right ones (1: every wrong one weighs less than
       every right one; .5: not at all), for methods that weigh samples.
     - `weight_right`, `weight_wrong`: mean weight of either kind.
@@ -33,8 +33,8 @@ class Probe:
 
     @torch.no_grad()
     def __call__(self, method: Method, state: MethodState, index: int) -> Metrics:
-        is_given_back = self._each(lambda batch: self._predictions(state, batch) == batch.targets)
-        metrics = {"reproduced": float(is_given_back[self._is_wrong].mean())}
+        is_predicted = self._each(lambda batch: self._predictions(state, batch) == batch.targets)
+        metrics = {"reproduced": float(is_predicted[self._is_wrong].mean())}
         weights = self._weights(method, state, index)
         if weights is not None:
             metrics["weight_auc"] = roc_auc(-weights, self._is_wrong)
@@ -53,8 +53,8 @@ class Probe:
         student = state.student
         return outputs_of(self._student, student.theta, student.buffers, batch, training=False).argmax(dim=1)
 
-    def _each(self, look) -> np.ndarray:
-        return torch.cat([look(batch).double().cpu() for batch in self._batches]).numpy()
+    def _each(self, measure) -> np.ndarray:
+        return torch.cat([measure(batch).double().cpu() for batch in self._batches]).numpy()
 
 
 def roc_auc(scores: Float[np.ndarray, " n"], is_positive: Bool[np.ndarray, " n"]) -> float:

@@ -14,7 +14,7 @@ class Remedy(NamedTuple):
     Attributes:
         pattern: in the message of what failed without it.
         setting: in which the model is to be called, and differentiated.
-        note: what the user hears of it.
+        note: what the user is told of it.
     """
 
     pattern: str

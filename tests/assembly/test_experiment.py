@@ -9,7 +9,7 @@ import torch
 
 from l2t_ray.assembly import run as run_module
 from l2t_ray.assembly.images import build_policy, data_root, load_dataset, observed_labels
-from l2t_ray.assembly.looks import check_hypergradient
+from l2t_ray.assembly.inspection import check_hypergradient
 from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.source import fold_epochs
 from l2t_ray.assembly.sources import source_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from l2t_ray.data.loader import RoundLoader
-from l2t_ray.data.mask_transforms import chosen_pixels, shown, window_at
+from l2t_ray.data.mask_transforms import chosen_pixels, window_at, windowed
 from l2t_ray.data.masked_images import MaskedImages
 from l2t_ray.data.masked_sets import MaskedSet
 from l2t_ray.data.row_shares import RowShares
@@ -72,7 +72,7 @@ def test_masks_stay_under_their_images_when_both_change_size(scale):
     columns = np.arange(60, dtype=np.uint8)
     image, mask = np.broadcast_to(columns * 4, (1, 60, 60)).copy(), np.broadcast_to(columns, (60, 60)).copy()
     window = window_at(60, 60, crop=20, scale=scale, place=(0.3, 0.6), is_flipped=True)
-    pixels, classes = shown(image, mask, window, (20, 20), fill=[0.0], ignore=IGNORE)
+    pixels, classes = windowed(image, mask, window, (20, 20), fill=[0.0], ignore=IGNORE)
     inside = slice(1, -1)  # averages are one-sided at the edge of what is cut
     off = (pixels[0].double() / 4 - classes)[:, inside]
     assert classes.shape == (20, 20) and off.abs().max() <= 0.51 * max(1, 1 / scale) + 0.13

@@ -45,7 +45,15 @@ def assembly(tmp_path_factory):
 
 
 def test_each_file_is_short():
-    assert sorted(FILES) == ["assembly", "sentences", "small_loss", "smoothing", "tagger", "tagging", "thumbnails"]
+    assert sorted(FILES) == [
+        "assembly",
+        "sentences",
+        "small_loss",
+        "smoothing",
+        "tagger",
+        "tagging",
+        "thumbnails",
+    ]
     assert {name: n for name, text in FILES.items() if not 10 <= (n := len(text.splitlines())) <= 40} == {}
 
 

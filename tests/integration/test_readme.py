@@ -83,7 +83,7 @@ def test_fit_learns_from_noisy_labels_with_a_clean_few(teacher, warm_share, loss
         assert fitted.rows[-1]["memory_weight"] != pytest.approx(1.0, abs=1e-3)
     if warm_share:
         parts = fitted.loss.family.spec.parts
-        channel = parts.channel.log_matrix(parts.cut(fitted.loss.phi).channel).exp()
+        channel = parts.channel.log_matrix(parts.split(fitted.loss.phi).channel).exp()
         drawn = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
         assert (channel - drawn).abs().max() < within  # the identity, where it starts, is 0.3 away
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as parquet
 
 from l2t_ray.headline import ERROR, MIOU
-from l2t_ray.reports import comparison as table
-from l2t_ray.reports.comparison import TrialResult
-from l2t_ray.reports.published import noisy_labels
+from l2t_ray.reports import comparison_table as table
+from l2t_ray.reports.comparison_table import TrialResult
+from l2t_ray.reports.paper_accuracies import noisy_labels
 from l2t_ray.tracking.metrics import write_rows
 
 RESULTS = [

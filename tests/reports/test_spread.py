@@ -2,7 +2,7 @@
 
 import pytest
 
-from l2t_ray.reports.spread import Spread, shown, spread
+from l2t_ray.reports.spread import Spread, spread, spread_text
 
 
 def test_sample_standard_deviation_of_what_there_is():
@@ -11,5 +11,5 @@ def test_sample_standard_deviation_of_what_there_is():
 
 
 def test_shown():
-    assert shown(spread([0.4, 0.5, 0.6]), factor=100, digits=1) == "50.0 ± 10.0 (3)"
-    assert shown(Spread(2, None, 1)) == "2.00 (1)" and shown(None) == "–"
+    assert spread_text(spread([0.4, 0.5, 0.6]), factor=100, digits=1) == "50.0 ± 10.0 (3)"
+    assert spread_text(Spread(2, None, 1)) == "2.00 (1)" and spread_text(None) == "–"

@@ -180,7 +180,7 @@ def test_a_checkpoint_of_an_older_format_is_one_sentence(whole, tmp_path):
 def test_commands_without_a_name_never_share_a_directory(tmp_path, monkeypatch):
     from tiny_runs import CONFIG, TINY
 
-    import l2t_ray.run.experiment as module
+    import l2t_ray.run.ready_experiment as module
 
     monkeypatch.setattr(module.time, "strftime", lambda *_: "20260101-000000")
     settings = [*TINY, f"runs={tmp_path}", "training.num_rounds=1", "controls=[]"]

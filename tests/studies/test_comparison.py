@@ -11,7 +11,7 @@ import pytest
 
 from l2t_ray.methods.mw_net import MWNetConfig
 from l2t_ray.methods.slf import SLFConfig
-from l2t_ray.reports import comparison as table
+from l2t_ray.reports import comparison_table as table
 from l2t_ray.reports import figures
 from l2t_ray.run import Experiment, conduct
 from l2t_ray.settings.experiment import TrainingConfig

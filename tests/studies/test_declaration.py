@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from l2t_ray.interfaces import UserError
-from l2t_ray.reports import published
+from l2t_ray.reports.paper_accuracies import ABLATION, LEARNING_RATES, SIMILARITY
 from l2t_ray.studies.command import overridden
 from l2t_ray.studies.declaration import load_study
 from l2t_ray.studies.sweep import Sweep
@@ -40,14 +40,12 @@ def test_the_papers_numbers_are_those_of_the_report_on_noise():
         load_study(folder / f"{name}.yaml").paper for name in ("similarity", "ablation", "lr_robustness")
     )
     names = {"cosine": "cosine", "dot": "dot", "Minkowski": "minkowski", "SNR": "snr"}
-    assert {k: similarity[n] for n, k in names.items()} == {k: p.accuracy for k, p in published.SIMILARITY.items()}
+    assert {k: similarity[n] for n, k in names.items()} == {k: p.accuracy for k, p in SIMILARITY.items()}
     rows = {"DLN (Adam)": (False, False), "DLN + LSTM": (True, False), "DLN + DR": (False, True)}
     rows["DLN + LSTM + DR"] = (True, True)
-    assert {k: ablation[n] for n, k in rows.items()} == {k: p.accuracy for k, p in published.ABLATION.items()}
+    assert {k: ablation[n] for n, k in rows.items()} == {k: p.accuracy for k, p in ABLATION.items()}
     for row, arm in {"SLF": "slf", "L2T-DLN": "l2t_dln"}.items():
-        assert {float(k): v for k, v in rates[row].items()} == {
-            k: p.accuracy for k, p in published.LEARNING_RATES[arm].items()
-        }
+        assert {float(k): v for k, v in rates[row].items()} == {k: p.accuracy for k, p in LEARNING_RATES[arm].items()}
 
 
 def test_trials_are_all_combinations_and_seeds_vary_slowest(start):
@@ -177,16 +175,16 @@ def test_a_study_is_begun_once(start, tmp_path):
         ("val_error", "val_error", "val_error"),
     ],
 )
-def test_the_metric_is_a_closing_number_of_the_task(write, metric, of_classification, of_segmentation):
+def test_the_metric_is_a_final_metric_of_the_task(write, metric, of_classification, of_segmentation):
     study = load_study(write(metric=metric))
-    assert study.closing_number(Classification.metrics) == of_classification
-    assert study.closing_number(Segmentation.metrics) == of_segmentation
+    assert study.final_metric(Classification.metrics) == of_classification
+    assert study.final_metric(Segmentation.metrics) == of_segmentation
 
 
 def test_a_metric_that_the_task_has_not_is_refused(write):
     study = load_study(write(metric="best_test_accuracy"))
     with pytest.raises(UserError, match=r"tiny is best_test_accuracy, .* have test_miou, .*; set headline or best_"):
-        study.closing_number(Segmentation.metrics)
+        study.final_metric(Segmentation.metrics)
 
 
 def test_a_study_is_about_the_headline_unless_it_says_otherwise(start, write):

@@ -14,8 +14,8 @@ from machines import cluster_of
 
 from l2t_ray.reports.study import table
 from l2t_ray.studies.outcome import run_trial
-from l2t_ray.studies.results import collect
 from l2t_ray.studies.search import Search
+from l2t_ray.studies.study_results import collect
 from l2t_ray.studies.sweep import Forwarder, run_in_turn
 from l2t_ray.tracking.metrics import TIMES, read_rows
 

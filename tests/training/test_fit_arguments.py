@@ -207,7 +207,7 @@ def test_test_inputs_are_tried_before_anything_is_trained():
 def test_too_few_validation_examples_for_turns_are_said(caplog):
     with caplog.at_level("WARNING", logger="l2t_ray"):
         fitted(try_first=False)
-    assert "the 9 validation examples only judge: they do not fill val_batch_size=6 twice" in caplog.text
+    assert "the 9 validation examples are only validated on: they do not fill val_batch_size=6 twice" in caplog.text
 
 
 class Forgets(nn.Linear):

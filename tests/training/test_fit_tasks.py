@@ -40,11 +40,11 @@ def test_a_model_of_pixels_learns_under_a_learned_loss(loss, family):
         task=Segmentation(["dark", "bright"], error="soft_miou"),
         method={"name": "l2t_dln", "teacher": {"name": "adam", "step_size": 0.02}},
         loss=loss,
-        **SIZES,
+        **{**SIZES, "num_rounds": 30, "learning_rate": 0.5},
     )
     assert isinstance(result.loss.family, family) and result.rows[-1]["hypergradient_norm"] > 0
     assert not torch.equal(result.loss.phi, result.loss.family.phi)
-    assert result.rows[-1]["test_miou"] > 0.4  # dark everywhere: 0.41 of dark, 0 of bright
+    assert result.rows[-1]["test_miou"] > 0.6  # dark everywhere gives 0.42
     assert result.model(pictures(2)[0]).shape == (2, 2, 8, 8)
 
 

@@ -80,7 +80,7 @@ def test_rows_have_the_tasks_metrics_on_both_parts(rows):
     assert rows[0]["test_miou"] != rows[0]["validation_miou"]
 
 
-def test_closing_numbers_are_about_the_headline(rows):
+def test_final_metrics_are_about_the_headline(rows):
     # Rounds whose headline went down, and whose validation part would choose the first.
     first, last = ({**row, "test_miou": test, "validation_miou": val} for row, test, val in zip(
         rows, (0.6, 0.5), (0.9, 0.8), strict=True

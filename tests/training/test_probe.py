@@ -48,7 +48,7 @@ class Weigher(Plain):
 
 @pytest.fixture
 def probe_and_state():
-    # Answers 0, 1, 1, 0; labels 0, 1, 0, 0; the last two labels are wrong, and only the last is given back.
+    # Answers 0, 1, 1, 0; labels 0, 1, 0, 0; the last two labels are wrong, and only the last is memorised.
     logits = torch.tensor([[3.0, 0.0], [0.5, 2.0], [1.0, 4.0], [0.25, 0.0]])
     labels = torch.tensor([0, 1, 0, 0])
     batches = [Batch(logits[i], labels[i], torch.ones(2) / 4, torch.tensor([0, 1])) for i in (slice(2), slice(2, 4))]

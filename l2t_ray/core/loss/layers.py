@@ -45,7 +45,7 @@ class Layers(Part):
         return sum(rows * columns for rows, columns in self.shapes)
 
     def matrices(self, weights: Float[Tensor, " m"]) -> list[Tensor]:
-        """`weights` cut into those of each layer."""
+        """`weights` split into those of each layer."""
         pieces = weights.split([rows * columns for rows, columns in self.shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 

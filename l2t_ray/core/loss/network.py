@@ -5,7 +5,7 @@ of that comparison. A row's loss is the mean over its C - 1 pairs. Its weights `
 rewrites them coordinate by coordinate, and `losses_at(phi, ...)` evaluates the network anywhere without copying.
 
 The network itself stands in `layers.py`. It may be composed with a memory, a table of label pairs and a channel of
-label noise: each is a part with numbers of its own in phi (`Parts`).
+label noise: each is a part with numbers of its own in phi (`LossParts`).
 """
 
 import math
@@ -29,7 +29,7 @@ FAMILY = "pairs"
 
 
 class Pieces(NamedTuple):
-    """phi, cut into the numbers of each part."""
+    """phi, split into the numbers of each part."""
 
     network: Float[Tensor, " m"]
     memory: Float[Tensor, " w"]
@@ -37,7 +37,7 @@ class Pieces(NamedTuple):
     channel: Float[Tensor, " e"]
 
 
-class Parts(NamedTuple):
+class LossParts(NamedTuple):
     """What a loss is composed of, in the order in which phi holds the numbers of each."""
 
     network: Layers | CrossEntropy
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
     def num_weights(self) -> int:
         return sum(part.num_weights for part in self)
 
-    def cut(self, phi: Float[Tensor, " m"]) -> Pieces:
+    def split(self, phi: Float[Tensor, " m"]) -> Pieces:
         """
         Raises:
             ValueError: if phi has another number of weights.
@@ -66,7 +66,7 @@ class Parts(NamedTuple):
         """
         if not isinstance(self.channel, Channel):
             raise ValueError("this loss has no channel of label noise.")
-        entries = self.cut(phi).channel
+        entries = self.split(phi).channel
         others = phi.new_zeros(len(phi) - len(entries))
         return torch.cat((others, self.channel.entries_of(matrix).to(phi) - entries))
 
@@ -127,8 +127,8 @@ class LossNetworkSpec:
             raise ValueError("a loss network with a channel needs softmax pairs and no label-pair table.")
 
     @cached_property
-    def parts(self) -> Parts:
-        return Parts(
+    def parts(self) -> LossParts:
+        return LossParts(
             CrossEntropy() if self.layers == 0 else Layers(self.hidden, self.layers, self.pairs, self.activation),
             NoMemory() if self.memory is None else MemoryTerm(self.memory),
             NoTable() if self.label_table is None else LabelTable(self.label_table),
@@ -182,7 +182,7 @@ class DynamicLossNetwork(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         """The loss of each pair; `table_entries` are the label-pair entries, absent in the paper's network."""
         parts = self.spec.parts
-        return parts.network.losses(parts.cut(self.phi).network, pairs, table_entries)
+        return parts.network.losses(parts.split(self.phi).network, pairs, table_entries)
 
     def losses(
         self,
@@ -213,14 +213,14 @@ class DynamicLossNetwork(nn.Module):
     ) -> Float[Tensor, " n"]:
         """`losses` with the weights `phi` in place of the module's own: a pure function of its arguments."""
         spec, num_classes = self.spec, logits.shape[1]
-        dtype = torch.promote_types(phi.dtype, logits.dtype)  # a student in double precision is judged in it
+        dtype = torch.promote_types(phi.dtype, logits.dtype)  # a student in double precision is evaluated in it
         phi, logits = phi.to(dtype), logits.to(dtype)
         if spec.num_classes not in (None, num_classes):
             raise ValueError(
                 f"this loss was learned for {spec.num_classes} classes (it holds a table of them), "
                 f"got logits of {num_classes} classes."
             )
-        parts, own = spec.parts, spec.parts.cut(phi)
+        parts, own = spec.parts, spec.parts.split(phi)
         entries = parts.table.of_pairs(own.table, labels)
         losses = parts.network.row_losses(own.network, logits, labels, parts.channel, own.channel, entries)
         if spec.mean == "released":

@@ -49,7 +49,7 @@ class PairLoss:
         return isinstance(self.spec.parts.channel, Channel)
 
     def shift_to(self, channel: Float[Tensor, "c c"], phi: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """What to add to phi so that its channel of label noise becomes this one (`network.Parts`)."""
+        """What to add to phi so that its channel of label noise becomes this one (`network.LossParts`)."""
         return self.spec.parts.shift_to(channel, phi)
 
     def losses(self, phi: Float[Tensor, " m"], terms: Terms, memory: Float[Tensor, "n c"] | None) -> RowLosses:
@@ -79,7 +79,7 @@ class PairLoss:
         parts = self.spec.parts
         return {
             name: number
-            for part, own in zip(parts, parts.cut(phi), strict=True)
+            for part, own in zip(parts, parts.split(phi), strict=True)
             for name, number in part.report(own).items()
         }
 
@@ -88,7 +88,7 @@ class PairLoss:
             raise ValueError(f"is for {self.spec.num_classes} classes, and the {task.name} task has {num_classes}")
 
     def describe(self, phi: Float[Tensor, " m"]) -> str:
-        parts, own = self.spec.parts, self.spec.parts.cut(phi)
+        parts, own = self.spec.parts, self.spec.parts.split(phi)
         classes = "any number of classes" if self.spec.num_classes is None else f"{self.spec.num_classes} classes"
         first, *others = (part.describe(numbers) for part, numbers in zip(parts, own, strict=True))
         return "\n".join(
@@ -97,7 +97,7 @@ class PairLoss:
 
     def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[Picture]:
         """The network's loss of a pair, and what parts have to show."""
-        parts, own = self.spec.parts, self.spec.parts.cut(phi.detach())
+        parts, own = self.spec.parts, self.spec.parts.split(phi.detach())
         surface = Surface(lambda pairs: parts.network.losses(own.network, pairs.to(phi)))
         return [
             surface,

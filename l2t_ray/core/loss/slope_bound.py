@@ -34,7 +34,7 @@ def push(spec: LossNetworkSpec, phi: Float[Tensor, " m"]) -> Float[Tensor, " poi
 
     It is 1 everywhere for -log p_true. Of a label-pair table the quartiles stand for all entries.
     """
-    parts, own = spec.parts, spec.parts.cut(phi.detach())
+    parts, own = spec.parts, spec.parts.split(phi.detach())
     pairs = torch.cat([torch.stack((_P_TRUE, (1 - _P_TRUE) * share), dim=1) for share in _SHARES]).to(phi)
     entries, quartiles = None, parts.table.quartiles(own.table)
     if quartiles is not None:
@@ -70,7 +70,7 @@ class SlopeBound:
         if most <= self._most:
             return phi
         scaled, parts = phi.clone(), self._spec.parts
-        parts.network.scale(parts.cut(scaled).network, self._most / most)
+        parts.network.scale(parts.split(scaled).network, self._most / most)
         return scaled
 
     def _turned_back(self, phi: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ class TermLoss:
         )
 
     def _weighed(self, phi: Tensor, name: str, term: Term) -> Tensor:
-        dtype = torch.promote_types(phi.dtype, term.values.dtype)  # a student in double precision is judged in it
+        dtype = torch.promote_types(phi.dtype, term.values.dtype)  # a student in double precision is evaluated in it
         phi, values = phi.to(dtype), term.values.to(dtype)
         return self.weights(phi)[name][term.kinds] * self.curve(phi, name, values)
 

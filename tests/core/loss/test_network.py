@@ -249,7 +249,7 @@ def channel_network(**options):
 
 def channel_of(network, phi):
     parts = network.spec.parts
-    return parts.channel.log_matrix(parts.cut(phi).channel).exp()
+    return parts.channel.log_matrix(parts.split(phi).channel).exp()
 
 
 def test_a_channel_pairs_the_probabilities_of_noisy_labels():

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import os
 import tempfile
 from typing import Any
 
 from l2t_ray.interfaces import UserError
 from l2t_ray.studies.log import ROLE
-from l2t_ray.studies.results import FILE
+from l2t_ray.studies.study_results import FILE
 from l2t_ray.tracking.runs import find_runs
 
 
@@ -18,6 +19,7 @@ def gather(uri: str, experiment: str) -> list[dict[str, Any]]:
     Raises:
         UserError: if there is no store that MLflow can read.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file of a second
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

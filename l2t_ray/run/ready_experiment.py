@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from l2t_ray.assembly.looks import check_hypergradient
+from l2t_ray.assembly.inspection import check_hypergradient
 from l2t_ray.assembly.run import build_run, resolve_device
 from l2t_ray.assembly.teachers import idle_teacher
 from l2t_ray.assembly.trial import try_arms
@@ -90,7 +90,7 @@ class Experiment:
 
         Args:
             quiet: show nothing.
-            tracker: hears of the run instead of the one that the configuration names.
+            tracker: records the run instead of the one that the configuration names.
             figures: draw them; a study draws its own.
 
         Raises:
@@ -122,7 +122,7 @@ class Experiment:
                     give_back_memory()
 
     def check_hypergradient(self) -> tuple[dict[str, float], bool]:
-        """See `assembly.looks.check_hypergradient`."""
+        """See `assembly.inspection.check_hypergradient`."""
         return check_hypergradient(self.config)
 
     def _check(self, place: Place) -> None:

@@ -1,6 +1,6 @@
 """The paper's figures, and what they are said to be."""
 
-from l2t_ray.reports.published import ABLATION, COPIED, LEARNING_RATES, noisy_labels
+from l2t_ray.reports.paper_accuracies import ABLATION, COPIED, LEARNING_RATES, noisy_labels
 
 
 def test_copied_rows_say_so():

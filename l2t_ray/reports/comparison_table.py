@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from l2t_ray.headline import ACCURACY, with_unit
 from l2t_ray.interfaces import Metric
 from l2t_ray.reports import figures
-from l2t_ray.reports.published import Published
-from l2t_ray.reports.spread import MISSING, Spread, shown, spread
+from l2t_ray.reports.paper_accuracies import Published
+from l2t_ray.reports.spread import MISSING, Spread, spread, spread_text
 from l2t_ray.reports.tables import markdown
 from l2t_ray.tracking.metrics import read_rows
 from l2t_ray.tracking.runs import find_runs
@@ -28,11 +28,11 @@ from l2t_ray.tracking.runs import find_runs
 CELL, SEED = "cell", "seed"
 """Tags of a trial in MLflow; the cell of a comparison's is the method."""
 FINAL = "final"
-"""Before the names of a trial's closing numbers there: the same for every method."""
+"""Before the names of a trial's final metrics there: the same for every method."""
 
 
 class TrialResult(NamedTuple):
-    """One method trained with one seed: its closing numbers by name, as in `summary.json`."""
+    """One method trained with one seed: its final metrics by name, as in `summary.json`."""
 
     arm: str
     seed: int
@@ -43,7 +43,7 @@ class TrialResult(NamedTuple):
         return bool(self.numbers.get("diverged"))
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of the table: its name in `summary.json`, its heading, and how it is shown."""
 
     name: str
@@ -52,14 +52,14 @@ class Column(NamedTuple):
     digits: int = 2
 
 
-def columns_of(headline: Metric) -> tuple[Column, ...]:
+def columns_of(headline: Metric) -> tuple[TableColumn, ...]:
     """The columns of a table about this headline."""
     own = ((headline.on_test, "final"), (headline.best, "best seen"), (headline.selected, "chosen on validation"))
     return (
-        *(Column(name, with_unit(heading, headline), headline.factor, headline.digits) for name, heading in own),
-        Column("reproduced", "wrong labels given back [%]", 100, 1),
-        Column("seconds", "time [s]", 1, 0),
-        Column("peak_memory_mb", "memory [MB]", 1, 0),
+        *(TableColumn(name, with_unit(heading, headline), headline.factor, headline.digits) for name, heading in own),
+        TableColumn("reproduced", "memorised wrong labels [%]", 100, 1),
+        TableColumn("seconds", "time [s]", 1, 0),
+        TableColumn("peak_memory_mb", "memory [MB]", 1, 0),
     )
 
 
@@ -116,7 +116,7 @@ def as_markdown(lines: Sequence[Entry], published: Mapping[str, Published], head
     headings += ["diverged"] * has_diverged + ["paper [%]", "source"] * has_paper
     rows = []
     for line in lines:
-        cells = [line.arm, *(shown(line.spreads[c.name], factor=c.factor, digits=c.digits) for c in columns)]
+        cells = [line.arm, *(spread_text(line.spreads[c.name], factor=c.factor, digits=c.digits) for c in columns)]
         if has_diverged:
             cells.append(f"{line.num_diverged} of {line.num_trials}")
         if has_paper:

@@ -1,4 +1,4 @@
-"""Looks at a run that change nothing in it."""
+"""Inspection of a run, which changes nothing in it: its trained students, and its hypergradient."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,22 +27,23 @@ from l2t_ray.settings.experiment import ExperimentConfig
 
 
 @dataclass(frozen=True)
-class Closing:
-    """What a trained student does: test images by class and answer, and the wrong labels that it gives back."""
+class Inspection:
+    """What a trained student predicts: the confusion matrix of the test images (row the class, column the
+    prediction), and the share of wrong training labels that it has memorised; None where none is known to be wrong."""
 
     confusion: Int[np.ndarray, "c c"]
-    reproduced: float | None
+    memorised: float | None
 
 
 @torch.no_grad()
-def closing_look(
+def inspect_students(
     config: ExperimentConfig, source: AnySource, students: Mapping[str, StudentState]
-) -> dict[str, Closing]:
-    """A look at each trained student, on all test images and all training images with wrong labels."""
+) -> dict[str, Inspection]:
+    """Evaluates each trained student on all test images and all training images with wrong labels."""
     trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
     num_classes, corrupted = data.num_classes, source.corrupted
     ignored = source.dataset.train.ignore if isinstance(source.dataset, MaskedDataset) else None
-    looks = {}
+    inspections = {}
     for arm, state in students.items():
         theta = state.theta.to(device)
         buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
@@ -55,12 +56,12 @@ def closing_look(
             truth, said = batch.targets.cpu().numpy(), answers(batch).cpu().numpy()
             counts = truth != ignored
             np.add.at(confusion, (truth[counts], said[counts]), 1)
-        reproduced = None
+        memorised = None
         if corrupted is not None:
             batches = source.images(corrupted.rows[corrupted.is_wrong])
-            reproduced = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
-        looks[arm] = Closing(confusion, reproduced)
-    return looks
+            memorised = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
+        inspections[arm] = Inspection(confusion, memorised)
+    return inspections
 
 
 def learner_of(method: Method) -> L2TDLN:
