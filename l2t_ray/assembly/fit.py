@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_ray.assembly.run import run_of
-from l2t_ray.assembly.students import build_sgd
+from l2t_ray.assembly.students import build_schedule
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule
@@ -278,7 +278,7 @@ def _built(
 ) -> tuple[Run, list[NoiseEstimate]]:
     """Everything that is trained, at its beginning; the list is filled with what is found of the noise."""
     estimates: list[NoiseEstimate] = []
-    trainee = Trainee(student, Classification(), build_sgd(config.training), SingleProcess(), source.device)
+    trainee = Trainee(student, Classification(), build_schedule(config.training), SingleProcess(), source.device)
     parts = Parts(
         trainee,
         source,
