@@ -4,7 +4,7 @@ from math import cos, pi
 
 import torch
 
-from l2t_ray.bilevel.optimizers import Optimizer, Sgd
+from l2t_ray.bilevel.optimizers import Adam, Optimizer, Sgd
 from l2t_ray.core.student import RateSchedule, StudentSchedule
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
@@ -49,7 +49,16 @@ def build_schedule(training: TrainingConfig) -> StudentSchedule:
 
 
 def build_optimizer(training: TrainingConfig) -> Optimizer:
-    return Sgd(training.momentum, training.weight_decay)
+    if training.optimizer == "sgd":
+        return Sgd(training.momentum, training.weight_decay, training.nesterov, training.clip)
+    return Adam(
+        training.betas,
+        training.eps,
+        training.weight_decay,
+        decoupled=training.optimizer == "adamw",
+        clip=training.clip,
+        eps_root=training.eps_root,
+    )
 
 
 def build_rate(training: TrainingConfig) -> RateSchedule:
