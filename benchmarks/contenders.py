@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from l2t_ray.bilevel.flat import FlatModule, clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
-from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, sgd_steps
+from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, student_steps
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.lstm_teacher import LSTMTeacher, preprocess_gradient
 from l2t_ray.core.teacher import LocalTeacher, LstmRule
@@ -118,7 +118,7 @@ def plain(setting: Setting) -> Contender:
         return loss_gradients(setting.plain_problem, theta.detach().requires_grad_(), no_phi, buffers, batch)
 
     def run() -> Tensor:
-        sgd_steps(setting.plain_problem, setting.start, setting.batches, setting.rates, step_gradient)
+        student_steps(setting.plain_problem, setting.start, setting.batches, setting.rates, step_gradient)
         return no_phi
 
     return run
@@ -177,8 +177,8 @@ def released(setting: Setting, *, on_hypergradient: Callable[[], None] | None = 
         def step_gradient(theta: Tensor, buffers: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             return loss_gradients(s.problem, theta, phi, buffers, batch, create_graph=True)
 
-        start = StudentState(s.start.theta.clone().requires_grad_(), s.start.velocity, s.start.buffers)
-        trained, _ = sgd_steps(s.problem, start, s.batches, s.rates, step_gradient)
+        start = s.start._replace(theta=s.start.theta.clone().requires_grad_())
+        trained, _ = student_steps(s.problem, start, s.batches, s.rates, step_gradient)
         return s.problem.outer_error(trained.theta, clone_buffers(trained.buffers), s.val)
 
     def run() -> Tensor:

@@ -98,11 +98,19 @@ class Terms(NamedTuple):
 
 
 class StudentState(NamedTuple):
-    """The student at one moment: flat parameters, flat momentum buffer, and normalisation buffers by name."""
+    """The student at one moment.
+
+    Attributes:
+        theta: flat parameters.
+        velocity: what the optimizer remembers of earlier gradients: SGD's momentum buffer, Adam's first moment.
+        buffers: normalisation buffers by name.
+        carried: what else the optimizer carries from step to step, by name (`bilevel/optimizers.py`); SGD nothing.
+    """
 
     theta: Float[Tensor, " p"]
     velocity: Float[Tensor, " p"]
     buffers: Mapping[str, Tensor]
+    carried: Mapping[str, Tensor] = {}
 
 
 class MethodState(NamedTuple):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import Batch, StudentState
@@ -53,7 +54,9 @@ def small_net(norm: str) -> nn.Module:
 class Problem:
     """An inner problem with data, everything in float64."""
 
-    def __init__(self, norm="batch", momentum=0.9, weight_decay=1e-2, num_steps=5, seed=0, **loss_options):
+    def __init__(
+        self, norm="batch", momentum=0.9, weight_decay=1e-2, num_steps=5, seed=0, optimizer=None, **loss_options
+    ):
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -69,7 +72,10 @@ class Problem:
         theta = self.student.initial()
         velocity = 0.1 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
         self.start = StudentState(theta, velocity if momentum else torch.zeros_like(theta), self.buffers())
-        self.problem = InnerProblem(self.inner_loss, self.outer_error, SingleProcess(), momentum, weight_decay)
+        if optimizer is not None:
+            self.start = self.start._replace(carried=optimizer.begin(theta, {}).carried)
+        optimizer = optimizer or Sgd(momentum, weight_decay)
+        self.problem = InnerProblem(self.inner_loss, self.outer_error, SingleProcess(), optimizer)
 
     def buffers(self):
         return self.student.initial_buffers()

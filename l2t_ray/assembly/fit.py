@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_ray.assembly.run import run_of
-from l2t_ray.assembly.students import build_sgd
+from l2t_ray.assembly.students import build_schedule
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule
@@ -76,7 +76,7 @@ def fit(
     num_steps: int = 15,
     batch_size: int = 25,
     val_batch_size: int = 100,
-    learning_rate: float = 0.1,
+    learning_rate: float | None = None,
     momentum: float = 0.0,
     weight_decay: float = 5e-4,
     warm_share: float | None = None,
@@ -85,6 +85,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str = "cpu",
     try_first: bool = True,
+    optimizer: str | Mapping[str, Any] = "sgd",
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Fit:
     """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
@@ -104,7 +105,8 @@ def fit(
         task: what outputs and targets mean, where they are not logits and class numbers: `tasks.segmentation` has one
             for masks, docs/extending.md shows one's own. The targets are then what the task takes.
         method: what a configuration's section `method` may hold, or a method's settings; None: the recommended one.
-        num_rounds: changes of the loss; the model takes `num_rounds * num_steps` SGD steps, with cosine decay.
+        num_rounds: changes of the loss; the model takes `num_rounds * num_steps` steps, with cosine decay.
+        learning_rate: of the first step; None: 0.1 with SGD, 0.001 with Adam.
         warm_share: share of the rounds under plain cross-entropy, after which the label noise is estimated and the
             loss goes on from there (`core/noise_estimate.py`). Short enough that wrong labels are not memorised in it.
             0: the loss is learned from the first round on. 1: it never is, so that this is cross-entropy. None: as
@@ -116,6 +118,8 @@ def fit(
         device: where it is trained. The sets are kept there if they fit; the trained model is where `model` is.
         try_first: try a round first, and hold its derivatives against finite differences. False: what cannot be
             trained is found where it fails, or not at all.
+        optimizer: `sgd`, `adam` or `adamw`; or that as `name` with what else a configuration's section `training` has
+            for it, as in `{"name": "adamw", "betas": (0.9, 0.99), "clip": 1.0}`.
         on_row: callback, called with the metrics of each round.
 
     Raises:
@@ -131,10 +135,10 @@ def fit(
             "num_steps": int(num_steps),
             "batch_size": int(batch_size),
             "val_batch_size": int(val_batch_size),
-            "learning_rate": float(learning_rate),
             "momentum": float(momentum),
             "weight_decay": float(weight_decay),
-        },
+        }
+        | _steps_by(optimizer, None if learning_rate is None else float(learning_rate)),
         method,
         seed=int(seed),
         warm_share=warm_share,
@@ -209,6 +213,14 @@ def fit(
 
 # What is no such argument is for the table of rules to say, not for a type checker at run time.
 setattr(fit, "__no_type_check__", True)  # noqa: B010
+
+
+def _steps_by(optimizer: Mapping[str, Any] | str, learning_rate: float | None) -> dict[str, Any]:
+    """What the section `training` says of the optimizer's steps."""
+    given = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
+    name = given.pop("name")
+    usual = 0.1 if name == "sgd" else 1e-3
+    return given | {"optimizer": name, "learning_rate": usual if learning_rate is None else learning_rate}
 
 
 def _settings(
@@ -308,7 +320,9 @@ def _built(
 
 
 def _parts(config: ExperimentConfig, student: FlatModule, source: TensorSource, task: Task | None) -> Parts:
-    trainee = Trainee(student, task or Classification(), build_sgd(config.training), SingleProcess(), source.device)
+    trainee = Trainee(
+        student, task or Classification(), build_schedule(config.training), SingleProcess(), source.device
+    )
     return Parts(trainee, source, config.training.num_rounds, config.seed)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2t_ray.assembly.run import build_run, build_trainee
 from l2t_ray.assembly.sources import AnySource
-from l2t_ray.assembly.students import build_sgd
+from l2t_ray.assembly.students import build_schedule
 from l2t_ray.assembly.trial import OTHERWISE
 from l2t_ray.bilevel.derivative_check import check_derivatives
 from l2t_ray.bilevel.double import doubled
@@ -99,7 +99,7 @@ def check_hypergradient(config: ExperimentConfig) -> tuple[dict[str, float], boo
     phi = arm.teacher.read().phi
     engine, horizon = learner.engine, getattr(method, "horizon", None)
     student, batches = learner.init().student, run.data.round(0)
-    rates = build_sgd(config.training).rates(0, len(batches.train))
+    rates = build_schedule(config.training).rates(0, len(batches.train))
 
     # Sample weights are constants for both sides.
     problem = replace(learner.objective.first_problem(batches), reweigh=None)

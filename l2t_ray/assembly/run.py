@@ -11,7 +11,7 @@ from l2t_ray.assembly.identity import fingerprint, shown_yaml
 from l2t_ray.assembly.images import open_dataset
 from l2t_ray.assembly.methods import build_arm
 from l2t_ray.assembly.sources import AnySource, source_of
-from l2t_ray.assembly.students import build_sgd, build_student
+from l2t_ray.assembly.students import build_schedule, build_student
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.teachers import MakeTeacher, build_teacher
 from l2t_ray.bilevel.flat import FlatModule
@@ -89,7 +89,7 @@ def first_teacher(config: ExperimentConfig, num_classes: int) -> LocalTeacher:
 def build_trainee(config: ExperimentConfig, source: AnySource, group: Group) -> Trainee:
     """The student at its beginning, with its task and its optimiser."""
     student = FlatModule(build_student(config.student, source.dataset, group=group, seed=config.seed))
-    return Trainee(student, build_task(config), build_sgd(config.training), group, source.device)
+    return Trainee(student, build_task(config), build_schedule(config.training), group, source.device)
 
 
 def build_probe(student: FlatModule, source: AnySource, *, seed: int) -> Probe | None:

@@ -4,7 +4,8 @@ from math import cos, pi
 
 import torch
 
-from l2t_ray.core.student import RateSchedule, StudentSgd
+from l2t_ray.bilevel.optimizers import Adam, Optimizer, Sgd
+from l2t_ray.core.student import RateSchedule, StudentSchedule
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.data.masked_sets import MaskedDataset
@@ -43,8 +44,21 @@ def build_student(
     return with_global_batch_norm(model, group) if student.sync_batchnorm else model
 
 
-def build_sgd(training: TrainingConfig) -> StudentSgd:
-    return StudentSgd(build_rate(training), training.num_steps, training.momentum, training.weight_decay)
+def build_schedule(training: TrainingConfig) -> StudentSchedule:
+    return StudentSchedule(build_rate(training), training.num_steps, build_optimizer(training))
+
+
+def build_optimizer(training: TrainingConfig) -> Optimizer:
+    if training.optimizer == "sgd":
+        return Sgd(training.momentum, training.weight_decay, training.nesterov, training.clip)
+    return Adam(
+        training.betas,
+        training.eps,
+        training.weight_decay,
+        decoupled=training.optimizer == "adamw",
+        clip=training.clip,
+        eps_root=training.eps_root,
+    )
 
 
 def build_rate(training: TrainingConfig) -> RateSchedule:

@@ -47,7 +47,7 @@ from l2t_ray.bilevel.derivative_trial import (
 from l2t_ray.bilevel.draws import unmoved_draws
 from l2t_ray.bilevel.engines import EngineName
 from l2t_ray.bilevel.flat import clone_buffers
-from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, sgd_steps
+from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, student_steps
 from l2t_ray.interfaces import Batch, StudentState, UserError
 
 GROSS = 0.25
@@ -212,7 +212,7 @@ def not_finite_advice(
         return gradient.detach(), loss, logit_gradient
 
     with unmoved_draws(student.theta.device), traced():
-        sgd_steps(problem, student, batches, rates, step_gradient)
+        student_steps(problem, student, batches, rates, step_gradient)
     return f"the second derivative of {sites[0]} is not finite, {_EPSILON}" if sites else None
 
 

@@ -84,8 +84,7 @@ class Trial:
     def in_double(self) -> "tuple[Trial, tuple[Tensor, ...]]":
         """The same in double precision, where the model can be run in it by all workers, else as it is; and its
         gradients."""
-        theta, velocity, buffers = self.student
-        student = StudentState(doubled(theta), doubled(velocity), doubled(buffers))
+        student = StudentState(*map(doubled, self.student))
         batch = Batch(*map(doubled, self.batch))
         trial = replace(self, student=student, phi=doubled(self.phi), batch=batch, is_double=True)
         try:

@@ -1,7 +1,14 @@
 """Exact hypergradients: the derivative of the validation error in the loss's weights, through K student steps.
 
-One recursion, not autograd through everything. The way forward (`unroll.sgd_steps`) keeps theta_0 .. theta_K. The way
-back carries two co-states, lambda = d e / d theta_k and nu = d e / d v_k, from k = K - 1 down to 0:
+One recursion, not autograd through everything. The way forward (`unroll.student_steps`) keeps theta_0 .. theta_K. The
+way back carries co-states, lambda = d e / d theta_k and those of what the optimizer carries, from k = K - 1 down to 0:
+
+    gamma   <- the co-state of step k's gradient, from the co-states behind the step
+    G       <- G + (d^2 L_k / d phi d theta) gamma
+    lambda  <- lambda + (d^2 L_k / d theta^2) gamma, and the optimizer's own part
+
+gamma and the optimizer's part are a few operations on vectors (`optimizers.py`). For SGD with momentum mu and weight
+decay w, with nu = d e / d v_k:
 
     nu      <- nu - alpha_k lambda
     G       <- G + (d^2 L_k / d phi d theta) nu
@@ -32,10 +39,11 @@ These are exact. What others use in place of the exact products is here as well,
 At the first step that the derivative goes back to, lambda is not needed any more: there the product in phi is taken
 alone, 5 F in place of 9 F, for it needs the student's directional derivative only.
 
-Between steps lambda and nu are sums over workers, and the network's products are local. That makes the hypergradient
+Between steps the co-states are sums over workers, and the network's products are local. That makes the hypergradient
 exact on any number of workers, and needs no collective that can be differentiated.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -50,8 +58,9 @@ from l2t_ray.bilevel.autograd_graph import Cuts, missing_derivative, own_functio
 from l2t_ray.bilevel.engines import APPROXIMATIONS, ENGINES, Engine, EngineName, leaf
 from l2t_ray.bilevel.flat import clone_buffers, recomputed_blocks
 from l2t_ray.bilevel.heap import returned_memory
+from l2t_ray.bilevel.optimizers import Costates, Trace
 from l2t_ray.bilevel.second_order import TwiceDifferentiable
-from l2t_ray.bilevel.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, sgd_steps
+from l2t_ray.bilevel.unroll import GradientStep, InnerProblem, StepStatistics, loss_gradients, student_steps
 from l2t_ray.interfaces import Batch, StudentState, UserError
 from l2t_ray.timing import part
 
@@ -80,7 +89,7 @@ def hypergradient(
     """Trains the student for one step a batch under the loss `phi`, and differentiates its validation error in `phi`.
 
     Args:
-        problem: inner loss, outer error, momentum, weight decay and the workers' group.
+        problem: inner loss, outer error, optimizer and the workers' group.
         student: where to start; left as it is.
         phi: weights of the loss network; left as they are.
         batches: K training minibatches.
@@ -102,12 +111,14 @@ def hypergradient(
         raise ValueError(f"horizon must be at least 1, got {horizon}.")
     num_steps = len(batches)
     first = max(0, num_steps - (1 if engine == "one_step" else horizon or num_steps))
+    traces: deque[Trace] = deque(maxlen=num_steps - first)  # of the steps that are gone back through
     with _refused_cuts(problem) if engine != "finite_difference" else nullcontext(problem) as watched:
         tape: Engine = (ENGINES | APPROXIMATIONS)[engine](watched, phi, num_steps - first)
-        trained, statistics = sgd_steps(problem, student, batches, rates, _from_step(first, problem, phi, tape))
+        step_gradient = _from_step(first, problem, phi, tape)
+        trained, statistics = student_steps(problem, student, batches, rates, step_gradient, traces.append)
     with returned_memory() if tape.is_lean else nullcontext() as give_back:
         error, costate = _validation_gradient(problem, trained, val, give_back)
-        gradient = _backward(problem, tape, problem.group.sum(costate), rates[first:])
+        gradient = _backward(problem, tape, problem.group.sum(costate), traces)
     return Hypergradient(error, gradient, trained, statistics)
 
 
@@ -131,19 +142,20 @@ def _validation_gradient(
 
 
 def _backward(
-    problem: InnerProblem, tape: Engine, costate: Float[Tensor, " p"], rates: Sequence[float]
+    problem: InnerProblem, tape: Engine, costate: Float[Tensor, " p"], traces: deque[Trace]
 ) -> Float[Tensor, " m"]:
-    """This worker's share of the hypergradient, from the co-state of the trained student back over the tape."""
-    velocity_costate = torch.zeros_like(costate)
+    """This worker's share of the hypergradient, from the co-state of the trained student back over the tape.
+    What the steps left in `traces` is used up."""
+    costates = Costates.at_end(costate)
     total: Any = 0
-    for rate in reversed(rates[1:]):
-        velocity_costate = velocity_costate - rate * costate
-        hessian_product, mixed_product = tape.products(velocity_costate)
+    while len(traces) > 1:
+        along, before = problem.optimizer.back(costates, traces.pop())
+        hessian_product, mixed_product = tape.products(along)
         total = total + mixed_product
-        costate = costate + problem.group.sum(hessian_product) + problem.weight_decay * velocity_costate
-        velocity_costate = problem.momentum * velocity_costate
+        costates = before(problem.group.sum(hessian_product))
     # Where the derivative ends no co-state is needed any more.
-    return total + tape.mixed_product(velocity_costate - rates[0] * costate)
+    along, _ = problem.optimizer.back(costates, traces.pop())
+    return total + tape.mixed_product(along)
 
 
 def naive_hypergradient(
@@ -160,17 +172,22 @@ def naive_hypergradient(
     It is the reference the engines are held against, in the tests and by `--check-hypergradient`.
     """
     phi = leaf(phi)
-    start = StudentState(leaf(student.theta), student.velocity, student.buffers)
+    start = student._replace(theta=leaf(student.theta))
 
     def step_gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with TwiceDifferentiable().offered():
             return loss_gradients(watched, theta, phi, buffers, batch, create_graph=True)
 
     with _refused_cuts(problem) as watched:
-        trained, statistics = sgd_steps(problem, start, batches, rates, step_gradient)
+        trained, statistics = student_steps(problem, start, batches, rates, step_gradient)
     error = problem.outer_error(trained.theta, clone_buffers(trained.buffers), val)
     (gradient,) = torch.autograd.grad(error, phi)
-    end = StudentState(trained.theta.detach(), trained.velocity.detach(), trained.buffers)
+    end = StudentState(
+        trained.theta.detach(),
+        trained.velocity.detach(),
+        trained.buffers,
+        {name: tensor.detach() for name, tensor in trained.carried.items()},
+    )
     return Hypergradient(error.detach(), gradient, end, [StepStatistics(*map(_detached, s)) for s in statistics])
 
 

@@ -1,7 +1,6 @@
-"""K steps of the student's SGD under the current loss, with everything the way back will need.
+"""K steps of the student's optimizer under the current loss, with everything the way back will need.
 
-    v_{k+1} = mu v_k + d L_phi(theta_k; D_k) / d theta + w theta_k
-    theta_{k+1} = theta_k - alpha_k v_{k+1}
+    theta_{k+1} = step(theta_k, d L_phi(theta_k; D_k) / d theta, alpha_k)          (`optimizers.py`)
 
 On several workers each adds its share of the gradient; the sum is the gradient of the global minibatch.
 """
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.bilevel.flat import clone_buffers
+from l2t_ray.bilevel.optimizers import PLAIN_SGD, Optimizer, Trace
 from l2t_ray.interfaces import Batch, Group, StudentState
 from l2t_ray.timing import part
 
@@ -41,8 +41,7 @@ class InnerProblem:
     inner_loss: InnerLoss
     outer_error: OuterError
     group: Group
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    optimizer: Optimizer = PLAIN_SGD
     reweigh: Reweigh | None = None
 
 
@@ -74,32 +73,35 @@ def loss_gradients(
 
 
 @part("unroll")
-def sgd_steps(
+def student_steps(
     problem: InnerProblem,
     student: StudentState,
     batches: Sequence[Batch],
     rates: Sequence[float],
     step_gradient: GradientStep,
+    on_step: Callable[[Trace], None] = lambda trace: None,
 ) -> tuple[StudentState, list[StepStatistics]]:
-    """Takes one SGD step a batch, with gradients from `step_gradient`, and says how it went.
+    """Takes one step of the optimizer a batch, with gradients from `step_gradient`, and says how it went.
+
+    `on_step` hears what the way back through each step has to know.
 
     The given student is not changed. Buffers (batch-norm statistics) move with the steps that are taken here, and
     are what the returned state holds; they are averaged over workers at the end, so that replicas stay replicas.
     """
-    theta, velocity, buffers = student.theta, student.velocity, clone_buffers(student.buffers)
-    statistics = theta.new_empty(len(batches), len(StepStatistics._fields))
+    student, buffers = student._replace(buffers={}), clone_buffers(student.buffers)
+    statistics = student.theta.new_empty(len(batches), len(StepStatistics._fields))
     for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
         if problem.reweigh is not None:
-            batch = problem.reweigh(theta, buffers, batch)
-        gradient, loss, logit_gradient = step_gradient(theta, buffers, batch)
+            batch = problem.reweigh(student.theta, buffers, batch)
+        gradient, loss, logit_gradient = step_gradient(student.theta, buffers, batch)
         gradient = problem.group.sum(gradient)
-        velocity = problem.momentum * velocity + gradient + problem.weight_decay * theta
-        theta = theta - rate * velocity
+        student, trace = problem.optimizer.step(student, gradient, rate)
+        on_step(trace)
         with torch.no_grad():
             row = StepStatistics(loss, logit_gradient.abs().sum(), torch.linalg.vector_norm(gradient))
             statistics[step] = torch.stack(row)
-    state = StudentState(theta, velocity, average_buffers(buffers, problem.group))
-    return state, [StepStatistics(*row) for row in statistics]
+    student = student._replace(buffers=average_buffers(buffers, problem.group))
+    return student, [StepStatistics(*row) for row in statistics]
 
 
 def plain_steps(
@@ -109,12 +111,12 @@ def plain_steps(
     batches: Sequence[Batch],
     rates: Sequence[float],
 ) -> tuple[StudentState, list[StepStatistics]]:
-    """`sgd_steps` under the loss `phi`, keeping nothing for a way back."""
+    """`student_steps` under the loss `phi`, keeping nothing for a way back."""
 
     def gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         return loss_gradients(problem, theta.detach().requires_grad_(), phi, buffers, batch)
 
-    return sgd_steps(problem, student, batches, rates, gradient)
+    return student_steps(problem, student, batches, rates, gradient)
 
 
 def average_buffers(buffers: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class L2TDLN:
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         """One round of training (module docstring)."""
         state = self.objective.constants_of_round(state, batches, index)
-        rates, phi = self._trainee.sgd.rates(index, len(batches.train)), self._teacher.read()
+        rates, phi = self._trainee.schedule.rates(index, len(batches.train)), self._teacher.read()
         unrolled = first = self._unroll(state, phi, batches, rates)
         in_use = self.objective.in_use(phi.phi, state)
         with explained(lambda: (self.objective.problem(state), state.student, in_use, unrolled, batches, rates)):

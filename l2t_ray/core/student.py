@@ -1,4 +1,4 @@
-"""The student as every method finds it: a template of its model, its task, its SGD and its workers' group.
+"""The student as every method finds it: a template of its model, its task, its optimizer and its workers' group.
 
 What a method makes of its student's loss is the method's business; how the student answers, steps and reports is here.
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient
-from l2t_ray.bilevel.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, sgd_steps
+from l2t_ray.bilevel.optimizers import PLAIN_SGD, Optimizer
+from l2t_ray.bilevel.unroll import GradientStep, InnerLoss, InnerProblem, StepStatistics, plain_steps, student_steps
 from l2t_ray.core.round_metrics import plain_metrics
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, StudentState, Task, Terms, UserError
 
@@ -31,13 +32,12 @@ def cross_entropy(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Fl
 
 
 @dataclass(frozen=True)
-class StudentSgd:
-    """How the student is trained: learning rate a step, momentum, weight decay, steps a round."""
+class StudentSchedule:
+    """How the student is trained: learning rate a step, steps a round, and the optimizer that takes them."""
 
     rate: RateSchedule
     num_steps: int
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    optimizer: Optimizer = PLAIN_SGD
 
     def rates(self, index: int, num_batches: int) -> list[float]:
         return [self.rate(index * self.num_steps + k) for k in range(num_batches)]
@@ -49,14 +49,14 @@ class Trainee:
 
     student: FlatModule
     task: Task
-    sgd: StudentSgd
+    schedule: StudentSchedule
     group: Group
     device: torch.device | str = "cpu"
 
     def initial(self) -> StudentState:
         theta = self.student.initial().to(self.device)
         buffers = {name: buffer.to(self.device) for name, buffer in self.student.initial_buffers().items()}
-        return StudentState(theta, torch.zeros_like(theta), buffers)
+        return self.schedule.optimizer.begin(theta, buffers)
 
     @property
     def gives_embedding(self) -> bool:
@@ -129,7 +129,7 @@ class Trainee:
 
     def problem(self, inner_loss: InnerLoss) -> InnerProblem:
         """What this student minimises and how, and the validation error of the loss."""
-        return InnerProblem(inner_loss, self.error, self.group, self.sgd.momentum, self.sgd.weight_decay)
+        return InnerProblem(inner_loss, self.error, self.group, self.schedule.optimizer)
 
     def train(
         self,
@@ -139,7 +139,7 @@ class Trainee:
         batches: Sequence[Batch],
         rates: Sequence[float],
     ) -> tuple[StudentState, list[StepStatistics]]:
-        """One step of the student's SGD a batch, under the loss with these weights."""
+        """One step of the student's optimizer a batch, under the loss with these weights."""
         return plain_steps(self.problem(inner_loss), student, weights, batches, rates)
 
     def step(
@@ -149,16 +149,17 @@ class Trainee:
         rate: float,
         step_gradient: GradientStep,
         *,
-        weight_decay: float | None = None,
+        has_decay: bool = False,
     ) -> tuple[StudentState, list[StepStatistics]]:
-        """One step of the student's SGD along a gradient that the method computes itself.
+        """One step of the student's optimizer along a gradient that the method computes itself.
 
-        `weight_decay` stands in for that of the student's SGD where the gradient holds some already.
+        `has_decay` says that the gradient holds the weight decay already, as far as that is a term of the loss
+        (`Optimizer.loss_decay`).
         """
         problem = self.problem(_computed_elsewhere)
-        if weight_decay is not None:
-            problem = replace(problem, weight_decay=weight_decay)
-        return sgd_steps(problem, student, [batch], [rate], step_gradient)
+        if has_decay:
+            problem = replace(problem, optimizer=problem.optimizer.without_loss_decay())
+        return student_steps(problem, student, [batch], [rate], step_gradient)
 
     def validation_gradient(
         self,
@@ -171,10 +172,10 @@ class Trainee:
     ) -> Float[Tensor, " m"]:
         """How the validation error after one virtual step depends on the loss's weights, summed over workers.
 
-        The virtual step is plain gradient descent, `theta - rate * dL/dtheta`, without momentum and weight decay;
-        neither the student nor its batch-norm statistics move.
+        The virtual step is plain gradient descent, `theta - rate * dL/dtheta`, whatever the student's optimizer is:
+        without momentum, weight decay and clipping. Neither the student nor its batch-norm statistics move.
         """
-        problem = replace(self.problem(inner_loss), momentum=0.0, weight_decay=0.0)
+        problem = replace(self.problem(inner_loss), optimizer=PLAIN_SGD)
         result = hypergradient(problem, student, weights, [batch], val, rates=[rate])
         return self.group.sum(result.gradient)
 

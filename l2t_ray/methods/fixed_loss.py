@@ -41,7 +41,7 @@ class FixedLoss:
         trainee = self._trainee
         if self._memory is not None:
             state = self._memory.updated(state, batches)
-        rates = trainee.sgd.rates(index, len(batches.train))
+        rates = trainee.schedule.rates(index, len(batches.train))
         student, statistics = trainee.train(self._loss, state.student, self._no_weights, batches.train, rates)
         return state._replace(student=student), trainee.report(student, batches.val, statistics, rates[-1])
 

@@ -85,7 +85,7 @@ class ForwardCorrected:
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         trainee, matrix = self._trainee, state.extra["matrix"]
-        rates = trainee.sgd.rates(index, len(batches.train))
+        rates = trainee.schedule.rates(index, len(batches.train))
         student, statistics = trainee.train(self._loss, state.student, matrix.reshape(-1), batches.train, rates)
         return state._replace(student=student), trainee.report(student, batches.val, statistics, rates[-1])
 

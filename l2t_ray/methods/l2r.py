@@ -131,7 +131,7 @@ class L2R:
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         trainee, teacher = self._trainee, Learned.out_of(state.extra)
-        rates = trainee.sgd.rates(index, len(batches.train))
+        rates = trainee.schedule.rates(index, len(batches.train))
         result = hypergradient(
             trainee.problem(partial(self.loss, index / self._num_rounds)),
             state.student,

@@ -201,7 +201,7 @@ class MentorNet:
         moving, mentor = state.extra["moving_percentile"], state.extra["mentor"]
         if self._curriculum == "data_driven" and self._ends_burn_in(index):
             mentor = self._fitted(student, self._data.epoch(index))
-        rates = trainee.sgd.rates(index, len(batches.train))
+        rates = trainee.schedule.rates(index, len(batches.train))
         statistics: list[StepStatistics] = []
         for step, (batch, rate) in enumerate(zip(batches.train, rates, strict=True)):
             student, taken, moving = self._step(student, moving, mentor, batch, rate, index, step)
@@ -220,7 +220,7 @@ class MentorNet:
     def _step(
         self, student: StudentState, moving: Tensor, mentor: Tensor, batch: Batch, rate: float, index: int, step: int
     ) -> tuple[StudentState, list[StepStatistics], Float[Tensor, ""]]:
-        weight_decay = self._trainee.sgd.weight_decay
+        weight_decay = self._trainee.schedule.optimizer.loss_decay
 
         def step_gradient(theta: Tensor, buffers: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
             nonlocal moving
@@ -239,7 +239,7 @@ class MentorNet:
             gradient = gradient + weight_decay * weights.sum() * theta.detach()
             return gradient, loss.detach(), logit_gradient
 
-        student, taken = self._trainee.step(student, batch, rate, step_gradient, weight_decay=0.0)
+        student, taken = self._trainee.step(student, batch, rate, step_gradient, has_decay=True)
         return student, taken, moving
 
     def _values(self, losses: Tensor, excess: Tensor, mentor: Tensor, index: int) -> Float[Tensor, " n"]:

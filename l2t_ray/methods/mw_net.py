@@ -81,7 +81,7 @@ class MWNet:
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         trainee = self._trainee
         student, net, val = state.student, Learned.out_of(state.extra), batches.val
-        rates = trainee.sgd.rates(index, len(batches.train))
+        rates = trainee.schedule.rates(index, len(batches.train))
         statistics, norms = [], []
         for batch, rate in zip(batches.train, rates, strict=True):
             gradient = trainee.validation_gradient(self.loss, student, net.weights, batch, val, rate)

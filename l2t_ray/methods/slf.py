@@ -178,7 +178,7 @@ class SLF:
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         trainee = self._trainee
         student, net, scales = state.student, Learned.out_of(state.extra), state.extra["scales"]
-        rates = trainee.sgd.rates(index, len(batches.train))
+        rates = trainee.schedule.rates(index, len(batches.train))
         start, end = self._temperatures
         progress = index / self._num_rounds
         temperature = start * (end / start) ** progress

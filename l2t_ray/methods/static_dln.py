@@ -49,7 +49,7 @@ class StaticDLN:
 
     def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
         state = self._objective.constants_of_round(state, batches, index)
-        rates = self._trainee.sgd.rates(index, len(batches.train))
+        rates = self._trainee.schedule.rates(index, len(batches.train))
         problem, phi = self._objective.problem(state), self.learned_loss(state)
         student, statistics = plain_steps(problem, state.student, phi, batches.train, rates)
         return state._replace(student=student), self._trainee.report(student, batches.val, statistics, rates[-1])

@@ -134,9 +134,23 @@ class TrainingConfig(Record):
     val_batch_size: Count = 100
     """Validation images a round, over all workers (released code: 100)."""
     learning_rate: Positive = 0.1
-    """Of the student's SGD (paper: 0.1)."""
+    """Of the student's optimizer (paper: SGD with 0.1). With adam and adamw it has to be set."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Of the student. The derivative of the validation error goes through its steps exactly (bilevel/optimizers.py)."""
     momentum: Fraction = 0.0
+    """Of `sgd`."""
+    nesterov: bool = False
+    """Whether a step of `sgd` looks ahead along the momentum."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Of `adam` and `adamw`: how much of the first and the second moment is kept in a step."""
+    eps: Positive = 1e-8
+    """Of `adam` and `adamw`: added to the root of the second moment."""
+    eps_root: NonNegative = 0.0
+    """Of `adam` and `adamw`: added below the root, which bounds its slope where gradients vanish."""
     weight_decay: NonNegative = 0.0
+    """`sgd` and `adam` add it to the gradient; `adamw` decays the weights beside it."""
+    clip: Positive | None = None
+    """Largest norm of the gradient of a minibatch; longer ones are scaled down to it. null: any."""
     decay: Literal["constant", "cosine", "drops"] = "constant"
     """Schedule of the learning rate over all steps (paper: constant). `drops`: a tenth from each of `drops` on."""
     drops: tuple[Fraction, ...] = ()
@@ -149,6 +163,27 @@ class TrainingConfig(Record):
     try_first: bool = True
     """Try a round of each arm on a few images before anything is trained, and hold its derivatives against finite
     differences: a second or two. false: what cannot be trained is found where it fails, or not at all."""
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_optimizer(self) -> "TrainingConfig":
+        own = {"momentum", "nesterov"} if self.optimizer == "sgd" else {"betas", "eps", "eps_root"}
+        for key in ("momentum", "nesterov", "betas", "eps", "eps_root"):
+            value, unset = getattr(self, key), type(self).model_fields[key].default
+            if key not in own and value != unset:
+                given = list(value) if isinstance(value, tuple) else value
+                other = "sgd" if self.optimizer != "sgd" else "adam or adamw"
+                raise ValueError(
+                    f"training.{key} is {given}, and is not read with training.optimizer={self.optimizer}; leave it "
+                    f"out, or set training.optimizer={other}"
+                )
+        if self.nesterov and not self.momentum:
+            raise ValueError("training.nesterov looks ahead along the momentum, and training.momentum is 0; set one")
+        if self.optimizer != "sgd" and "learning_rate" not in self.model_fields_set:
+            raise ValueError(
+                f"training.learning_rate is {self.learning_rate}, which is for sgd; set that of {self.optimizer}, for "
+                "instance training.learning_rate=0.001"
+            )
+        return self
 
     @model_validator(mode="after")
     def _drops_belong_to_their_schedule(self) -> "TrainingConfig":

@@ -13,6 +13,8 @@ from l2t_ray.interfaces import UserError
 from l2t_ray.training.user_module import first_line
 
 TEACHERS = ("adam", "lstm")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+_OF_AN_OPTIMIZER = ("nesterov", "betas", "eps", "eps_root", "clip")
 
 
 class Rule(NamedTuple):
@@ -34,6 +36,11 @@ def _number(value: Any, is_allowed: Callable[[float], bool]) -> bool:
     return math.isfinite(number) and is_allowed(number)
 
 
+def _is_optimizer(settings: Mapping[Any, Any]) -> bool:
+    name = settings.get("name")
+    return isinstance(name, str) and name in OPTIMIZERS and settings.keys() <= {"name", *_OF_AN_OPTIMIZER}
+
+
 def _is_sound(loss: Any) -> bool:
     return isinstance(loss, DynamicLossNetwork | LossFamily) and bool(loss.phi.isfinite().all())
 
@@ -44,7 +51,13 @@ _RULES: dict[str, Rule] = {
     "num_steps": _COUNT,
     "batch_size": _COUNT,
     "val_batch_size": _COUNT,
-    "learning_rate": Rule("a finite number above 0", lambda value: _number(value, lambda x: x > 0)),
+    "learning_rate": Rule(
+        "None or a finite number above 0", lambda value: value is None or _number(value, lambda x: x > 0)
+    ),
+    "optimizer": Rule(
+        f"{', '.join(map(repr, OPTIMIZERS))}, or one of them as 'name' beside {', '.join(_OF_AN_OPTIMIZER)}",
+        lambda value: _is_optimizer(value if isinstance(value, Mapping) else {"name": value}),
+    ),
     "momentum": Rule("a number in [0, 1)", lambda value: _number(value, lambda x: 0 <= x < 1)),
     "weight_decay": Rule("a finite number of at least 0", lambda value: _number(value, lambda x: x >= 0)),
     "warm_share": Rule(

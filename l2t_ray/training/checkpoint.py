@@ -352,7 +352,7 @@ def _load(directory: Path) -> dict[str, Any]:
 
 
 def _plain_student(student: StudentState) -> dict[str, Any]:
-    return {"theta": student.theta, "velocity": student.velocity, "buffers": dict(student.buffers)}
+    return {name: dict(part) if isinstance(part, Mapping) else part for name, part in student._asdict().items()}
 
 
 def _checksum(path: Path) -> str:

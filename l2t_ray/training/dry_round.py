@@ -91,7 +91,8 @@ def dry_round(
     Raises:
         UserError: in the caller's words, if any of it fails or gives numbers that are not finite.
     """
-    theta, _, buffers = state = method.init().student
+    state = method.init().student
+    theta, buffers = state.theta, state.buffers
     train, val = batches.train[0], batches.val
 
     def place(doing: str, batch: Batch) -> Place:

@@ -256,7 +256,12 @@ def _like(fresh: MethodState, checkpoint: Checkpoint) -> MethodState:
     Raises:
         UserError: if it is of another student, which the same settings can only give in another version.
     """
-    device = fresh.student.theta.device
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: moved(part) for name, part in value.items()}
+        return value.to(fresh.student.theta.device)
+
     student, extra = checkpoint.state
     if (old := _shape(student)) != (new := _shape(fresh.student)):
         raise UserError(
@@ -264,15 +269,9 @@ def _like(fresh: MethodState, checkpoint: Checkpoint) -> MethodState:
             f"version makes one of {new}; go on with the version that wrote it (`code` in its fingerprint.json), or "
             "start a new run."
         )
-    return MethodState(
-        StudentState(
-            student.theta.to(device),
-            student.velocity.to(device),
-            {name: buffer.to(device) for name, buffer in student.buffers.items()},
-        ),
-        {name: tensor.to(device) for name, tensor in extra.items()},
-    )
+    return MethodState(StudentState(*map(moved, student)), moved(extra))
 
 
 def _shape(student: StudentState) -> str:
-    return f"{student.theta.numel():,} weights and {len(student.buffers)} buffers"
+    carried = "".join(f", with the optimizer's {name}" for name in student.carried)
+    return f"{student.theta.numel():,} weights and {len(student.buffers)} buffers{carried}"

@@ -47,14 +47,21 @@ def digits(monkeypatch):
     monkeypatch.setattr("l2t_ray.assembly.sources.open_dataset", lambda data: dataset)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_fit_and_a_job_with_the_same_settings_are_one_training(name, digits):
+ADAMW = {"learning_rate": 0.002, "momentum": 0.0}, {"betas": (0.8, 0.99), "eps_root": 1e-8, "clip": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "numbers", "of_steps"),
+    [*((name, "sgd", {}, {}) for name in METHODS), ("recommended", "adamw", *ADAMW)],
+)
+def test_fit_and_a_job_with_the_same_settings_are_one_training(name, optimizer, numbers, of_steps, digits):
+    training = TRAINING | numbers
     config = validate(
         {
             "seed": 3,
             "data": {"name": "digits", "augment": "none", "noise": {"kind": "flip_to_two", "rate": 0.4}},
             "student": {"name": "resnet8", "norm": "batch"},
-            "training": TRAINING | {"decay": "cosine"},
+            "training": training | of_steps | {"decay": "cosine", "optimizer": optimizer},
             "method": METHODS[name],
             "controls": [],
             "ray": {"enabled": False},
@@ -77,7 +84,8 @@ def test_fit_and_a_job_with_the_same_settings_are_one_training(name, digits):
         validation=tensors(split.validation, labels.validation),
         method=METHODS[name],
         seed=config.seed,
-        **TRAINING,
+        **training,
+        optimizer={"name": optimizer} | of_steps,
     )
     assert len(fitted.rows) == len(rows) == 12
     for own, other in zip(fitted.rows, rows, strict=True):

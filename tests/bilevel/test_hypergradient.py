@@ -7,6 +7,7 @@ from l2t_ray.bilevel.draws import counted_draws
 from l2t_ray.bilevel.engine_choice import graph_bytes
 from l2t_ray.bilevel.engines import APPROXIMATIONS, ENGINES, FiniteDifferenceEngine
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.interfaces import Batch, StudentState
 from l2t_ray.parallel.group import SingleProcess
@@ -173,7 +174,7 @@ def test_sample_weights_are_constants_for_the_derivative(make_problem):
         weights = torch.softmax(theta[: len(batch.targets)], dim=0)
         return batch._replace(weights=weights.detach())
 
-    problem = InnerProblem(p.inner_loss, p.outer_error, SingleProcess(), 0.9, 1e-2, reweigh)
+    problem = InnerProblem(p.inner_loss, p.outer_error, SingleProcess(), Sgd(0.9, 1e-2), reweigh)
     expected = naive_hypergradient(problem, p.start, p.phi, p.batches, p.val, rates=p.rates)
     for engine in ENGINES:
         actual = hypergradient(problem, p.start, p.phi, p.batches, p.val, rates=p.rates, engine=engine)
@@ -203,7 +204,7 @@ def test_shares_of_two_slices_sum_to_the_whole(make_problem, run_on_two_workers,
 
     def work(group):
         own = replicas[group.rank]
-        problem = InnerProblem(own.inner_loss, own.outer_error, group, 0.9, 1e-2)
+        problem = InnerProblem(own.inner_loss, own.outer_error, group, Sgd(0.9, 1e-2))
         batches = [cut(batch, group.rank) for batch in p.batches]
         return hypergradient(problem, p.start, p.phi, batches, cut(p.val, group.rank), rates=p.rates, engine=engine)
 

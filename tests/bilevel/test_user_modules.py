@@ -10,6 +10,7 @@ from user_modules import KINDS, NUM_CLASSES, TOKENS
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.bilevel.unroll import InnerProblem, plain_steps
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import Batch, StudentState
@@ -60,7 +61,7 @@ class Problem:
         self.phi = self.loss_network.phi.detach().double()
         theta = self.student.initial()
         self.start = StudentState(theta, torch.zeros_like(theta), self.student.initial_buffers())
-        self.problem = InnerProblem(self.inner_loss, self.error, SingleProcess(), MOMENTUM, WEIGHT_DECAY)
+        self.problem = InnerProblem(self.inner_loss, self.error, SingleProcess(), Sgd(MOMENTUM, WEIGHT_DECAY))
 
     def logits(self, theta, buffers, batch):
         return logits_of(self.student(theta, buffers, batch.inputs, training=True))

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import naive_hypergradient
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.core.loss.memory import DECAY, Memory
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
@@ -28,7 +29,7 @@ from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.reweight import ClassCenters, Reweighting
-from l2t_ray.core.student import StudentSgd, Trainee
+from l2t_ray.core.student import StudentSchedule, Trainee
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches, Term
 from l2t_ray.parallel.group import SingleProcess
@@ -97,7 +98,7 @@ def make_loss_network(**options):
 
 
 def make_objective(loss_network, *, sgd=None, data=None, task=None, student=None, group=None, **options):
-    sgd, data = sgd or StudentSgd(lambda step: RATE, NUM_STEPS), data or RandomData()
+    sgd, data = sgd or StudentSchedule(lambda step: RATE, NUM_STEPS), data or RandomData()
     student, group = student or make_student(), group or SingleProcess()
     trainee = Trainee(FlatModule(student), task or Classification(), sgd, group)
     if reweighting := options.pop("reweighting", None):
@@ -269,7 +270,7 @@ class WithATerm(Classification):
 
 def test_a_loss_that_reads_terms_says_no_sample_weights():
     trainee = Trainee(
-        FlatModule(make_student()), WithATerm(), StudentSgd(lambda step: RATE, NUM_STEPS), SingleProcess()
+        FlatModule(make_student()), WithATerm(), StudentSchedule(lambda step: RATE, NUM_STEPS), SingleProcess()
     )
     objective = LearnedObjective(trainee, TermLoss.for_task(trainee.task))
     state, batch = objective.init(), make_batch(5, seed=1)
@@ -426,7 +427,7 @@ def test_pipelined_rounds_equal_plain_autograd_with_adam_on_phi(momentum, weight
     def rate(step):
         return 0.3 / (1 + step)
 
-    sgd = StudentSgd(rate, NUM_STEPS, momentum, weight_decay)
+    sgd = StudentSchedule(rate, NUM_STEPS, Sgd(momentum, weight_decay))
     method, teacher, phi = adam_method(sgd=sgd)
     data, state = RandomData(), method.init()
 
@@ -491,7 +492,7 @@ def test_pipelined_rounds_with_the_lstm_equal_plain_autograd():
 
 def test_momentum_and_weight_decay_are_those_of_torch_sgd():
     """One round under the loss that the network is, stepped by torch.optim.SGD."""
-    sgd = StudentSgd(lambda step: 0.2, NUM_STEPS, momentum=0.8, weight_decay=0.05)
+    sgd = StudentSchedule(lambda step: 0.2, NUM_STEPS, Sgd(momentum=0.8, weight_decay=0.05))
     method, _, phi = adam_method(sgd=sgd)
     state, _ = run(method, 1)
     net = make_student().train()
@@ -575,7 +576,7 @@ def test_two_workers_take_the_rounds_of_one(run_on_two_workers, schedule, reweig
         loss_network, lstm = make_loss_network(), LSTMTeacher((4, 3, 1), seed=2).double()
         phi = loss_network.phi.detach()
         rule = LstmRule(lstm, phi.numel(), step_size=BETA, learning_rate=ZETA, horizon=2)
-        sgd = StudentSgd(lambda step: RATE, NUM_STEPS, 0.9, 1e-2)
+        sgd = StudentSchedule(lambda step: RATE, NUM_STEPS, Sgd(0.9, 1e-2))
         student, teacher = make_student(nn.Identity), SharedTeacher(LocalTeacher(phi, rule), group)
         options = {"sgd": sgd, "student": student, "data": data, "group": group, "reweighting": reweighting}
         return make_method(teacher, loss_network, schedule=schedule, **options), teacher
@@ -776,7 +777,7 @@ def test_a_round_that_diverges_says_so_and_leaves_the_teacher_alone(schedule):
 
 def test_logged_logit_gradient_is_the_sum_over_the_minibatch():
     """Supplement, Fig. 1: sum of |dL/dz|, here of the last step's minibatch with a round of one step."""
-    sgd = StudentSgd(lambda step: RATE, 1)
+    sgd = StudentSchedule(lambda step: RATE, 1)
     method, _, phi = adam_method(sgd=sgd)
     data = RandomData()
     batches = data.round(0)._replace(train=data.round(0).train[:1])

@@ -15,9 +15,10 @@ import l2t_ray
 from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.objective import LearnedObjective
-from l2t_ray.core.student import StudentSgd, Trainee
+from l2t_ray.core.student import StudentSchedule, Trainee
 from l2t_ray.interfaces import Data, Method, Task
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run import Experiment
@@ -159,7 +160,7 @@ def test_the_hypergradient_of_its_family_is_that_of_autograd(assembly, engine):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         student = FlatModule(assembly.Tagger(50, 4).double())
-    trainee = Trainee(student, assembly.task, StudentSgd(lambda step: 0.5, 3, momentum=0.9), SingleProcess())
+    trainee = Trainee(student, assembly.task, StudentSchedule(lambda step: 0.5, 3, Sgd(momentum=0.9)), SingleProcess())
     train, val = assembly.data.round(0)
     train, val = [in_double(batch) for batch in train[:3]], in_double(val)
     objective = LearnedObjective(trainee, assembly.loss)

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.core.student import StudentSgd, Trainee
+from l2t_ray.bilevel.optimizers import Sgd
+from l2t_ray.core.student import StudentSchedule, Trainee
 from l2t_ray.interfaces import Batch, RoundBatches
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.classification import Classification
@@ -32,7 +33,7 @@ def small_student(*sizes, seed=0):
 
 
 def small_trainee(rate=0.3, momentum=0.9, weight_decay=1e-2):
-    sgd = StudentSgd(lambda step: rate / (1 + step), NUM_STEPS, momentum, weight_decay)
+    sgd = StudentSchedule(lambda step: rate / (1 + step), NUM_STEPS, Sgd(momentum, weight_decay))
     return Trainee(FlatModule(small_student().double()), Classification(), sgd, SingleProcess())
 
 

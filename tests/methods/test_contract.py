@@ -13,7 +13,7 @@ from torch import nn
 from l2t_ray.assembly.images import load_dataset
 from l2t_ray.assembly.methods import build_arm
 from l2t_ray.assembly.source import ImageSource
-from l2t_ray.assembly.students import build_sgd
+from l2t_ray.assembly.students import build_schedule
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.loss import network
@@ -172,7 +172,7 @@ def make_arm(config, digits, group=None, student=None):
 def unguarded_arm(config, digits, group, student):
     group, device = group or SingleProcess(), torch.device("cpu")
     student = FlatModule(student or small_student(64, 10, 16))
-    trainee = Trainee(student, Classification(), build_sgd(config.training), group, device)
+    trainee = Trainee(student, Classification(), build_schedule(config.training), group, device)
 
     def make_teacher(method, facts):
         teacher = build_teacher(method, facts)

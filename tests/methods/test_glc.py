@@ -48,7 +48,7 @@ class Validation:
 
 def table_trainee():
     small = small_trainee()
-    return Trainee(FlatModule(Table()), small.task, small.sgd, small.group)
+    return Trainee(FlatModule(Table()), small.task, small.schedule, small.group)
 
 
 def test_estimate_on_a_known_channel():

@@ -64,7 +64,7 @@ def test_virtual_steps_leave_batch_norm_statistics_alone():
     """They count real steps only."""
     trainee = small_trainee()
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(4), small_student()).double()
-    trainee = type(trainee)(FlatModule(net), trainee.task, trainee.sgd, SingleProcess())
+    trainee = type(trainee)(FlatModule(net), trainee.task, trainee.schedule, SingleProcess())
     method = MWNet(trainee, hidden=5)
     state = method.init()
     state = state._replace(extra={k: v.double() if v.is_floating_point() else v for k, v in state.extra.items()})

@@ -6,6 +6,7 @@ from torch import nn
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.bilevel.unroll import InnerProblem
 from l2t_ray.interfaces import Batch
 from l2t_ray.parallel.global_batch_norm import GlobalBatchNorm2d, with_global_batch_norm
@@ -36,7 +37,7 @@ def test_hypergradient_of_two_workers_equals_one_worker_with_plain_batch_norm(ma
     def work(group):
         own = make_problem(norm="batch")
         own.student = FlatModule(with_global_batch_norm(own.student.module, group))
-        problem = InnerProblem(own.inner_loss, own.outer_error, group, 0.9, 1e-2)
+        problem = InnerProblem(own.inner_loss, own.outer_error, group, Sgd(0.9, 1e-2))
         batches = [cut(batch, group.rank) for batch in p.batches]
         return hypergradient(problem, p.start, p.phi, batches, cut(p.val, group.rank), rates=p.rates, engine=engine)
 

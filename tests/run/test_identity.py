@@ -164,6 +164,27 @@ def test_a_configuration_that_lacks_one_key_in_the_middle_is_refused(whole, tmp_
         Experiment.resume(copy)
 
 
+def test_a_run_from_before_there_were_optimizers_goes_on(whole, tmp_path):
+    copy = interrupted(whole, tmp_path)
+    tree = yaml.safe_load((copy / "config.yaml").read_text())
+    for key in ("optimizer", "nesterov", "betas", "eps", "eps_root", "clip"):
+        del tree["training"][key]
+    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    for checkpoint in (copy / "checkpoints").iterdir():
+        written = json.loads((checkpoint / "fingerprint.json").read_text())["settings"]
+        assert "training.momentum" in written and "training.optimizer" not in written  # as they wrote it
+    assert Experiment.resume(copy).config.training.optimizer == "sgd"
+
+
+def test_a_configuration_that_lost_its_optimizer_is_refused(whole, tmp_path):
+    copy = interrupted(whole, tmp_path)
+    tree = yaml.safe_load((copy / "config.yaml").read_text())
+    del tree["training"]["optimizer"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"it lacks training\.optimizer"):
+        Experiment.resume(copy)
+
+
 def test_a_checkpoint_of_an_older_format_is_one_sentence(whole, tmp_path):
     copy = interrupted(whole, tmp_path)
     for checkpoint in (copy / "checkpoints").iterdir():

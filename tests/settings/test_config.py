@@ -1,10 +1,13 @@
 """Configurations: what is accepted, and the one sentence for each thing that is not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from l2t_ray.assembly.students import build_optimizer
+from l2t_ray.bilevel.optimizers import Adam, Sgd
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.cross_entropy import CrossEntropyConfig
 from l2t_ray.methods.gce import GCEConfig
@@ -102,6 +105,20 @@ def test_controls_are_a_list_of_methods(load):
         (["method.engin=store"], "unknown key method.engin .* did you mean method.engine?"),
         (["method.teacher.stepsize=1"], "did you mean method.teacher.step_size?"),
         (["training.momentum=1.5"], "training.momentum .* should be less than 1, got 1.5"),
+        (["training.optimizer=adamax"], "training.optimizer on the command line: .*'sgd'.*, got 'adamax'"),
+        (
+            ["training.optimizer=adamw", "training.learning_rate=0.001", "training.momentum=0.9"],
+            r"training.momentum is 0.9, and is not read with training.optimizer=adamw; leave it out, or set .*=sgd",
+        ),
+        (["training.betas=[0.5,0.9]"], r"training.betas is \[0.5, 0.9\], .*training.optimizer=sgd; .*=adam or adamw"),
+        (["training.eps=1e-3"], "training.eps is 0.001, and is not read with training.optimizer=sgd"),
+        (["training.nesterov=true"], "training.nesterov looks ahead along the momentum, and training.momentum is 0"),
+        (["training.optimizer=adam"], "training.learning_rate is 0.1, which is for sgd; set that of adam"),
+        (["training.clip=0"], "training.clip on the command line: .*greater than 0"),
+        (
+            ["training.optimizer=adam", "training.learning_rate=0.001", "training.betas=[0.9,1]"],
+            "training.betas.* should be less than 1",
+        ),
         (["training.num_rounds=many"], "training.num_rounds on the command line: must be a number, got 'many'"),
         (["method.name=magic"], "method.name .* must be one of .*'l2t_dln'.*, got 'magic'"),
         (["data.noise.rate=0.4"], "noise.rate is 0.4 but noise.kind is 'none'; set noise.kind=flip_to_two"),
@@ -199,3 +216,13 @@ def test_released_configuration_is_the_released_code():
     assert method.schedule == "lookahead" and method.batch_norm_buffers == "dropped"
     assert method.teacher.cells == (64, 64, 64, 1) and method.teacher.horizon == 1
     assert method.loss.pairs == "sigmoid" and method.loss.label_entries == "constant"
+
+
+def test_an_optimizer_is_built_as_it_is_set(load):
+    lines = "training: {optimizer: adamw, learning_rate: 0.001, betas: [0.8, 0.99], weight_decay: 0.1, clip: 2}"
+    expected = Adam((0.8, 0.99), weight_decay=0.1, decoupled=True, clip=2.0)
+    assert build_optimizer(load(lines).training) == expected
+    coupled = load(lines, "training.optimizer=adam", "training.eps_root=1e-6", "training.eps=1e-4").training
+    assert build_optimizer(coupled) == replace(expected, decoupled=False, eps=1e-4, eps_root=1e-6)
+    nesterov = load("training: {momentum: 0.9, nesterov: true, weight_decay: 0.1, clip: 1}").training
+    assert build_optimizer(nesterov) == Sgd(0.9, 0.1, nesterov=True, clip=1.0)

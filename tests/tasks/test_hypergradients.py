@@ -15,11 +15,12 @@ from torch.func import functional_call
 from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.core.objective import LearnedObjective
-from l2t_ray.core.student import StudentSgd, Trainee
+from l2t_ray.core.student import StudentSchedule, Trainee
 from l2t_ray.interfaces import Batch, Metric, RoundBatches, Term, Terms
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.segmentation import Segmentation
@@ -156,7 +157,7 @@ def through_the_seam(case, engine, batches, group=None):
     make_student, make_task, make_loss = CASES[case]
     group = group or SingleProcess()
     trainee = Trainee(
-        FlatModule(make_student), make_task(), StudentSgd(lambda step: RATE, STEPS, MOMENTUM, DECAY), group
+        FlatModule(make_student), make_task(), StudentSchedule(lambda step: RATE, STEPS, Sgd(MOMENTUM, DECAY)), group
     )
     loss = make_loss(trainee.task)
     objective = LearnedObjective(trainee, loss)

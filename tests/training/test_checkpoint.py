@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,30 @@ def test_what_is_saved_comes_back(tmp_path):
     path = store.save(make_cut(3))
     assert_same(store.latest(), make_cut(3))
     assert (path / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_what_an_optimizer_carries_comes_back(tmp_path):
+    store, cut = CheckpointStore(tmp_path), make_cut(3)
+    carried = {"second_moment": torch.rand(5), "num_steps": torch.tensor(7)}
+    student = cut.state.student._replace(carried=carried)
+    store.save(replace(cut, state=cut.state._replace(student=student), finished={"cross_entropy": student}))
+    latest = store.latest()
+    for found in (latest.state.student.carried, latest.finished["cross_entropy"].carried):
+        assert found.keys() == carried.keys() and all(torch.equal(found[name], carried[name]) for name in carried)
+        assert found["num_steps"].dtype == torch.int64
+
+
+def test_a_student_of_an_earlier_version_carries_nothing(tmp_path):
+    path = CheckpointStore(tmp_path).save(make_cut(3))
+    student = torch.load(path / "student.pt", weights_only=True)
+    assert student.pop("carried") == {}
+    torch.save(student, path / "student.pt")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["student.pt"] = hashlib.sha256((path / "student.pt").read_bytes()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    latest = CheckpointStore(tmp_path).latest()
+    assert_same(latest, make_cut(3))
+    assert latest.state.student.carried == {}
 
 
 def test_keeps_the_newest_and_leaves_no_temporary_files(tmp_path):

@@ -90,6 +90,22 @@ def test_the_trained_model_can_be_copied_and_shares_nothing_with_the_users():
     assert not trained.training and torch.equal(trained[0].weight, model[0].weight)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [("sgd", 0.1), ("adam", 1e-3), ("adamw", 1e-3), ({"name": "adamw", "betas": (0.9, 0.99), "clip": 1.0}, 1e-3)],
+)
+def test_each_optimizer_learns_and_has_a_learning_rate_of_its_own(optimizer, rate):
+    model = seeded(lambda: nn.Linear(WIDTH, 3))
+    fit = fitted(model, optimizer=optimizer, num_rounds=60, num_steps=4, warm_share=0.2)
+    assert fit.rows[0]["lr"] == pytest.approx(rate, rel=1e-3) and fit.rows[-1]["hypergradient_norm"] > 0
+    inputs, labels = examples(300)
+    before, after = (F.cross_entropy(m(inputs), labels).item() for m in (model, fit.model))
+    assert after < 0.9 * before
+    given = fitted(seeded(lambda: nn.Linear(WIDTH, 3)), optimizer=optimizer, learning_rate=rate, num_rounds=3)
+    default = fitted(seeded(lambda: nn.Linear(WIDTH, 3)), optimizer=optimizer, num_rounds=3)
+    assert torch.equal(given.model.weight, default.model.weight)
+
+
 def test_a_loss_network_that_is_given_stays_as_it_is():
     loss_network = DynamicLossNetwork(layers=0, pairs="softmax", channel=3)
     before = loss_network.phi.detach().clone()

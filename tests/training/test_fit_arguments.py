@@ -45,7 +45,10 @@ WRONG = {
     "num_steps": ([0, -3, 2.5, True, None], COUNT),
     "batch_size": ([0, -1, 2.5, False, [4]], COUNT),
     "val_batch_size": ([0, -1, 2.5, False, [4]], COUNT),
-    "learning_rate": ([0, -0.1, NAN, INF, True, "0.1", torch.tensor(0.1)], "must be a finite number above 0, got"),
+    "learning_rate": (
+        [0, -0.1, NAN, INF, True, "0.1", torch.tensor(0.1)],
+        "must be None or a finite number above 0, got",
+    ),
     "momentum": ([1, 1.5, -0.1, NAN, True], r"must be a number in \[0, 1\), got"),
     "weight_decay": ([-1e-4, INF, NAN, False], "must be a finite number of at least 0, got"),
     "warm_share": ([1.5, -1.0, 15, NAN, True], r"must be None or a share of the rounds, in \[0, 1\], got"),
@@ -53,6 +56,10 @@ WRONG = {
     "seed": ([-1, 1.0, True, 2**63, "0", None], r"must be a whole number from 0 to 2\^63 - 1, got"),
     "loss": ([nn.CrossEntropyLoss(), broken_loss(), 3], "must be None, a loss family or its settings, or a Dynamic"),
     "try_first": ([1, "no", None], "must be True or False, got"),
+    "optimizer": (
+        ["SGD", None, 3, torch.optim.Adam, {}, {"name": "adam", "num_rounds": 7}, {"betas": (0.9, 0.99)}],
+        "must be 'sgd', 'adam', 'adamw', or one of them as 'name' beside nesterov, betas, eps, eps_root, clip, got",
+    ),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
     "device": (["gpu", "cuda:99", "meta", None, True, 1.5], "must be one that this machine has"),
 }
@@ -66,6 +73,21 @@ def test_a_value_that_is_none_for_an_argument_is_refused(name, value):
     with pytest.raises(UserError, match=f"^{name} {WRONG[name][1]}") as refusal:
         attempt(rows, **{name: value})
     assert rows == [] and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"optimizer": "adamw", "momentum": 0.9}, "training.momentum is 0.9, and is not read .*optimizer=adamw"),
+        ({"optimizer": {"name": "adam", "betas": (0.9, 1.0)}}, r"training\.betas.* should be less than 1"),
+        ({"optimizer": {"name": "adam", "nesterov": True}}, "training.nesterov is True, and is not read"),
+        ({"optimizer": {"name": "sgd", "clip": -1}}, "training.clip in the arguments of fit.* greater than 0"),
+    ],
+)
+def test_settings_that_mean_nothing_to_the_optimizer_are_refused(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        attempt(rows := [], **arguments)
+    assert rows == []
 
 
 INPUTS, LABELS = examples(12)

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from l2t_ray.bilevel.flat import FlatModule
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
-from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
+from l2t_ray.core.student import StudentSchedule, Trainee, cross_entropy
 from l2t_ray.core.teacher import AdamRule, LocalTeacher
 from l2t_ray.data.tensor_examples import loader_of_tensors
 from l2t_ray.interfaces import StoppedError
@@ -37,7 +38,7 @@ def run_of(engine="store", *, seed=0, name="l2t_dln"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         student = FlatModule(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3)))
-    sgd, group, teacher = StudentSgd(lambda step: 0.1, NUM_STEPS, 0.9), SingleProcess(), None
+    sgd, group, teacher = StudentSchedule(lambda step: 0.1, NUM_STEPS, Sgd(0.9)), SingleProcess(), None
     trainee = Trainee(student, Classification(), sgd, group)
     if engine is None:
         method = FixedLoss(trainee, cross_entropy)

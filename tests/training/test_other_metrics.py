@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.core.student import StudentSgd, Trainee, cross_entropy
+from l2t_ray.core.student import StudentSchedule, Trainee, cross_entropy
 from l2t_ray.headline import ERROR
 from l2t_ray.interfaces import Batch, RoundBatches, UserError
 from l2t_ray.methods.fixed_loss import FixedLoss
@@ -50,7 +50,7 @@ def trained(task):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = FlatModule(nn.Conv2d(2, len(NAMES), 1))
-    sgd, group = StudentSgd(lambda step: 1.0, 2), SingleProcess()
+    sgd, group = StudentSchedule(lambda step: 1.0, 2), SingleProcess()
     run = Run(
         arms=[Arm("cross_entropy", FixedLoss(Trainee(student, task, sgd, group), cross_entropy))],
         student=student,

@@ -30,6 +30,7 @@ VARIANTS = {
     "batch_norm": ["student.name=resnet8", "student.norm=batch"],  # running statistics are part of a checkpoint
     "lookahead": ["method.schedule=lookahead"],
     "adam": ["method.teacher=adam"],
+    "adamw": ["training.optimizer=adamw", "training.momentum=0", "training.learning_rate=0.005", "training.clip=0.5"],
     "reweighted": ["method.reweight={refresh_every: 3}"],
     "memory": ["method.loss.memory=1"],
 }
