@@ -1,7 +1,5 @@
 """The training labels of a run that look wrong."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,19 +10,18 @@ from l2t_ray.methods.learned_loss import LearnedLossSettings
 from l2t_ray.methods.settings import MethodSettings
 
 
-def suspects_of(method: MethodSettings, remembered: Mapping[str, Tensor] | None, source: Source) -> Suspects | None:
+def suspects_of(method: MethodSettings, memory: Tensor | None, source: Source) -> Suspects | None:
     """The labels of the training part (of the first epoch, where it changes), by row of the training set.
 
     Args:
-        remembered: what the method's arm has in `Checkpoint.remembered`; None: it has no memory.
+        memory: what the method's arm has in `Checkpoint.memories`; None: it has none.
 
     Returns:
         None: the method cannot say, for it remembers nothing of its images.
     """
-    if remembered is None or not isinstance(method, LearnedLossSettings):
+    if memory is None or not isinstance(method, LearnedLossSettings):
         return None
-    rows, labels = torch.from_numpy(np.sort(source.split(0).train)), source.labels()
-    loss = method.loss_network.bare(len(labels.class_names)).spec
-    given = torch.from_numpy(labels.observed)[rows].long()
-    found = suspects(remembered["memory"][rows], given, loss.parts.noise(remembered["phi"]))
+    rows = torch.from_numpy(np.sort(source.split(0).train))
+    given = torch.from_numpy(source.labels().observed)[rows].long()
+    found = suspects(memory[rows], given, knows_noise=method.has_channel)
     return found._replace(places=rows[found.places])

@@ -137,7 +137,7 @@ class Run:
         snapshots = {} if checkpoint is None else {name: dict(phis) for name, phis in checkpoint.snapshots.items()}
         finished = {} if checkpoint is None else dict(checkpoint.finished)
         diverged = {} if checkpoint is None else dict(checkpoint.diverged)
-        remembered = {} if checkpoint is None else dict(checkpoint.remembered)
+        memories = {} if checkpoint is None else dict(checkpoint.memories)
         data = arm.data or self.data
 
         for index in range(begin, self.num_rounds):
@@ -155,7 +155,7 @@ class Run:
                 diverged[arm.name] = f"{arm.name} diverged in round {index}: {error}; {advice}."
                 if self.group.rank == 0:
                     warnings.warn(diverged[arm.name], stacklevel=2)
-                checkpoint = Checkpoint(arm.name, index, state, None, rows, snapshots, finished, diverged, remembered)
+                checkpoint = Checkpoint(arm.name, index, state, None, rows, snapshots, finished, diverged, memories)
                 self._keep(checkpoint, store, on_checkpoint)
                 return checkpoint
             done = index + 1
@@ -182,13 +182,14 @@ class Run:
             if is_last:
                 _snapshot(snapshots, arm, state, done)
                 finished[arm.name] = state.student
-                _remember(remembered, arm, state)
+                if "memory" in state.extra:
+                    memories[arm.name] = state.extra["memory"]
             is_end = is_last and arm is self.arms[-1]
             stops = not is_end and self._any_worker(should_stop(), state)
             if is_last or stops or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
                 checkpoint = Checkpoint(
-                    arm.name, done, state, teacher_state, rows, snapshots, finished, diverged, remembered
+                    arm.name, done, state, teacher_state, rows, snapshots, finished, diverged, memories
                 )
                 self._keep(checkpoint, store, on_checkpoint)
             if stops:
@@ -252,13 +253,6 @@ def _snapshot(snapshots: dict[str, dict[int, Tensor]], arm: Arm, state: MethodSt
         phi = arm.method.learned_loss(state)
         if phi is not None:
             snapshots.setdefault(arm.name, {})[round] = phi.cpu().clone()
-
-
-def _remember(remembered: dict[str, dict[str, Tensor]], arm: Arm, state: MethodState) -> None:
-    if "memory" in state.extra and isinstance(arm.method, LearnsLoss):
-        phi = arm.method.learned_loss(state)
-        if phi is not None:
-            remembered[arm.name] = {"memory": state.extra["memory"].cpu().clone(), "phi": phi.detach().cpu().clone()}
 
 
 def _like(fresh: MethodState, checkpoint: Checkpoint) -> MethodState:
