@@ -23,5 +23,5 @@ def suspects_of(method: MethodSettings, memory: Tensor | None, source: Source) -
         return None
     rows = torch.from_numpy(np.sort(source.split(0).train))
     given = torch.from_numpy(source.labels().observed)[rows].long()
-    found = suspects(memory[rows], given, knows_noise=method.has_channel)
+    found = suspects(memory[rows], given, knows_noise=method.has_channel and method.warm_share > 0)
     return found._replace(places=rows[found.places])

@@ -22,7 +22,7 @@ class Suspects(NamedTuple):
         suggested: what the student mostly said; the label itself where nothing was said oftener, or nothing at all.
         scores: the share of the student's answers that are not for the label, between 0 and 1: higher is worse. It is
             not the probability that the label is wrong. NaN: the student never saw the example.
-        knows_noise: whether the loss that the student trained under has a channel of label noise.
+        knows_noise: whether the label noise was estimated in the training, and the student trained under the estimate.
     """
 
     places: Int[Tensor, " n"]
@@ -39,8 +39,8 @@ class Suspects(NamedTuple):
     def __str__(self) -> str:
         counts = f"{int(self.differs.sum()):,} of {len(self.given):,} training labels"
         if self.knows_noise:
-            return f"{counts} look wrong: the student mostly said another class"
-        return f"{counts} are not what the student mostly said; whether they are wrong was not estimated"
+            return f"{counts} look wrong to the student, which may be mistaken itself"
+        return f"{counts} are not what the student mostly said; the label noise was not estimated"
 
 
 @torch.no_grad()
