@@ -72,7 +72,7 @@ class Fit:
 
         Returns:
             A row for each training example, with the columns `index` (its place in `train`), `given_label`,
-            `suggested_label` (what the model mostly said; the given one where it said nothing oftener) and `score`:
+            `suggested_label` (the likeliest class; the given one where no other is likelier) and `score`:
             the share of the model's answers that are not for the label, between 0 and 1. Higher is worse, other than
             in cleanlab, and it ranks labels: it is not the probability that one is wrong. NaN, at the end: an example
             that was never drawn.
@@ -228,7 +228,7 @@ def fit(
             _last_loss(network, end),
             end.rows,
             estimates[-1] if estimates else None,
-            suspects_of(config.method, end.memories.get(config.method.arm), source),
+            suspects_of(config.method, end, source),
         )
 
 

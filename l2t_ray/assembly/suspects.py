@@ -8,20 +8,31 @@ from l2t_ray.assembly.source import Source
 from l2t_ray.core.suspects import Suspects, suspects
 from l2t_ray.methods.learned_loss import LearnedLossSettings
 from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.training.checkpoint import Checkpoint
 
 
-def suspects_of(method: MethodSettings, memory: Tensor | None, source: Source) -> Suspects | None:
+def suspects_of(method: MethodSettings, checkpoint: Checkpoint, source: Source) -> Suspects | None:
     """The labels of the training part (of the first epoch, where it changes), by row of the training set.
 
     Args:
-        memory: what the method's arm has in `Checkpoint.memories`; None: it has none.
+        method: of an arm that is done.
 
     Returns:
         None: the method cannot say, for it remembers nothing of its images.
     """
+    memory = checkpoint.memories.get(method.arm)
     if memory is None or not isinstance(method, LearnedLossSettings):
         return None
     rows = torch.from_numpy(np.sort(source.split(0).train))
     given = torch.from_numpy(source.labels().observed)[rows].long()
-    found = suspects(memory[rows], given, knows_noise=method.has_channel and method.warm_share > 0)
+    found = suspects(memory[rows], given, _channel(method, checkpoint, memory.shape[1]))
     return found._replace(places=rows[found.places])
+
+
+def _channel(method: LearnedLossSettings, checkpoint: Checkpoint, num_classes: int) -> Tensor | None:
+    """As the loss had it at the end; None: the noise was never estimated, or no teacher has changed the loss."""
+    snapshots = checkpoint.snapshots.get(method.arm)
+    if not snapshots or not method.warm_share:
+        return None
+    parts = method.loss_network.bare(num_classes).spec.parts
+    return parts.noise(snapshots[max(snapshots)])

@@ -105,7 +105,7 @@ def _write_suspects(
     """A list for each arm that remembers what its student said of its images."""
     found = {}
     for arm, method in config.arms().items():
-        suspected = suspects_of(method, checkpoint.memories.get(arm), source)
+        suspected = suspects_of(method, checkpoint, source)
         if suspected is not None:
             found[arm] = suspected
             path = folder / file_name(arm, is_method=arm == config.method.arm)
@@ -135,10 +135,10 @@ def _write_figures(
         train, worst = source.dataset.train, found.differs.nonzero()[:SHOWN_SUSPECTS, 0]
         names = train.class_names
         captions = [
-            (f"given: {names[given]}", f"said: {names[said]}")
+            (f"given: {names[given]}", f"suggested: {names[said]}")
             for given, said in zip(found.given[worst].tolist(), found.suggested[worst].tolist(), strict=True)
         ]
-        title = f"The student mostly said another class: the worst {len(worst)}"
+        title = f"Another class is suggested: the {len(worst)} most suspicious labels"
         drawn["suspects"] = gallery(train.images[found.places[worst].numpy()], captions, title)
     write_figures(
         folder,
