@@ -23,8 +23,8 @@ def suspects_of(method: MethodSettings, checkpoint: Checkpoint, source: Source) 
     memory = checkpoint.memories.get(method.arm)
     if memory is None or not isinstance(method, LearnedLossSettings):
         return None
-    rows = torch.from_numpy(np.sort(source.split(0).train))
-    given = torch.from_numpy(source.labels().observed)[rows].long()
+    places = np.sort(source.split(0).train)
+    rows, given = torch.tensor(places), torch.tensor(source.labels().observed[places]).long()
     found = suspects(memory[rows], given, _channel(method, checkpoint, memory.shape[1]))
     return found._replace(places=rows[found.places])
 

@@ -4,8 +4,8 @@ The memory q of an example (`loss/memory.py`) is a running mean of the student's
 the less of its example's memory is for it. Where the loss has a channel T of label noise, an example with the label y
 is of class c with the probability q[c] T[c, y], up to a factor: the likeliest class is suggested.
 
-The channel is left out of the score. By the probability that c is not y, wrong labels are ranked better on CIFAR-10,
-and worse on digits by more, even with the true channel: it excuses a student that has learned the wrong label.
+The channel is left out of the score. By the probability that c is not y, wrong labels are ranked better on CIFAR-10
+and worse on digits, there even with the true channel: it excuses a student that has learned the wrong label.
 """
 
 from typing import NamedTuple

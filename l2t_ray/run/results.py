@@ -21,6 +21,7 @@ from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.suspects import Suspects
+from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.files import PUBLIC, write_whole
@@ -103,13 +104,15 @@ def _write_suspects(
     config: ExperimentConfig, source: AnySource, folder: Path, checkpoint: Checkpoint
 ) -> dict[str, Suspects]:
     """A list for each arm that remembers what its student said of its images."""
-    found = {}
+    found, train = {}, source.dataset.train
+    if not isinstance(train, ImageSet):
+        return found  # there is more than one label an image
     for arm, method in config.arms().items():
         suspected = suspects_of(method, checkpoint, source)
         if suspected is not None:
             found[arm] = suspected
             path = folder / file_name(arm, is_method=arm == config.method.arm)
-            write_suspects(path, suspected, source.dataset.train)
+            write_suspects(path, suspected, train)
     return found
 
 
@@ -131,8 +134,9 @@ def _write_figures(
     np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
     noise = _write_noise(config, source, folder)
     drawn = loss_figures(moments)
-    if found is not None and found.differs.any():
-        train, worst = source.dataset.train, found.differs.nonzero()[:SHOWN_SUSPECTS, 0]
+    train = source.dataset.train
+    if found is not None and found.differs.any() and isinstance(train, ImageSet):
+        worst = found.differs.nonzero()[:SHOWN_SUSPECTS, 0]
         names = train.class_names
         captions = [
             (f"given: {names[given]}", f"suggested: {names[said]}")
