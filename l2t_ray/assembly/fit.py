@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from l2t_ray.assembly.run import run_of
 from l2t_ray.assembly.students import build_schedule
+from l2t_ray.assembly.suspects import suspects_of
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule
@@ -26,6 +27,7 @@ from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
+from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.tensor_examples import TensorSets
 from l2t_ray.interfaces import Batch, DivergenceError, Task, UserError
 from l2t_ray.methods.learned_loss import LearnedLossSettings
@@ -46,6 +48,9 @@ from l2t_ray.training.loop import Run, StepSizes
 from l2t_ray.training.remedies import EAGER, applied
 from l2t_ray.training.user_module import check_parameters, copied, initialise_lazy, uncompiled
 
+if TYPE_CHECKING:
+    import pandas
+
 _LOG = logging.getLogger(__name__)
 _LARGE_INPUT = 20.0
 
@@ -56,12 +61,44 @@ class Fit:
     method learns none), and a row a round.
 
     `noise` is the newest estimate of the label noise, with its standard errors; None where there was none.
+    `suspected` is what `suspects` makes a table of; None: the method cannot say.
     """
 
     model: nn.Module
     loss: LearnedLoss | None
     rows: list[dict[str, Any]]
     noise: NoiseEstimate | None
+    suspected: Suspects | None = None
+
+    def suspects(self) -> "pandas.DataFrame":
+        """The training labels, the most suspicious first, by what the model said of each example while it trained.
+
+        Returns:
+            A row for each training example, with the columns `index` (its place in `train`), `given_label`,
+            `suggested_label` (the likeliest class; the given one where no other is likelier) and `score`:
+            the share of the model's answers that are not for the label, between 0 and 1. Higher is worse, other than
+            in cleanlab, and it ranks labels: it is not the probability that one is wrong. NaN, at the end: an example
+            that was never drawn.
+
+        Raises:
+            UserError: if the method remembers nothing of its examples.
+        """
+        found = self.suspected
+        if found is None:
+            raise UserError(
+                "suspects() needs a method that remembers what the model said of each example, and this one does not; "
+                'take method="recommended", or a loss network with memory.'
+            )
+        from pandas import DataFrame  # it takes a while to import, and nothing else here needs it
+
+        return DataFrame(
+            {
+                "index": found.places.numpy(),
+                "given_label": found.given.numpy(),
+                "suggested_label": found.suggested.numpy(),
+                "score": found.scores.numpy(),
+            }
+        )
 
 
 def fit(
@@ -208,6 +245,7 @@ def fit(
             _last_loss(first_loss, end),
             end.rows,
             estimates[-1] if estimates else None,
+            suspects_of(config.method, end, source),
         )
 
 

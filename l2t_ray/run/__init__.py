@@ -7,6 +7,8 @@ runs/<name>/config.yaml         the resolved configuration, without credentials
             noise.json          where labels are wrong: matrix, realised rate, seed
             confusion.npz       test images by class and answer, an array for each method
             figures/*.png
+            suspects.csv        training labels, the most suspicious first, if the method has a memory of its images
+                                (`suspects-<arm>.csv`: of a control)
             profile/            traces, if asked for
             loss.safetensors    the learned loss, with loss.md beside it
             checkpoints/

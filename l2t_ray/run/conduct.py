@@ -21,6 +21,7 @@ from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.place import Place
 from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
+from l2t_ray.run.suspects_file import file_name
 from l2t_ray.run.written import CONFIG
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.stopping import StopRequest
@@ -119,10 +120,12 @@ class Conduct:
     def _close(self, checkpoint: Checkpoint, tracker: Tracker, *, figures: bool) -> Result:
         result = write_results(self.config, self.directory, checkpoint, figures=figures)
         tracker.log_rows([final_row(summary) for summary in result.summaries])
-        paths = (self.directory / name for name in sorted(ARTIFACTS))
-        tracker.log_artifacts(*(str(path) for path in paths if path.exists()))
+        tracker.log_artifacts(*(str(path) for name in sorted(ARTIFACTS) for path in sorted(self.directory.glob(name))))
         self.screen.stop()
         self.screen.table(summary_table(result.summaries))
+        for arm, suspected in result.suspects.items():
+            path = self.directory / file_name(arm, is_method=arm == self.config.method.arm)
+            self.screen.message(f"{arm}: {suspected}; all are ranked in {path}")
         self.screen.message(f"results in {self.directory}")
         if isinstance(tracker, MlflowTracker):
             self.screen.message(f"view:  {tracker.ui_command()}")

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ from l2t_ray.assembly.inspection import Inspection, inspect_students
 from l2t_ray.assembly.run import loss_facts, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
+from l2t_ray.assembly.suspects import suspects_of
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.core.loss.family import Picture
 from l2t_ray.core.loss.learned import LearnedLoss
+from l2t_ray.core.suspects import Suspects
+from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
 from l2t_ray.run.loss_card import loss_card
+from l2t_ray.run.suspects_file import PATTERN, file_name, write_suspects
 from l2t_ray.run.written import FINISHED
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.tasks.classification import Classification
@@ -31,9 +35,10 @@ from l2t_ray.training.checkpoint import Checkpoint
 
 ARTIFACTS = (
     *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
-    *("metrics.parquet", "noise.json", FINISHED),
+    *("metrics.parquet", "noise.json", PATTERN, FINISHED),
 )
-"""What tracking gets of a run directory: everything but checkpoints."""
+"""What tracking gets of a run directory, as patterns: everything but checkpoints."""
+SHOWN_SUSPECTS = 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Result:
     directory: Path
     summaries: list[dict[str, Any]]
     loss: LearnedLoss | None
+    suspects: Mapping[str, Suspects] = field(default_factory=dict)
+    """By arm, of those that can say which labels look wrong."""
 
 
 def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
@@ -86,9 +93,26 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
     if loss is not None and loss.is_kept:
         loss.save(folder / "loss.safetensors")
         (folder / "loss.md").write_text(loss_card(config, loss, summaries))
+    found = _write_suspects(config, source, folder, checkpoint)
     if figures:
-        _write_figures(config, source, folder, checkpoint, inspections, moments)
-    return Result(directory, summaries, loss)
+        _write_figures(config, source, folder, checkpoint, inspections, moments, found.get(config.method.arm))
+    return Result(directory, summaries, loss, found)
+
+
+def _write_suspects(
+    config: ExperimentConfig, source: AnySource, folder: Path, checkpoint: Checkpoint
+) -> dict[str, Suspects]:
+    """A list for each arm that remembers what its student said of its images."""
+    found, train = {}, source.dataset.train
+    if not isinstance(train, ImageSet):
+        return found  # there is more than one label an image
+    for arm, method in config.arms().items():
+        suspected = suspects_of(method, checkpoint, source)
+        if suspected is not None:
+            found[arm] = suspected
+            path = folder / file_name(arm, is_method=arm == config.method.arm)
+            write_suspects(path, suspected, train)
+    return found
 
 
 def _write_figures(
@@ -98,18 +122,31 @@ def _write_figures(
     checkpoint: Checkpoint,
     inspections: Mapping[str, Inspection],
     moments: Sequence[tuple[str, Sequence[Picture]]],
+    found: Suspects | None,
 ) -> None:
     # matplotlib takes a second to import, at the start
     from l2t_ray.reports.figures import write_figures
+    from l2t_ray.reports.gallery import gallery
     from l2t_ray.reports.loss_figures import loss_figures
 
     confusions = {arm: inspection.confusion for arm, inspection in inspections.items()}
     np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
     noise = _write_noise(config, source, folder)
+    drawn = loss_figures(moments)
+    train = source.dataset.train
+    if found is not None and found.differs.any() and isinstance(train, ImageSet):
+        worst = found.differs.nonzero()[:SHOWN_SUSPECTS, 0]
+        names = train.class_names
+        captions = [
+            (f"given: {names[given]}", f"suggested: {names[said]}")
+            for given, said in zip(found.given[worst].tolist(), found.suggested[worst].tolist(), strict=True)
+        ]
+        title = f"Another class is suggested: the {len(worst)} most suspicious labels"
+        drawn["suspects"] = gallery(train.images[found.places[worst].numpy()], captions, title)
     write_figures(
         folder,
         checkpoint.rows,
-        loss_figures(moments),
+        drawn,
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
         class_names=source.dataset.train.class_names,

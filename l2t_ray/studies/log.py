@@ -141,7 +141,7 @@ class StudyLog:
         # All rows: those it has are not sent again, and it may have been away when the first ones came.
         tracker.log_rows(read_rows(table) if table.exists() else [])
         tracker.log_rows([{**outcome.numbers, "arm": FINAL, "round": 0}])
-        tracker.log_artifacts(*(str(path) for name in ARTIFACTS if (path := trial.directory / name).exists()))
+        tracker.log_artifacts(*(str(path) for name in ARTIFACTS for path in sorted(trial.directory.glob(name))))
 
         def finish() -> None:
             tracker.finish("FINISHED" if outcome.kind == "finished" else "KILLED")

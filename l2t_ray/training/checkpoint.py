@@ -53,6 +53,7 @@ class Checkpoint:
         snapshots: weights of the loss network by arm and round, for pictures and for the learned loss at the end.
         finished: students of the arms that are done.
         diverged: arms that were given up, and why. The state is then that before the round that failed.
+        memories: what the students of these arms have said of each training image, where a method remembers it.
     """
 
     arm: str
@@ -63,6 +64,7 @@ class Checkpoint:
     snapshots: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     finished: dict[str, StudentState] = field(default_factory=dict)
     diverged: dict[str, str] = field(default_factory=dict)
+    memories: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -212,6 +214,7 @@ class CheckpointStore:
                 snapshots=arms["snapshots"],
                 finished=finished,
                 diverged=progress["diverged"],
+                memories=arms.get("memories", {}),  # earlier versions did not keep it
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise _Damage(f"{type(error).__name__}: {error}") from None
@@ -296,7 +299,8 @@ class CheckpointStore:
         torch.save(dict(checkpoint.state.extra), directory / "method.pt")
         torch.save(None if checkpoint.teacher is None else dict(checkpoint.teacher), directory / "teacher.pt")
         finished = {name: _plain_student(student) for name, student in checkpoint.finished.items()}
-        torch.save({"snapshots": checkpoint.snapshots, "finished": finished}, directory / "arms.pt")
+        arms = {"snapshots": checkpoint.snapshots, "finished": finished, "memories": checkpoint.memories}
+        torch.save(arms, directory / "arms.pt")
         (directory / "config.yaml").write_text(self._config)
         (directory / FINGERPRINT).write_text(json.dumps(self.fingerprint, indent=1))
         mark = self._rows.append(checkpoint.rows, directory)

@@ -137,6 +137,7 @@ class Run:
         snapshots = {} if checkpoint is None else {name: dict(phis) for name, phis in checkpoint.snapshots.items()}
         finished = {} if checkpoint is None else dict(checkpoint.finished)
         diverged = {} if checkpoint is None else dict(checkpoint.diverged)
+        memories = {} if checkpoint is None else dict(checkpoint.memories)
         data = arm.data or self.data
 
         for index in range(begin, self.num_rounds):
@@ -154,7 +155,7 @@ class Run:
                 diverged[arm.name] = f"{arm.name} diverged in round {index}: {error}; {advice}."
                 if self.group.rank == 0:
                     warnings.warn(diverged[arm.name], stacklevel=2)
-                checkpoint = Checkpoint(arm.name, index, state, None, rows, snapshots, finished, diverged)
+                checkpoint = Checkpoint(arm.name, index, state, None, rows, snapshots, finished, diverged, memories)
                 self._keep(checkpoint, store, on_checkpoint)
                 return checkpoint
             done = index + 1
@@ -181,11 +182,15 @@ class Run:
             if is_last:
                 _snapshot(snapshots, arm, state, done)
                 finished[arm.name] = state.student
+                if "memory" in state.extra:
+                    memories[arm.name] = state.extra["memory"]
             is_end = is_last and arm is self.arms[-1]
             stops = not is_end and self._any_worker(should_stop(), state)
             if is_last or stops or done % self.checkpoint_every == 0:
                 teacher_state = None if arm.teacher is None else arm.teacher.state_dict()
-                checkpoint = Checkpoint(arm.name, done, state, teacher_state, rows, snapshots, finished, diverged)
+                checkpoint = Checkpoint(
+                    arm.name, done, state, teacher_state, rows, snapshots, finished, diverged, memories
+                )
                 self._keep(checkpoint, store, on_checkpoint)
             if stops:
                 raise StoppedError(f"stopped after round {done} of {self.num_rounds} of {arm.name}")

@@ -10,7 +10,10 @@ import pytest
 import torch
 from replicas import TeacherInEachThread
 
+from l2t_ray.assembly.images import load_dataset
 from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.source import ImageSource
+from l2t_ray.assembly.suspects import suspects_of
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import load
@@ -88,3 +91,21 @@ def test_a_run_goes_on_with_another_number_of_workers(config, whole, tmp_path, r
     assert distance(end.teacher["phi"], whole.teacher["phi"]) <= 1e-5
     assert distance(end.teacher["rule"]["psi"], whole.teacher["rule"]["psi"]) <= 1e-5
     assert not torch.equal(end.state.student.theta, whole.state.student.theta)  # the sums were grouped otherwise
+
+
+def test_two_workers_find_the_labels_suspicious_that_one_finds(tmp_path, run_on_two_workers):
+    config = load(DIGITS, [*OVERRIDES, "method.loss_network.memory=1", "training.num_rounds=20"])
+    source = ImageSource(config, load_dataset(config.data), group=SingleProcess(), device=torch.device("cpu"))
+    one = train(config, tmp_path / "one", SingleProcess())
+    two = run_on_two_workers(lambda group: train(config, tmp_path / "two", group))
+    expected, *others = (suspects_of(config.method, end, source) for end in (one, *two))
+    assert expected is not None and expected.differs.any() and expected.scores.isnan().any()
+
+    def by_place(found, values):
+        return values[found.places.argsort()]
+
+    for found in others:
+        assert torch.equal(by_place(found, found.suggested), by_place(expected, expected.suggested))
+        scores = by_place(found, found.scores), by_place(expected, expected.scores)
+        torch.testing.assert_close(*scores, atol=1e-5, rtol=0, equal_nan=True)
+    assert torch.equal(others[0].places, others[1].places)

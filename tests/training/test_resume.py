@@ -68,7 +68,7 @@ def same(a, b) -> bool:
 
 
 def assert_same(a, b):
-    for part in ("arm", "round", "state", "teacher", "rows", "snapshots", "finished"):
+    for part in ("arm", "round", "state", "teacher", "rows", "snapshots", "finished", "memories"):
         assert same(getattr(a, part), getattr(b, part)), part
 
 

@@ -70,6 +70,10 @@ class LossParts(NamedTuple):
         others = phi.new_zeros(len(phi) - len(entries))
         return torch.cat((others, self.channel.entries_of(matrix).to(phi) - entries))
 
+    def noise(self, phi: Float[Tensor, " m"]) -> Float[Tensor, "c c"] | None:
+        """The channel of label noise, row the class, column the label that it is given; None: there is no channel."""
+        return self.channel.log_matrix(self.split(phi).channel).exp() if isinstance(self.channel, Channel) else None
+
 
 @dataclass(frozen=True)
 class LossNetworkSpec:
