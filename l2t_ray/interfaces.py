@@ -62,7 +62,7 @@ class Rows(NamedTuple):
 
     logits: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
-    weights: Float[Tensor, " n"]  # shares of the global batch: over all workers' rows they sum to 1
+    weights: Float[Tensor, " n"]  # shares of the global batch (`Batch.weights`)
     owner: Int[Tensor, " n"]  # the example of the batch that a row belongs to
     rest: Float[Tensor, ""] | None = None  # this worker's share of what is minimised beside the rows
 
@@ -86,7 +86,8 @@ class Terms(NamedTuple):
 
     Attributes:
         outputs: what everything here was computed from, as one tensor; classification: the logits.
-        rows: class decisions, for losses of pairs; None: the task has none.
+        rows: class decisions, for losses of pairs; None: the task has none. What is minimised beside them, where that
+            is more than `rest`, is their own `rest`.
         values: terms by name, for learned combinations.
         rest: this worker's share of what is minimised beside them and not learned; None: nothing.
     """
