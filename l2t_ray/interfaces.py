@@ -185,6 +185,10 @@ class Task(Protocol):
         kinds: the kinds of each term that `terms` gives, by the term's name, in order; for learned combinations.
         row_is_example: each example is one row, in order. What goes by example (a memory, MentorNet's curriculum,
             reweighting by class centres) needs that.
+
+    Where a metric is no function of sums (an average precision ranks boxes of all images), a task may have a true
+    attribute `scores_are_rows`: `score` then gives rows `[r, k]`, and `summarise` is given those of all batches and
+    workers.
     """
 
     name: str
