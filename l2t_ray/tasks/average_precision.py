@@ -84,7 +84,7 @@ def _precision(rows: Float[Tensor, "rows 9"]) -> np.ndarray:
     found = np.full(hits.shape[:2], np.nan)
     for a, t in np.ndindex(*found.shape):
         if num_truths[a]:
-            found[a, t] = _area_under(hits[a, t].astype(float), misses[a, t].astype(float), num_truths[a])
+            found[a, t] = _area_under(hits[a, t].astype(float), misses[a, t].astype(float), int(num_truths[a]))
     return found
 
 
