@@ -171,9 +171,9 @@ def test_doubles_of_a_surer_box_of_the_same_class_do_not_survive():
 
 
 def test_each_truth_is_judged_once_by_its_box_or_by_its_cell():
-    """Truth 0 has a box, truth 1 one that overlaps too little to match, truth 2 none of its class; a box in a crowd
-    and one of no use are left."""
-    predicted = torch.tensor([[[0.0, 0, 10, 10], [20, 0, 30, 4], [0, 20, 9, 29], [40, 40, 50, 50], [60, 0, 70, 10]]])
+    """Truth 0 has a box, truth 1 one that overlaps too little to match, truth 2 one of another class alone, which is
+    wrong; a box in a crowd is left out."""
+    predicted = torch.tensor([[[0.0, 0, 10, 10], [20, 0, 30, 4], [0, 20, 9, 29], [40, 40, 50, 50], [1, 20, 10, 30]]])
     answers = torch.full((1, 5, 3), -9.0)
     for cell, label, logit in ((0, 0, 5.0), (1, 0, 4.0), (3, 1, 3.0), (4, 0, 2.0)):
         answers[0, cell, 0], answers[0, cell, 1 + label] = 9, logit
