@@ -17,11 +17,13 @@ ACCURACY = Metric("accuracy", "accuracy", "acc", chance=_one_in)
 CLASS_ACCURACY = Metric("class_accuracy", "class accuracy", chance=_one_in)
 MIOU = Metric("miou", "mIoU")
 AP = Metric("ap", "AP")
+AP50, AP75 = Metric("ap50", "AP50"), Metric("ap75", "AP75")
+_AP_BY_SIZE = [Metric(f"ap_{size}", f"AP of {size} boxes") for size in ("small", "medium", "large")]
 ERROR = Metric("error", "error", unit="nats", factor=1, digits=4, higher_is_better=False)
 
 HEADLINE = "headline"
 """The key of final metrics and of a study's results that names their headline."""
-_KNOWN = {metric.name: metric for metric in (ACCURACY, CLASS_ACCURACY, MIOU, AP, ERROR)}
+_KNOWN = {metric.name: metric for metric in (ACCURACY, CLASS_ACCURACY, MIOU, AP, AP50, AP75, *_AP_BY_SIZE, ERROR)}
 _PREFIXES = ("best_", "selected_", "test_", "validation_", "val_")
 
 

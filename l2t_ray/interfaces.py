@@ -62,7 +62,7 @@ class Rows(NamedTuple):
 
     logits: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
-    weights: Float[Tensor, " n"]  # shares of the global batch: over all workers' rows they sum to 1
+    weights: Float[Tensor, " n"]  # shares of the global batch (`Batch.weights`)
     owner: Int[Tensor, " n"]  # the example of the batch that a row belongs to
     rest: Float[Tensor, ""] | None = None  # this worker's share of what is minimised beside the rows
 
@@ -86,7 +86,8 @@ class Terms(NamedTuple):
 
     Attributes:
         outputs: what everything here was computed from, as one tensor; classification: the logits.
-        rows: class decisions, for losses of pairs; None: the task has none.
+        rows: class decisions, for losses of pairs; None: the task has none. What is minimised beside them, where that
+            is more than `rest`, is their own `rest`.
         values: terms by name, for learned combinations.
         rest: this worker's share of what is minimised beside them and not learned; None: nothing.
     """
@@ -192,6 +193,10 @@ class Task(Protocol):
         kinds: the kinds of each term that `terms` gives, by the term's name, in order; for learned combinations.
         row_is_example: each example is one row, in order. What goes by example (a memory, MentorNet's curriculum,
             reweighting by class centres) needs that.
+
+    Where a metric is no function of sums (an average precision ranks boxes of all images), a task may have a true
+    attribute `scores_are_rows`: `score` then gives rows `[r, k]`, and `summarise` is given those of all batches and
+    workers.
     """
 
     name: str

@@ -110,7 +110,8 @@ class LearnedObjective:
         if self._is_clean is not None:
             values = torch.where(self._is_clean[batch.indices[losses.owner]], self.loss.fixed(terms), values)
         total = (losses.weights * values).sum()
-        return total if terms.rest is None else total + terms.rest, terms.outputs
+        rest = terms.rest if losses.rest is None else losses.rest
+        return total if rest is None else total + rest, terms.outputs
 
     def sample_weights(self, phi: Float[Tensor, " m"], state: MethodState, batch: Batch) -> Float[Tensor, " n"] | None:
         """How hard the learned loss pushes each sample's logits, relative to cross-entropy (`interfaces.Weighing`).

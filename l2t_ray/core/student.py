@@ -209,4 +209,4 @@ def rows_of(terms: Terms, task: Task | None) -> Rows:
             f"this method or loss reads class decisions, and {name} has none; take one that combines the task's "
             "own terms."
         )
-    return terms.rows if terms.rest is None else terms.rows._replace(rest=terms.rest)
+    return terms.rows if terms.rows.rest is not None else terms.rows._replace(rest=terms.rest)

@@ -12,6 +12,7 @@ from l2t_ray.students.lenet import lenet
 from l2t_ray.students.pspnet import pspnet
 from l2t_ray.students.resnet import resnet
 from l2t_ray.students.wide_resnet import wide_resnet
+from l2t_ray.students.yolo import yolo
 
 MakeStudent = Callable[..., Any]
 
@@ -22,6 +23,7 @@ STUDENTS: Mapping[str, MakeStudent] = {
     "wide_resnet": wide_resnet,
     "lenet": lenet,
     "pspnet": pspnet,
+    "yolo": yolo,
 }
 
 DEFAULT_STUDENT = "resnet8"

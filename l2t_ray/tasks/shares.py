@@ -7,6 +7,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.interfaces import Group
+from l2t_ray.parallel.gather import gathered
+
+
+def share_of_gathered(
+    function: Callable[[Float[Tensor, "whole k"]], Float[Tensor, ""]], rows: Float[Tensor, "n k"], group: Group
+) -> Float[Tensor, ""]:
+    """This worker's share of `function(all workers' rows)`, differentiable once; as `share_of`, where sums are not
+    enough."""
+    if group.size == 1:
+        return function(rows)
+    whole, start = gathered(rows.detach(), group)
+    value = function(torch.cat((whole[:start], rows, whole[start + len(rows) :])))
+    return value - value.detach() * (1 - 1 / group.size)
 
 
 def share_of(

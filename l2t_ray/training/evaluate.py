@@ -7,6 +7,7 @@ import torch
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.student import outputs_of
 from l2t_ray.interfaces import Batch, Group, Metrics, StudentState, Task, UserError
+from l2t_ray.parallel.gather import gathered
 
 
 @torch.no_grad()
@@ -16,14 +17,15 @@ def evaluate(student: FlatModule, state: StudentState, task: Task, batches: Iter
     Raises:
         UserError: if the task does not give what its `metrics` say.
     """
-    totals = None
+    are_rows, scores = getattr(task, "scores_are_rows", False), []
     for batch in batches:
         outputs = outputs_of(student, state.theta, state.buffers, batch, training=False)
         score = task.score(outputs, batch).double()
-        totals = score if totals is None else totals + score
-    if totals is None:
+        scores = [*scores, score] if are_rows or not scores else [scores[0] + score]
+    if not scores:
         raise ValueError("evaluate needs at least one batch, got none.")
-    metrics = task.summarise(group.sum(totals))
+    totals = gathered(torch.cat(scores), group)[0] if are_rows else group.sum(scores[0])
+    metrics = task.summarise(totals)
     missing = [metric.name for metric in task.metrics if metric.name not in metrics]
     if missing:
         raise UserError(

@@ -19,6 +19,7 @@ class RowLosses(NamedTuple):
     values: Float[Tensor, " n"]
     weights: Float[Tensor, " n"]
     owner: Int[Tensor, " n"]
+    rest: Float[Tensor, ""] | None = None  # what is minimised beside these rows; None: the task's `Terms.rest`
 
 
 class Surface(NamedTuple):

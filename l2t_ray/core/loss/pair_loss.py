@@ -56,7 +56,7 @@ class PairLoss:
         rows = rows_of(terms, self._task)
         own_memory = None if memory is None else memory[rows.owner]
         values = self.network.losses_at(phi, rows.logits, rows.labels, own_memory)
-        return RowLosses(values, rows.weights, rows.owner)
+        return RowLosses(values, rows.weights, rows.owner, rows.rest)
 
     def fixed(self, terms: Terms) -> Float[Tensor, " n"]:
         rows = rows_of(terms, self._task)
