@@ -97,4 +97,4 @@ def moved_boxes(boxes: Boxes, where: Placement) -> Boxes:
     cut = np.clip(whole, 0, [width, height, width, height])
     sides, all_sides = cut[:, 2:] - cut[:, :2], whole[:, 2:] - whole[:, :2]
     is_hard = sides.prod(axis=1) < LEAST_SEEN * all_sides.prod(axis=1)
-    return Boxes(cut, boxes.labels, boxes.crowd | is_hard).at((sides > 0).all(axis=1))
+    return Boxes(cut, boxes.labels, boxes.crowd | is_hard).at(np.flatnonzero((sides > 0).all(axis=1)))

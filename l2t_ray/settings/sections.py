@@ -33,8 +33,18 @@ class NoiseConfig(Record):
     """Corruption of the training labels (protocol: Shu et al. 2019). Validation and test stay clean."""
 
     kind: Literal[
-        *("none", "flip_to_two", "flip_to_one", "uniform", "flip_to_similar", "matrix", "labels"),
-        *("shifted", "scaled", "dropped", "mislabelled", "mixed"),
+        "none",
+        "flip_to_two",
+        "flip_to_one",
+        "uniform",
+        "flip_to_similar",
+        "matrix",
+        "labels",
+        "shifted",
+        "scaled",
+        "dropped",
+        "mislabelled",
+        "mixed",
     ] = "none"
     """`flip_to_two`, `flip_to_one`, `uniform`: the published protocol; `flip_to_similar`: to the two classes that look
     most alike (CIFAR alone, data/similar.py); `matrix`: by the transition matrix in `file`; `labels`: as in `file`.
