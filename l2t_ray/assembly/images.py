@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from l2t_ray.data import catalog, label_files, noise, splits
+from l2t_ray.data.boxed_sets import BoxedDataset
 from l2t_ray.data.catalog import Dataset
+from l2t_ray.data.checked import AnyDataset
 from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
@@ -23,15 +25,16 @@ def data_root(environment: str | None, configured: Path | None) -> Path:
 def load_dataset(data: DataConfig) -> Dataset:
     """
     Raises:
-        UserError: if it cannot be opened, or is one of images with masks, where labels are needed.
+        UserError: if it cannot be opened, or is one of images with masks or boxes, where labels are needed.
     """
     dataset = open_dataset(data)
-    if isinstance(dataset, MaskedDataset):
-        raise UserError(f"data.name={data.name} has masks, and this needs images with a label each; name another set.")
+    if not isinstance(dataset, Dataset):
+        what = "boxes" if isinstance(dataset, BoxedDataset) else "masks"
+        raise UserError(f"data.name={data.name} has {what}, and this needs images with a label each; name another set.")
     return dataset
 
 
-def open_dataset(data: DataConfig) -> Dataset | MaskedDataset:
+def open_dataset(data: DataConfig) -> AnyDataset:
     return catalog.load(
         data.name,
         root=data.root or DEFAULT_ROOT,
@@ -42,23 +45,23 @@ def open_dataset(data: DataConfig) -> Dataset | MaskedDataset:
     )
 
 
-def build_policy(config: ExperimentConfig, dataset: Dataset | MaskedDataset) -> Policy:
-    """Which images are trained and validated on. Parts are balanced by class; those of images with masks, which have
-    several classes, are not.
+def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
+    """Which images are trained and validated on. Parts are balanced by class; those of images with masks or boxes,
+    which have several classes, are not.
 
     Raises:
         UserError: if there are too few images.
     """
-    data, is_masked = config.data, isinstance(dataset, MaskedDataset)
-    if isinstance(dataset, MaskedDataset):
+    data, has_several = config.data, isinstance(dataset, MaskedDataset | BoxedDataset)
+    if isinstance(dataset, MaskedDataset | BoxedDataset):
         labels, class_names = np.zeros(len(dataset.train), dtype=np.int64), None
     else:
         labels, class_names = dataset.train.labels, dataset.train.class_names
     shared = {"num_train": data.num_train, "class_names": class_names}
     if dataset.validation is not None:
         if data.split == "redivide":
-            whose = f"of {data.name} are" if is_masked else "were"
-            where = "" if is_masked else " below data.root"
+            whose = f"of {data.name} are" if has_several else "were"
+            where = "" if has_several else " below data.root"
             raise UserError(
                 f"data.split is 'redivide', but validation images {whose} set apart{where}; set data.split=fixed."
             )
@@ -94,6 +97,11 @@ def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndar
                     "give a transition matrix of your own with data.noise.kind=matrix."
                 )
             return noise.flip_to_similar(labels, setting.rate, similar, seed)
+        case "shifted" | "scaled" | "dropped" | "mislabelled" | "mixed":
+            raise UserError(
+                f"data.noise.kind={setting.kind} is of images with boxes, and {dataset.name} has one label an image; "
+                "set data.noise.kind=flip_to_two."
+            )
         case "matrix":
             assert setting.file is not None
             matrix = label_files.read_matrix(

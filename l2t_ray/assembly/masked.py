@@ -12,6 +12,7 @@ from l2t_ray.data.row_shares import RowShares
 from l2t_ray.interfaces import Data, Group, Task, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
+from l2t_ray.settings.sections import BoxesConfig
 
 
 class MaskedSource(ExamplesSource):
@@ -68,6 +69,8 @@ class MaskedSource(ExamplesSource):
 
 def _refuse_settings_of_labels(config: ExperimentConfig) -> None:
     data = config.data
+    if data.boxes != BoxesConfig():
+        raise UserError(f"data.boxes is of images with boxes, and {data.name} has masks; leave data.boxes out.")
     for key, value, only in (
         ("data.noise.kind", data.noise.kind, "none"),
         ("data.validation_labels", data.validation_labels, "clean"),

@@ -22,7 +22,7 @@ from l2t_ray.import_path import is_import_path
 from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig, TrainingConfig
-from l2t_ray.settings.sections import MasksConfig
+from l2t_ray.settings.sections import BoxesConfig, MasksConfig
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,11 @@ class ImageSource(ExamplesSource):
             UserError: if images or labels cannot be divided or corrupted as the configuration says.
         """
         self.dataset, data = dataset, config.data
-        if data.masks != MasksConfig():
-            raise UserError(
-                f"data.masks is of images with masks, and {data.name} has one label an image; leave data.masks out."
-            )
+        for key, is_set in (("masks", data.masks != MasksConfig()), ("boxes", data.boxes != BoxesConfig())):
+            if is_set:
+                raise UserError(
+                    f"data.{key} is of images with {key}, and {data.name} has one label an image; leave data.{key} out."
+                )
         policy, clean = build_policy(config, dataset), dataset.train.labels
         observed, matrix = observed_labels(config, dataset)
         self._matrix = matrix

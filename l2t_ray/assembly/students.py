@@ -6,9 +6,8 @@ import torch
 
 from l2t_ray.bilevel.optimizers import Adam, Optimizer, Sgd
 from l2t_ray.core.student import RateSchedule, StudentSchedule
-from l2t_ray.data.catalog import Dataset
+from l2t_ray.data.checked import AnyDataset
 from l2t_ray.data.counted import torch_seed
-from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.interfaces import Group, UserError
 from l2t_ray.parallel.global_batch_norm import with_global_batch_norm
 from l2t_ray.settings.experiment import TrainingConfig
@@ -16,9 +15,7 @@ from l2t_ray.settings.student_section import StudentSettings, factory
 from l2t_ray.students.initialise import seeded
 
 
-def build_student(
-    student: StudentSettings, dataset: Dataset | MaskedDataset, *, group: Group, seed: int
-) -> torch.nn.Module:
+def build_student(student: StudentSettings, dataset: AnyDataset, *, group: Group, seed: int) -> torch.nn.Module:
     """The student at its beginning.
 
     Raises:

@@ -2,7 +2,7 @@
 
 CIFAR and MNIST are read from torchvision's layout below a root folder, converted once into Arrow files, and
 memory-mapped from then on: see `published.py`. The digits come with scikit-learn and need no file. Own images: see
-`own.py`; images with masks: `mask_sets`.
+`own.py`; images with masks: `mask_sets`; with boxes: `box_sets`.
 """
 
 import inspect
@@ -16,10 +16,9 @@ import numpy as np
 
 from l2t_ray.data import published
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.checked import checked
+from l2t_ray.data.checked import AnyDataset, checked
 from l2t_ray.data.converted import cache_directory
 from l2t_ray.data.dataset import Dataset
-from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.data.scans import digit_scans
 from l2t_ray.data.sets import DATA_SETS, DataSet
 from l2t_ray.data.splits import choose_balanced
@@ -31,7 +30,7 @@ DIGITS_TEST = 360
 KEPT_OPEN = 4
 """Sets that a process keeps open; a study over more of them opens the oldest again."""
 
-_open: OrderedDict[Hashable, tuple[Hashable, Dataset | MaskedDataset]] = OrderedDict()
+_open: OrderedDict[Hashable, tuple[Hashable, AnyDataset]] = OrderedDict()
 """The sets this process has open, the last used one at the end, each with the state of the files behind it."""
 
 
@@ -43,7 +42,7 @@ def load(
     download: bool = True,
     image_size: int | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Dataset | MaskedDataset:
+) -> AnyDataset:
     """Opens a data set; the first time, converts (and where needed downloads) it.
 
     A process opens a set once: the same one is given again until one of its files is another.
@@ -75,7 +74,7 @@ def load(
     def state() -> Hashable:
         return _function(entry.state, name)(**_known(given, entry.state)) if entry.state else None
 
-    def opened() -> Dataset | MaskedDataset:
+    def opened() -> AnyDataset:
         if name in DATA_SETS:
             return make(**arguments)
         return _own(name, make, arguments)
@@ -145,7 +144,7 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
         raise UserError(f"{key} must be {what}, got {value!r}.")
 
 
-def _own(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Dataset | MaskedDataset:
+def _own(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> AnyDataset:
     try:
         made = make(**arguments)
     except UserError:
@@ -155,9 +154,7 @@ def _own(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> D
     return checked(f"data.name={name}", made)
 
 
-def _opened_once(
-    key: Hashable, state: Callable[[], Hashable], make: Callable[[], Dataset | MaskedDataset]
-) -> Dataset | MaskedDataset:
+def _opened_once(key: Hashable, state: Callable[[], Hashable], make: Callable[[], AnyDataset]) -> AnyDataset:
     """What `make` gives, kept for as long as `state` stays what it was afterwards."""
     if key in _open and _open[key][0] == state():
         _open.move_to_end(key)

@@ -3,22 +3,28 @@
 import numpy as np
 
 from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, clipped
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
 from l2t_ray.interfaces import UserError
 
+AnyDataset = Dataset | MaskedDataset | BoxedDataset
 
-def checked(name: str, made: object) -> Dataset | MaskedDataset:
-    """What `data.name`'s function gave, if it is one of the two records and its parts fit one another.
+
+def checked(name: str, made: object) -> AnyDataset:
+    """What `data.name`'s function gave, if it is one of the records and its parts fit one another.
 
     Raises:
         UserError: if not.
     """
-    if not isinstance(made, Dataset | MaskedDataset):
-        raise UserError(f"{name} must return a Dataset or a MaskedDataset (l2t_ray.data), got a {type(made).__name__}.")
+    if not isinstance(made, AnyDataset):
+        raise UserError(
+            f"{name} must return a Dataset, a MaskedDataset or a BoxedDataset (l2t_ray.data), got a "
+            f"{type(made).__name__}."
+        )
     parts = {"train": made.train, "test": made.test}
     if type(made.train) is not type(made.test):
-        raise UserError(f"train and test of {name} are of two kinds; give both labels, or both masks.")
+        raise UserError(f"train and test of {name} are of two kinds; give both labels, both masks, or both boxes.")
     ignored = [part.ignore for part in parts.values() if isinstance(part, MaskedSet)]
     if len(set(ignored)) > 1:
         raise UserError(f"train of {name} ignores the number {ignored[0]}, test {ignored[1]}; give both the same.")
@@ -27,8 +33,13 @@ def checked(name: str, made: object) -> Dataset | MaskedDataset:
         where = f"the {part} part of {name}"
         if not len(images):
             raise UserError(f"{where} is empty; give at least one image.")
-        is_masked = isinstance(images, MaskedSet)
-        channels.add(_masked_channels(where, images) if is_masked else _labelled_channels(where, images))
+        match images:
+            case MaskedSet():
+                channels.add(_masked_channels(where, images))
+            case BoxedSet():
+                channels.add(_boxed_channels(where, images))
+            case _:
+                channels.add(_labelled_channels(where, images))
     if made.train.class_names != made.test.class_names:
         raise UserError(f"train and test of {name} name other classes; give both the same names, in one order.")
     if len(channels) > 1:
@@ -93,7 +104,45 @@ def _masked_channels(where: str, images: MaskedSet) -> int:
     return channels
 
 
-def _check_statistics(name: str, made: Dataset | MaskedDataset, channels: int) -> None:
+def _boxed_channels(where: str, images: BoxedSet) -> int:
+    counts = {"images": len(images.images), "boxes": len(images.boxes), "names": len(images.names)}
+    if strange := next((what for what, count in counts.items() if count != len(images.sizes)), None):
+        raise UserError(
+            f"{where} has {counts[strange]} {strange} and {len(images.sizes)} sizes; give one of each for each image."
+        )
+    channels = 0
+    for name, size, image, boxes in zip(images.names, images.sizes.tolist(), images.images, images.boxes, strict=True):
+        if image.dtype != np.uint8 or image.ndim != 3 or list(image.shape[1:]) != size:
+            raise UserError(
+                f"{name} of {where} must be uint8 [channels, height, width], and sizes say {size}, got {image.dtype} "
+                f"of shape {image.shape}."
+            )
+        count = len(boxes.labels)
+        shapes = (boxes.corners.shape, boxes.labels.shape, boxes.crowd.shape)
+        kinds = (boxes.corners.dtype.kind, boxes.labels.dtype.kind, boxes.crowd.dtype.kind)
+        if shapes != ((count, 4), (count,), (count,)) or kinds != ("f", "i", "b"):
+            raise UserError(
+                f"boxes of {name} of {where} must be float [k, 4], whole numbers [k] and bool [k] (Boxes.of makes them "
+                f"so), got the shapes {shapes}."
+            )
+        if count and not 0 <= boxes.labels.min() <= boxes.labels.max() < len(images.class_names):
+            raise UserError(
+                f"boxes of {name} of {where} have the labels {boxes.labels.min()} to {boxes.labels.max()}, where "
+                f"{len(images.class_names)} classes have names."
+            )
+        within = clipped(boxes, *size)
+        if within.num_cut or within.num_empty or not np.isfinite(boxes.corners).all():
+            raise UserError(
+                f"boxes of {name} of {where} must be x1 < x2, y1 < y2 within its {size[1]}x{size[0]} pixels; cut them "
+                "with l2t_ray.data.boxed_sets.clipped."
+            )
+        if channels and channels != len(image):
+            raise UserError(f"{name} of {where} has {len(image)} channels, the image before it {channels}.")
+        channels = len(image)
+    return channels
+
+
+def _check_statistics(name: str, made: AnyDataset, channels: int) -> None:
     for what, values, is_good in (
         ("mean", made.mean, np.isfinite(made.mean).all()),
         ("std", made.std, np.isfinite(made.std).all() and min(made.std, default=0) > 0),

@@ -1,8 +1,9 @@
 """The data sets by name. A new one is a function that opens it, and a line here.
 
 A function is given what it has parameters for: the settings `name`, `root`, `verify`, `download` and `image_size` of
-the section `data`, and the keys of `data.options`. It returns a `Dataset` (images with one label each) or a
-`MaskedDataset` (images with a class for each pixel). Somebody's own is named by its import path.
+the section `data`, and the keys of `data.options`. It returns a `Dataset` (images with one label each), a
+`MaskedDataset` (images with a class for each pixel) or a `BoxedDataset` (images with boxes). Somebody's own is named by
+its import path.
 """
 
 from typing import Literal, NamedTuple
@@ -12,12 +13,13 @@ class DataSet(NamedTuple):
     """Where a set is opened, as `module:function`, and what its images are labelled with."""
 
     make: str
-    targets: Literal["classes", "masks"] = "classes"
+    targets: Literal["classes", "masks", "boxes"] = "classes"
     state: str | None = None
     """A function of the same parameters that gives what the opened set depends on: another value, another set."""
 
 
-_OF_CATALOG, _PUBLISHED, _MASKS = "l2t_ray.data.catalog", "l2t_ray.data.published", "l2t_ray.data.mask_sets"
+_OF_CATALOG, _PUBLISHED = "l2t_ray.data.catalog", "l2t_ray.data.published"
+_MASKS, _BOXES = "l2t_ray.data.mask_sets", "l2t_ray.data.box_sets"
 
 DATA_SETS = {
     "digits": DataSet(f"{_OF_CATALOG}:open_digits"),
@@ -31,4 +33,8 @@ DATA_SETS = {
     "camvid": DataSet(f"{_MASKS}.listed:open_camvid", "masks"),
     "voc2012": DataSet(f"{_MASKS}.listed:open_voc", "masks"),
     "mask_folder": DataSet(f"{_MASKS}.mask_folders:open_mask_folder", "masks"),
+    "digit_boxes": DataSet(f"{_BOXES}.digit_boxes:open_digit_boxes", "boxes"),
+    "coco": DataSet(f"{_BOXES}.coco:open_coco", "boxes"),
+    "bccd": DataSet(f"{_BOXES}.coco:open_bccd", "boxes"),
+    "voc_boxes": DataSet(f"{_BOXES}.voc:open_voc_boxes", "boxes"),
 }

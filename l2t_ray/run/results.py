@@ -20,8 +20,7 @@ from l2t_ray.core.loss.family import Picture
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.dataset import Dataset
-from l2t_ray.data.masked_sets import MaskedDataset
+from l2t_ray.data.checked import AnyDataset
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
@@ -248,7 +247,7 @@ def _write_noise(config: ExperimentConfig, source: AnySource, folder: Path) -> C
     return noise
 
 
-def protocol(config: ExperimentConfig, dataset: Dataset | MaskedDataset) -> str:
+def protocol(config: ExperimentConfig, dataset: AnyDataset) -> str:
     """What is validated on, in words: how many images, whose labels, and whether clean labels leak into training."""
     data = config.data
     if dataset.validation is not None:

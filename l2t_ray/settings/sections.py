@@ -3,7 +3,7 @@
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from l2t_ray.data.sets import DATA_SETS
@@ -18,21 +18,41 @@ from l2t_ray.settings.record import (
     Real,
     Record,
     Seconds,
+    Share,
     Steps,
     Text,
     Whole,
 )
 from l2t_ray.tasks.segmentation import SegmentationError
 
+BOX_NOISE = ("shifted", "scaled", "dropped", "mislabelled", "mixed")
+"""Kinds of noise that are of boxes."""
+
 
 class NoiseConfig(Record):
     """Corruption of the training labels (protocol: Shu et al. 2019). Validation and test stay clean."""
 
-    kind: Literal["none", "flip_to_two", "flip_to_one", "uniform", "flip_to_similar", "matrix", "labels"] = "none"
+    kind: Literal[
+        "none",
+        "flip_to_two",
+        "flip_to_one",
+        "uniform",
+        "flip_to_similar",
+        "matrix",
+        "labels",
+        "shifted",
+        "scaled",
+        "dropped",
+        "mislabelled",
+        "mixed",
+    ] = "none"
     """`flip_to_two`, `flip_to_one`, `uniform`: the published protocol; `flip_to_similar`: to the two classes that look
-    most alike (CIFAR alone, data/similar.py); `matrix`: by the transition matrix in `file`; `labels`: as in `file`."""
+    most alike (CIFAR alone, data/similar.py); `matrix`: by the transition matrix in `file`; `labels`: as in `file`.
+    Of boxes: `shifted`, `scaled`, `dropped`, `mislabelled`, or `mixed`: any of these (data/box_noise.py)."""
     rate: Fraction = 0.0
-    """Probability that a label is redrawn (paper: 0.2 and 0.4)."""
+    """Probability that a label is redrawn (paper: 0.2 and 0.4), or a box is hit."""
+    strength: Share = 0.4
+    """How far boxes are shifted and scaled: up to this share of their width and height."""
     file: FilePath | None = None
     """Of `matrix` and `labels`: .npy, .npz, .csv, .parquet or .pt; one label a training image, in the set's order."""
     column: Text | None = None
@@ -43,6 +63,11 @@ class NoiseConfig(Record):
         is_file = self.kind in ("matrix", "labels")
         if self.kind == "none" and self.rate > 0:
             raise ValueError(f"noise.rate is {self.rate} but noise.kind is 'none'; set noise.kind=flip_to_two")
+        if self.strength != 0.4 and self.kind not in ("shifted", "scaled", "mixed"):
+            raise ValueError(
+                f"noise.strength is {self.strength}, which noise.kind={self.kind} does not read; set "
+                "noise.kind=shifted, scaled or mixed, or leave it out"
+            )
         if is_file and self.rate > 0:
             raise ValueError(f"noise.rate is {self.rate}, but with noise.kind={self.kind} the file decides; remove it")
         if is_file and self.file is None:
@@ -78,6 +103,30 @@ class MasksConfig(Record):
             raise ValueError(
                 f"masks.pixels is {self.pixels}, more than the {self.crop**2} pixels of masks.crop={self.crop} squared"
             )
+        return self
+
+
+def _both_sides(value: Any) -> Any:
+    """One number is height and width."""
+    return value if isinstance(value, list | tuple) else (value, value)
+
+
+Side = Annotated[Whole, Field(ge=32, le=4096, multiple_of=32)]
+
+
+class BoxesConfig(Record):
+    """How images with boxes are laid into inputs of one size."""
+
+    size: Annotated[tuple[Side, Side], BeforeValidator(_both_sides)] = (416, 416)
+    """Height and width of the inputs, multiples of 32; one number: both. Images keep their proportions, and lie in the
+    middle of what is left."""
+    scale: tuple[Enlargement, Enlargement] = (0.8, 1.5)
+    """The least and the largest factor by which an image is enlarged beyond that, with augment=crop_flip."""
+
+    @model_validator(mode="after")
+    def _least_comes_first(self) -> "BoxesConfig":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"boxes.scale is {list(self.scale)}; give the least factor first")
         return self
 
 
@@ -120,6 +169,7 @@ class DataConfig(Record):
     """The released code augments validation images as well (docs/released.md, D6)."""
     crop_padding: Literal["zero", "reflect"] = "zero"
     masks: MasksConfig = MasksConfig()
+    boxes: BoxesConfig = BoxesConfig()
     at_pass_end: Literal["wrap", "lose_step"] = "wrap"
     """`lose_step`: the released code loses one student step whenever a pass over the training part ends."""
 

@@ -12,6 +12,7 @@ import pytest
 
 from l2t_ray.data import catalog
 from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
 from l2t_ray.data.catalog import load
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
@@ -39,6 +40,9 @@ def spoilt(which: str):
     train = test = ImageSet(images, labels, np.arange(4), ("a", "b"))
     if which.startswith("mask"):
         train = test = MaskedSet.of([(images[0], images[0, 0])] * 4, ("a", "b"))
+    if which.startswith("box"):
+        boxes = Boxes.of([[0, 0, 2, 4]], [1])
+        train = test = BoxedSet.of([*images], [boxes] * 4, ("a", "b"))
     match which:
         case "float images":
             train = unchecked(train, images=images / 255)
@@ -68,7 +72,23 @@ def spoilt(which: str):
             train = MaskedSet.of([(images[0], images[0, 0] / 1)], ("a", "b"))
         case "mask names":
             train = replace(train, names=["x"])
-    record = MaskedDataset if which.startswith("mask") else Dataset
+        case "box images":
+            train = replace(train, images=[*images[:3]])
+        case "box size":
+            train = replace(train, sizes=train.sizes + 1)
+        case "box class":
+            train = replace(train, boxes=[boxes._replace(labels=boxes.labels + 1)] * 4)
+        case "box beyond":
+            train = replace(train, boxes=[Boxes.of([[0, 0, 2, 4.5]], [1])] * 4)
+        case "box without area":
+            train = replace(train, boxes=[Boxes.of([[2, 0, 2, 4]], [1])] * 4)
+        case "box that is none":
+            train = replace(train, boxes=[Boxes.of([[0, 0, float("nan"), 4]], [1])] * 4)
+        case "box shapes":
+            train = replace(train, boxes=[boxes._replace(crowd=np.zeros(2, dtype=bool))] * 4)
+        case "box channels":
+            train = replace(train, images=[*images[:3], np.zeros((3, 4, 4), dtype=np.uint8)])
+    record = MaskedDataset if which.startswith("mask") else BoxedDataset if which.startswith("box") else Dataset
     return record("own", train, test, **parts)
 
 
@@ -89,6 +109,14 @@ def spoilt(which: str):
         ("mask class", r"the mask of image 0 .* has the class number 2, where 2 classes have names and 255 is ignored"),
         ("mask type", r"the mask of image 0 .* got float64"),
         ("mask names", r"has 4 images, 4 sizes and 1 names"),
+        ("box images", r"the train part .* has 3 images and 4 sizes; give one of each"),
+        ("box size", r"image 0 of the train part .* sizes say \[5, 5\], got uint8 of shape \(1, 4, 4\)"),
+        ("box class", r"boxes of image 0 .* have the labels 2 to 2, where 2 classes have names"),
+        ("box beyond", r"boxes of image 0 .* must be x1 < x2, y1 < y2 within its 4x4 pixels"),
+        ("box without area", r"boxes of image 0 .* must be x1 < x2"),
+        ("box that is none", r"boxes of image 0 .* must be x1 < x2"),
+        ("box shapes", r"boxes of image 0 .* \(Boxes\.of makes them so\), got the shapes .*\(2,\)"),
+        ("box channels", r"image 3 .* has 3 channels, the image before it 1"),
     ],
 )
 def test_own_sets_whose_parts_do_not_fit_are_refused(tmp_path, which, message):
@@ -96,7 +124,7 @@ def test_own_sets_whose_parts_do_not_fit_are_refused(tmp_path, which, message):
         load("test_sets:spoilt", root=tmp_path, options={"which": which})
 
 
-@pytest.mark.parametrize("which", ["good", "masks that are good"])
+@pytest.mark.parametrize("which", ["good", "masks that are good", "boxes that are good"])
 def test_own_sets_that_fit_are_taken(tmp_path, which):
     assert load("test_sets:spoilt", root=tmp_path, options={"which": which}).num_classes == 2
 
@@ -152,7 +180,7 @@ def test_embedded_scenes_have_options(tmp_path):
         ("digit_scenes", {"num_test": 0}, r"data\.options\.num_test must be at least 1, got 0"),
         ("builtins:dict", {}, r"data\.name=builtins:dict does not say what arguments it takes"),
         ("test_sets:broken", {}, r"data\.name=test_sets:broken failed with ZeroDivisionError"),
-        ("test_sets:something_else", {}, r"must return a Dataset or a MaskedDataset .*, got a int"),
+        ("test_sets:something_else", {}, r"must return a Dataset, a MaskedDataset or a BoxedDataset .*, got a int"),
         ("test_sets:absent", {}, r"data\.name: .test_sets:absent.: test_sets has no absent"),
         ("no_such_module:make", {}, r"cannot be imported \(ModuleNotFoundError"),
         ("cifar11", {}, r"data\.name must be one of digits, .*, or my\.module:make, got 'cifar11'"),

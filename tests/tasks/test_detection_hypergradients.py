@@ -21,9 +21,9 @@ from torch.func import functional_call
 from l2t_ray.bilevel.engines import ENGINES
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient
+from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.objective import LearnedObjective
-from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.core.student import StudentSchedule, Trainee
 from l2t_ray.interfaces import RoundBatches
 from l2t_ray.parallel.group import SingleProcess

@@ -94,7 +94,7 @@ def test_a_run_goes_on_with_another_number_of_workers(config, whole, tmp_path, r
 
 
 def test_two_workers_find_the_labels_suspicious_that_one_finds(tmp_path, run_on_two_workers):
-    config = load(DIGITS, [*OVERRIDES, "method.loss_network.memory=1", "training.num_rounds=20"])
+    config = load(DIGITS, [*OVERRIDES, "method.loss.memory=1", "training.num_rounds=20"])
     source = ImageSource(config, load_dataset(config.data), group=SingleProcess(), device=torch.device("cpu"))
     one = train(config, tmp_path / "one", SingleProcess())
     two = run_on_two_workers(lambda group: train(config, tmp_path / "two", group))

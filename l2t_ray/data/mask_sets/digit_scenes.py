@@ -69,7 +69,7 @@ def _set(pairs: list[tuple[np.ndarray, np.ndarray]]) -> MaskedSet:
 def _scene(
     by_class: list[UInt8[np.ndarray, "_ 8 8"]], draw: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "1 s s"], UInt8[np.ndarray, "s s"]]:
-    pixels, mask = _background(draw), np.zeros((SIZE, SIZE), dtype=np.uint8)
+    pixels, mask = background(draw, SIZE), np.zeros((SIZE, SIZE), dtype=np.uint8)
     chances = RARITY ** np.arange(10)
     for digit in draw.choice(10, draw.integers(*DIGITS), p=chances / chances.sum()).tolist():
         scan = by_class[digit][draw.integers(len(by_class[digit]))]
@@ -84,10 +84,10 @@ def _scene(
     return pixels.round().clip(0, 255).astype(np.uint8)[None], mask
 
 
-def _background(draw: np.random.Generator) -> Float[np.ndarray, "s s"]:
+def background(draw: np.random.Generator, size: int) -> Float[np.ndarray, "s s"]:
     """Clouds of several sizes."""
-    total = np.full((SIZE, SIZE), draw.uniform(70, 130))
+    total = np.full((size, size), draw.uniform(70, 130))
     for cells, strength in ((3, 25), (8, 15), (20, 10)):
         coarse = draw.normal(0, strength, (cells, cells)).astype(np.float32)
-        total += np.asarray(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        total += np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
     return total

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from l2t_ray.data.listed_files import existing, folder_with, lines_of
 from l2t_ray.data.mask_sets.coding import Numbered
 from l2t_ray.data.mask_sets.mask_files import MaskFile, open_files
 from l2t_ray.data.masked_sets import MaskedDataset
@@ -26,9 +27,9 @@ def open_camvid(root: Path) -> MaskedDataset:
     Raises:
         UserError: if files are absent, or not what the lists say.
     """
-    folder = _folder(root, "camvid", ["CamVid", "."], "train.txt")
+    folder = folder_with(root, "camvid", ["CamVid", "."], "train.txt")
     files = {
-        part: [_camvid_pair(folder, folder / f"{listed}.txt", line) for line in _lines(folder / f"{listed}.txt")]
+        part: [_camvid_pair(folder, folder / f"{listed}.txt", line) for line in lines_of(folder / f"{listed}.txt")]
         for part, listed in (("train", "train"), ("validation", "val"), ("test", "test"))
     }
     _check_disjoint("camvid", files)
@@ -40,7 +41,7 @@ def _camvid_pair(folder: Path, path: Path, line: str) -> MaskFile:
     if len(cells) != 2:
         raise UserError(f"{shown(path)} has the line {line!r}; expected an image and its mask, such as train/a.png.")
     # SegNet's own lists begin with the folder on its authors' machine.
-    return MaskFile(*(_existing(folder.joinpath(*Path(cell).parts[-2:]), path) for cell in cells))
+    return MaskFile(*(existing(folder.joinpath(*Path(cell).parts[-2:]), path) for cell in cells))
 
 
 def open_voc(root: Path) -> MaskedDataset:
@@ -49,7 +50,7 @@ def open_voc(root: Path) -> MaskedDataset:
     Raises:
         UserError: if files are absent, or not what the lists say.
     """
-    folder = _folder(root, "voc2012", ["VOCdevkit/VOC2012", "VOC2012", "."], "ImageSets/Segmentation")
+    folder = folder_with(root, "voc2012", ["VOCdevkit/VOC2012", "VOC2012", "."], "ImageSets/Segmentation")
     lists, augmented = folder / "ImageSets/Segmentation", folder / "SegmentationClassAug"
     has_more = (lists / "trainaug.txt").exists() and augmented.is_dir()
     test = _voc_files(folder, lists / "val.txt", folder / "SegmentationClass")
@@ -66,36 +67,11 @@ def open_voc(root: Path) -> MaskedDataset:
 
 def _voc_files(folder: Path, path: Path, masks: Path) -> list[MaskFile]:
     # Lists of the augmented set come with names, or with paths of image and mask.
-    stems = [Path(line.split()[0]).stem for line in _lines(path)]
+    stems = [Path(line.split()[0]).stem for line in lines_of(path)]
     return [
-        MaskFile(_existing(folder / f"JPEGImages/{stem}.jpg", path), _existing(masks / f"{stem}.png", path))
+        MaskFile(existing(folder / f"JPEGImages/{stem}.jpg", path), existing(masks / f"{stem}.png", path))
         for stem in stems
     ]
-
-
-def _folder(root: Path, name: str, places: Sequence[str], sign: str) -> Path:
-    for place in places:
-        if (root / place / sign).exists():
-            return root / place
-    raise UserError(
-        f"data.name={name}, but {shown(root)} has no {Path(places[0]) / sign}; set data.root to the folder that has it."
-    )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{shown(path)} cannot be read ({error}); put the list of images there.") from None
-    if not lines:
-        raise UserError(f"{shown(path)} lists no image; put one a line there.")
-    return lines
-
-
-def _existing(path: Path, listed: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{shown(listed)} lists {shown(path)}, which is not there; add the file or remove the line.")
-    return path
 
 
 def _check_disjoint(name: str, files: Mapping[str, Sequence[MaskFile]]) -> None:

@@ -1,17 +1,12 @@
 """Images and masks that lie in files: looked at as a whole, kept in memory where they fit, else read when asked for."""
 
-import hashlib
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
-from rich.progress import track
 
-from l2t_ray.data.converted import cache_directory, stamp
-from l2t_ray.data.dataset import statistics_of_counts, value_counts
+from l2t_ray.data.image_files import content_of, read_all_once, statistics, tracked
 from l2t_ray.data.mask_sets.coding import IGNORE, Coding
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet, Pair
 from l2t_ray.data.pictures import Look, Picture, Reading, agree, look_at, pixels_of, shown, stored_values
@@ -19,8 +14,6 @@ from l2t_ray.interfaces import UserError
 
 IN_MEMORY = 2 << 30
 """Bytes of pixels and masks up to which a set is kept in memory, in each process."""
-COUNTED = 500
-"""Images, evenly spaced, whose pixels are counted for mean and standard deviation."""
 
 
 class MaskFile(NamedTuple):
@@ -81,11 +74,11 @@ def open_files(
     reading, notes = agree(looks)
     pairs, channels = FilePairs(files, reading, coding), 3 if reading.mode == "RGB" else 1
     if sum(height * width * (channels + 1) for height, width in (look.size for look in looks)) <= IN_MEMORY:
-        kept: Sequence[Pair] = [pairs[row] for row in _tracked(range(len(files)), f"reading {name}")]
+        kept: Sequence[Pair] = [pairs[row] for row in tracked(range(len(files)), f"reading {name}")]
         masks = (mask for _, mask in kept)
     else:
         kept = pairs
-        _read_all_once(pairs, files, name)
+        read_all_once(pairs, [path for file in files for path in file], name)
         masks = (read_mask(file.mask, coding) for file in files)
 
     rows: dict[str, list[int]] = {part: [] for part in parts}
@@ -103,7 +96,7 @@ def open_files(
 
     names = class_names or _numbered(counts["train"], name)
     notes += _notes_on_classes(counts, names, name)
-    mean, std = _statistics(kept, _evenly(rows["train"], COUNTED), channels)
+    mean, std = statistics(lambda row: kept[row][0], rows["train"], channels)
     train = [*rows["train"], *rows.get("validation", [])]
     sets = [_set(kept, part, names, files, [looks[row].size for row in part]) for part in (train, rows["test"])]
     apart = np.arange(len(rows["train"]), len(train)) if rows.get("validation") else None
@@ -118,30 +111,6 @@ def _check_size(file: MaskFile, mask: np.ndarray, look: Look) -> None:
         )
 
 
-def _statistics(
-    pairs: Sequence[Pair], rows: Sequence[int], channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    counts = np.zeros((channels, 256), dtype=np.int64)
-    for row in rows:
-        counts += value_counts(pairs[row][0])
-    mean, std = statistics_of_counts(counts)
-    return mean, tuple(max(value, 1 / 255) for value in std)  # images of one colour have nothing to be scaled by
-
-
-def _read_all_once(pairs: FilePairs, files: Sequence[MaskFile], name: str) -> None:
-    """Finds what cannot be read before anything is trained; files that were found all right are not read again."""
-    facts = [f"{shown(path)} {stamp(path.stat())}" for file in files for path in file]
-    found = hashlib.sha256("\0".join(facts).encode(errors="surrogateescape")).hexdigest()
-    mark = cache_directory() / "read" / found
-    if mark.exists():
-        return
-    for row in _tracked(range(len(files)), f"checking images of {name}"):
-        pairs[row]
-    with suppress(OSError):  # without a cache they are read again the next time
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-
-
 def _set(
     pairs: Sequence[Pair],
     rows: Sequence[int],
@@ -153,15 +122,14 @@ def _set(
     shown_names = [shown(file.image) for file in chosen]
     if not isinstance(pairs, FilePairs):
         return MaskedSet([pairs[row] for row in rows], np.array(sizes), names, IGNORE, shown_names)
-    return MaskedSet(pairs.part(rows), np.array(sizes), names, IGNORE, shown_names, _content(chosen))
-
-
-def _content(files: Sequence[MaskFile]) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        for path in file:
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
+    return MaskedSet(
+        pairs.part(rows),
+        np.array(sizes),
+        names,
+        IGNORE,
+        shown_names,
+        content_of([path for file in chosen for path in file]),
+    )
 
 
 def _check_parts(name: str, rows: Mapping[str, Sequence[int]]) -> None:
@@ -195,11 +163,3 @@ def _notes_on_classes(counts: Mapping[str, np.ndarray], names: Sequence[str], na
     absent = [names[number] for number in np.flatnonzero(counts["train"][: len(names)] == 0).tolist()]
     more = f" (nor {len(absent) - 1} others)" if absent[1:] else ""
     return [f"no training mask has the class {absent[0]!r}{more}"] if absent else []
-
-
-def _evenly(rows: Sequence[int], count: int) -> list[int]:
-    return [rows[int(i)] for i in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round())]
-
-
-def _tracked(things, what: str):
-    return track(list(things), description=what, transient=True, disable=not sys.stdout.isatty())

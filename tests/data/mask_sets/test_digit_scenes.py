@@ -31,7 +31,7 @@ def test_the_same_scenes_every_time_and_first_ones_of_more(scenes):
 
 def test_masks_are_where_the_ink_is(monkeypatch):
     """Without background and noise, what is not background is ink."""
-    monkeypatch.setattr(digit_scenes, "_background", lambda draw: np.full((64, 64), 100.0))
+    monkeypatch.setattr(digit_scenes, "background", lambda draw, size: np.full((64, 64), 100.0))
     quiet = open_digit_scenes(num_train=20, num_validation=0, num_test=1)
     on, off = [], []
     for image, mask in quiet.train.pairs:

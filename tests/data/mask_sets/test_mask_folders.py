@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from l2t_ray.data import image_files
 from l2t_ray.data.mask_sets import mask_files
 from l2t_ray.data.mask_sets.mask_folders import open_mask_folder
 from l2t_ray.interfaces import UserError
@@ -121,7 +122,7 @@ def test_large_sets_are_read_once_before_training_and_not_again(tmp_path, monkey
     image.write_bytes(whole)
     open_mask_folder(tmp_path)
     passes = []
-    monkeypatch.setattr(mask_files, "_tracked", lambda things, what: passes.append(what) or things)
+    monkeypatch.setattr(image_files, "tracked", lambda things, what: passes.append(what) or things)
     open_mask_folder(tmp_path)
     assert passes == []
     image.write_bytes(whole)

@@ -1,0 +1,104 @@
+"""From a configuration to minibatches of images with boxes."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from l2t_ray.assembly.images import build_policy
+from l2t_ray.assembly.source import ExamplesSource
+from l2t_ray.data.box_noise import NoisyBoxes, noisy_boxes
+from l2t_ray.data.boxed_images import BoxedImages
+from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
+from l2t_ray.interfaces import Group, UserError
+from l2t_ray.methods.parts import Labels
+from l2t_ray.settings.experiment import ExperimentConfig
+from l2t_ray.settings.sections import BOX_NOISE, MasksConfig
+
+CLEAN, NOISY = 0, 1
+"""In place of a label: which boxes an image is taught with, the set's own or those under noise."""
+
+
+class BoxedSource(ExamplesSource):
+    """Images with boxes in a frame of one size. Validation and test images lie whole in its middle, unless
+    data.augment_validation moves the former.
+
+    Attributes:
+        noisy: the boxes under noise, for all images of the training set; None: there is no noise.
+    """
+
+    corrupted = None
+    """Boxes that are shifted, scaled or dropped have no matrix; `noisy` says which were hit."""
+
+    def __init__(self, config: ExperimentConfig, dataset: BoxedDataset, *, group: Group, device: torch.device):
+        """
+        Raises:
+            UserError: if a setting is of images with labels or masks, or there are too few images.
+        """
+        self.dataset, data = dataset, config.data
+        _refuse_settings_of_others(config)
+        policy = build_policy(config, dataset)
+        num_images = len(dataset.train)
+        is_validation = np.zeros(num_images, dtype=bool)
+        is_validation[policy.at(0).validation] = True
+        self.noisy: NoisyBoxes | None = None
+        if data.noise.kind in BOX_NOISE:
+            self.noisy = noisy_boxes(
+                dataset.train, data.noise.kind, data.noise.rate, strength=data.noise.strength, seed=config.seed
+            )
+        clean = np.full(num_images, CLEAN)
+        observed = clean if self.noisy is None else np.full(num_images, NOISY)
+
+        def framed(images: BoxedSet, boxes: list[Boxes] | None = None) -> BoxedImages:
+            return BoxedImages(
+                images,
+                mean=dataset.mean,
+                std=dataset.std,
+                frame=data.boxes.size,
+                augment=data.augment,
+                scale=data.boxes.scale,
+                boxes=boxes,
+            )
+
+        def taught(which: Int[np.ndarray, " n"]) -> BoxedImages:
+            if self.noisy is None:
+                return framed(dataset.train)
+            both = (dataset.train.boxes, self.noisy.boxes)
+            return framed(dataset.train, [both[version][row] for row, version in enumerate(which.tolist())])
+
+        test = framed(dataset.test)
+        super().__init__(
+            taught,
+            test,
+            Labels(
+                observed,
+                clean if data.validation_labels == "clean" else observed,
+                is_validation,
+                None,
+                dataset.train.class_names,
+            ),
+            policy,
+            config.training,
+            balance=clean,
+            seed=config.seed,
+            group=group,
+            device=device,
+            at_pass_end=data.at_pass_end,
+            augment_validation=data.augment_validation,
+            test_batch=test.at_once,
+        )
+
+
+def _refuse_settings_of_others(config: ExperimentConfig) -> None:
+    data = config.data
+    if data.masks != MasksConfig():
+        raise UserError(f"data.masks is of images with masks, and {data.name} has boxes; leave data.masks out.")
+    if data.crop_padding != "zero":
+        raise UserError(
+            f"data.crop_padding is {data.crop_padding!r}, which images with boxes do not know; set "
+            "data.crop_padding=zero."
+        )
+    if data.noise.kind != "none" and data.noise.kind not in BOX_NOISE:
+        raise UserError(
+            f"data.noise.kind is {data.noise.kind!r}, and {data.name} has boxes; set data.noise.kind to one of "
+            f"{', '.join(BOX_NOISE)}."
+        )

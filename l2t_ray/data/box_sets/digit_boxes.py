@@ -1,0 +1,83 @@
+"""Real scanned digits pasted on canvases, with exact boxes: a set for detection that needs no file.
+
+Digits lie beside one another on a textured, noisy background, in several sizes, bright or dark. Low digits are frequent
+and high ones rare. No scan is in two of the parts.
+"""
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
+from l2t_ray.data.counted import numpy_generator
+from l2t_ray.data.dataset import pixel_statistics
+from l2t_ray.data.mask_sets.digit_scenes import INK, RARITY, SEED, SHARES, background
+from l2t_ray.data.scans import digit_scans
+from l2t_ray.interfaces import UserError
+
+CLASSES = tuple(map(str, range(10)))
+SIZE = 96
+DIGITS = (2, 7)
+"""A canvas has from so many digits to so many, the latter not included; fewer where there is no room."""
+SCAN_SIZES = (14, 37)
+"""Heights and widths of scans, in pixels."""
+TRIES = 20
+"""Places that are tried for a digit before it is left out."""
+
+
+def open_digit_boxes(*, num_train: int = 400, num_validation: int = 100, num_test: int = 200) -> BoxedDataset:
+    """Canvases of 96 x 96 pixels in three parts; the same on every machine.
+
+    Args:
+        num_train, num_validation, num_test: canvases in each part; without any for validation, they are to be chosen.
+
+    Raises:
+        UserError: if there would be no canvas to train or to test on.
+    """
+    numbers = {"train": num_train, "validation": num_validation, "test": num_test}
+    for part, count in numbers.items():
+        least = 0 if part == "validation" else 1
+        if count < least:
+            raise UserError(f"data.options.num_{part} must be at least {least}, got {count}.")
+    scans, labels = digit_scans()
+    order = numpy_generator(SEED, "digit-boxes-parts").permutation(len(labels))
+    bounds = np.cumsum([round(share * len(labels)) for share in SHARES.values()])[:-1]
+    made: dict[str, list[tuple[np.ndarray, Boxes]]] = {}
+    for number, (part, rows) in enumerate(zip(SHARES, np.split(order, bounds), strict=True)):
+        by_class = [scans[rows[labels[rows] == digit]] for digit in range(10)]
+        made[part] = [
+            _canvas(by_class, numpy_generator(SEED, "digit-canvas", number, canvas)) for canvas in range(numbers[part])
+        ]
+    train = [*made["train"], *made["validation"]]
+    mean, std = pixel_statistics(np.stack([image for image, _ in made["train"]]))
+    apart = np.arange(num_train, len(train)) if num_validation else None
+    return BoxedDataset("digit_boxes", _set(train), _set(made["test"]), mean, std, apart)
+
+
+def _set(pairs: list[tuple[np.ndarray, Boxes]]) -> BoxedSet:
+    return BoxedSet.of([image for image, _ in pairs], [boxes for _, boxes in pairs], CLASSES)
+
+
+def _canvas(
+    by_class: list[UInt8[np.ndarray, "_ 8 8"]], draw: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "3 s s"], Boxes]:
+    pixels, is_taken = background(draw, SIZE), np.zeros((SIZE, SIZE), dtype=bool)
+    chances, corners, labels = RARITY ** np.arange(10), [], []
+    for digit in draw.choice(10, draw.integers(*DIGITS), p=chances / chances.sum()).tolist():
+        scan = by_class[digit][draw.integers(len(by_class[digit]))]
+        size = int(draw.integers(*SCAN_SIZES))
+        ink = np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR)) / 255
+        level = draw.uniform(170, 250) if draw.random() < 0.7 else draw.uniform(0, 30)
+        for top, left in draw.integers(0, SIZE - size, (TRIES, 2), endpoint=True).tolist():
+            place = np.s_[top : top + size, left : left + size]
+            if is_taken[place].any():
+                continue
+            pixels[place] += ink * (level - pixels[place])
+            is_taken[place] = True
+            rows, columns = (np.flatnonzero((ink >= INK).any(axis=axis)) for axis in (1, 0))
+            corners.append([left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1])
+            labels.append(digit)
+            break
+    pixels += draw.normal(0, 15, pixels.shape)
+    grey = pixels.round().clip(0, 255).astype(np.uint8)
+    return np.repeat(grey[None], 3, axis=0), Boxes.of(corners, labels)

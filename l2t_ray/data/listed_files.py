@@ -1,0 +1,47 @@
+"""Published sets whose images are named by text files: the folder, the list, and what it lists."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from l2t_ray.data.pictures import shown
+from l2t_ray.interfaces import UserError
+
+
+def folder_with(root: Path, name: str, places: Sequence[str], sign: str) -> Path:
+    """The first of these folders below `root` that has `sign`.
+
+    Raises:
+        UserError: if none has.
+    """
+    for place in places:
+        if (root / place / sign).exists():
+            return root / place
+    raise UserError(
+        f"data.name={name}, but {shown(root)} has no {Path(places[0]) / sign}; set data.root to the folder that has it."
+    )
+
+
+def lines_of(path: Path) -> list[str]:
+    """Of a list of images, without empty ones.
+
+    Raises:
+        UserError: if there are none, or it cannot be read.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{shown(path)} cannot be read ({error}); put the list of images there.") from None
+    if not lines:
+        raise UserError(f"{shown(path)} lists no image; put one a line there.")
+    return lines
+
+
+def existing(path: Path, listed: Path) -> Path:
+    """The path, if a file is there.
+
+    Raises:
+        UserError: if not; `listed` is the file that names it.
+    """
+    if not path.is_file():
+        raise UserError(f"{shown(listed)} lists {shown(path)}, which is not there; add the file or remove the line.")
+    return path
