@@ -19,6 +19,7 @@ from l2t_ray.bilevel.flat import clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.bilevel.unroll import plain_steps
 from l2t_ray.core.meta_step import L2TDLN
+from l2t_ray.data.boxed_sets import BoxedDataset
 from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.interfaces import Batch, Method, StudentState, UserError
 from l2t_ray.methods.phases import methods_of
@@ -39,7 +40,10 @@ class Inspection:
 def inspect_students(
     config: ExperimentConfig, source: AnySource, students: Mapping[str, StudentState]
 ) -> dict[str, Inspection]:
-    """Evaluates each trained student on all test images and all training images with wrong labels."""
+    """Evaluates each trained student on all test images and all training images with wrong labels; none where images
+    have boxes."""
+    if isinstance(source.dataset, BoxedDataset):
+        return {}  # boxes that are found have no confusion matrix
     trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
     num_classes, corrupted = data.num_classes, source.corrupted
     ignored = source.dataset.train.ignore if isinstance(source.dataset, MaskedDataset) else None

@@ -23,7 +23,9 @@ from l2t_ray.settings.record import (
     Text,
     Whole,
 )
+from l2t_ray.tasks.detection import DetectionError
 from l2t_ray.tasks.segmentation import SegmentationError
+from l2t_ray.tasks.yolo_loss import DetectionLoss
 
 BOX_NOISE = ("shifted", "scaled", "dropped", "mislabelled", "mixed")
 """Kinds of noise that are of boxes."""
@@ -122,6 +124,11 @@ class BoxesConfig(Record):
     middle of what is left."""
     scale: tuple[Enlargement, Enlargement] = (0.8, 1.5)
     """The least and the largest factor by which an image is enlarged beyond that, with augment=crop_flip."""
+    loss: DetectionLoss = "darknet"
+    """The form of the loss whose terms are minimised: Darknet's, with cross-entropies, or the paper's squares."""
+    error: DetectionError = "edet"
+    """The validation error of a learned loss: a soft average precision (`edet50`: of boxes that overlap by half), or
+    the loss itself, `total`."""
 
     @model_validator(mode="after")
     def _least_comes_first(self) -> "BoxesConfig":

@@ -1,0 +1,15 @@
+"""The main job on images with boxes: YOLO-v3 under a learned combination of its loss terms, and beside it under the
+same terms as they are.
+
+python jobs/detection.py                                              # canvases of digits, which need no download
+python jobs/detection.py data.name=bccd data.root=DIR data.boxes.size=416
+"""
+
+from functools import partial
+
+from l2t_ray.train_command import main as train
+
+main = partial(train, __doc__, config="configs/digit_boxes.yaml")
+
+if __name__ == "__main__":
+    main()

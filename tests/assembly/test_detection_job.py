@@ -1,0 +1,112 @@
+"""Images with boxes go through the same assembly as images with labels and with masks."""
+
+import threading
+
+import pytest
+import torch
+from replicas import TeacherInEachThread
+
+from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.tasks import build_task
+from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.core.loss.learned import LearnedLoss
+from l2t_ray.interfaces import UserError
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.run import Experiment
+from l2t_ray.settings.experiment import validate
+from l2t_ray.training.checkpoint import CheckpointStore
+
+CANVASES = {
+    "data": {
+        "name": "digit_boxes",
+        "options": {"num_train": 12, "num_validation": 6, "num_test": 5},
+        "split": "fixed",
+        "boxes": {"size": 96},
+    },
+    "student": {"name": "yolo", "depth": "tiny", "width": 0.03125, "halved": True, "norm": "group"},
+    "training": {
+        "num_rounds": 4,
+        "num_steps": 2,
+        "batch_size": 4,
+        "val_batch_size": 3,
+        "learning_rate": 0.001,
+        "momentum": 0.9,
+    },
+    "method": {"name": "l2t_dln", "loss": "terms", "teacher": {"name": "adam", "step_size": 0.02}},
+    "controls": [{"name": "static_dln", "label": "darknet", "loss": "terms"}],
+    "ray": {"enabled": False},
+    "tracking": {"mlflow": False},
+}
+CPU = torch.device("cpu")
+
+
+def canvases(**sections):
+    return validate(CANVASES | sections, source="a test")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    run = build_run(canvases(), group=SingleProcess(), device=CPU)
+    return run.train(start=None, store=None, on_row=lambda row: None)
+
+
+def test_it_is_measured_by_its_own_metrics_and_its_loss_is_learned(whole):
+    assert set(whole.finished) == {"darknet", "l2t_dln"}
+    fixed, learned = (next(row for row in reversed(whole.rows) if row["arm"] == arm) for arm in ("darknet", "l2t_dln"))
+    for row in (fixed, learned):
+        assert 0 <= row["test_ap"] <= 1 and 0 <= row["test_ap50"] <= 1
+    assert learned["hypergradient_norm"] > 0 and learned["weight_l_loc_stride 8"] != pytest.approx(1, abs=1e-3)
+    assert learned["train_loss"] != fixed["train_loss"]
+
+
+def test_it_resumes_bit_for_bit(whole, tmp_path):
+    config, store = canvases(), CheckpointStore(tmp_path)
+    run, rows = build_run(config, group=SingleProcess(), device=CPU), []
+
+    def stopped(row):
+        rows.append(row)
+        if len(rows) == 6:  # the second round of the second arm
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run.train(start=None, store=store, on_row=stopped)
+    end = build_run(config, group=SingleProcess(), device=CPU).train(
+        start=store.latest(), store=store, on_row=lambda row: None
+    )
+    assert torch.equal(end.state.student.theta, whole.state.student.theta)
+
+
+def test_two_workers_are_one(run_on_two_workers):
+    """In a first round: rounding grows fast at the beginning of a detector."""
+    config, alone = canvases(controls=[], training=CANVASES["training"] | {"num_rounds": 1}), threading.Lock()
+    whole = build_run(config, group=SingleProcess(), device=CPU).train(start=None, store=None, on_row=lambda row: None)
+
+    def work(group):
+        with alone:
+            run = build_run(
+                config,
+                group=group,
+                device=CPU,
+                make_teacher=lambda *given: TeacherInEachThread(build_teacher(*given), group),
+            )
+        group.sum(torch.zeros(1))
+        return run.train(start=None, store=None, on_row=lambda row: None)
+
+    first, second = run_on_two_workers(work)
+    assert torch.equal(first.state.student.theta, second.state.student.theta)
+    torch.testing.assert_close(first.state.student.theta, whole.state.student.theta, rtol=1e-3, atol=1e-5)
+    for key, within in (("hypergradient_norm", 1e-4), ("val_error", 1e-5), ("test_ap", 1e-6)):
+        assert first.rows[-1][key] == pytest.approx(whole.rows[-1][key], rel=within)
+
+
+def test_a_run_leaves_a_loss_that_fits_its_task(tmp_path):
+    config = canvases(controls=[]).model_copy(update={"runs": tmp_path, "name": "boxes"})
+    result = Experiment(config, tmp_path / "boxes").run(quiet=True)
+    assert result.summaries[0]["headline"] == "ap"
+    LearnedLoss.load(result.directory / "loss.safetensors", task=build_task(config))
+    assert "| l_conf_background | stride 16 |" in (result.directory / "loss.md").read_text()
+
+
+def test_a_student_that_finds_no_boxes_is_refused():
+    with pytest.raises(UserError, match=r"has boxes, and student 'resnet8' finds none: .*student\.name=yolo"):
+        build_task(canvases(student="resnet8"))
