@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from l2t_ray.assembly.run import run_of
 from l2t_ray.assembly.students import build_schedule
-from l2t_ray.assembly.suspects import suspects_of
+from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule

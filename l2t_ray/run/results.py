@@ -14,7 +14,7 @@ from l2t_ray.assembly.inspection import Inspection, inspect_students
 from l2t_ray.assembly.run import loss_facts, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
-from l2t_ray.assembly.suspects import suspects_of
+from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.core.loss.family import Picture
 from l2t_ray.core.loss.learned import LearnedLoss

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import ConfigDict, Field, create_model
 
 from l2t_ray.import_path import imported, is_import_path
-from l2t_ray.settings.record import Real, Record, Text, Whole
+from l2t_ray.settings.record import Positive, Real, Record, Text, Whole
 from l2t_ray.students.known import STUDENTS, MakeStudent
+from l2t_ray.students.sizes import Ratio
 
 SHAPE = ("num_classes", "in_channels", "image_size")
 """Arguments that follow from the data."""
@@ -130,7 +131,7 @@ def _checked(hint: Any) -> Any:
     return hint
 
 
-_CHECKED: Mapping[Any, Any] = {int: Number, float: Real, str: Text}
+_CHECKED: Mapping[Any, Any] = {int: Number, float: Real, Ratio: Positive, str: Text}
 
 
 def _type(value: object) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from l2t_ray.interfaces import UserError
 from l2t_ray.students.anchors import PUBLISHED, Anchor, by_scale
 from l2t_ray.students.resnet import ConvNorm, Norm
+from l2t_ray.students.sizes import Ratio
 
 Depth = Literal["darknet53", "tiny"]
 
@@ -204,8 +205,8 @@ def yolo(
     in_channels: int,
     image_size: int,
     depth: Depth = "tiny",
-    width: float = 1.0,
-    anchors: tuple[tuple[float, float], ...] = (),
+    width: Ratio = 1.0,
+    anchors: tuple[tuple[Ratio, Ratio], ...] = (),
     halved: bool = False,
     norm: Norm = "batch",
 ) -> Yolo:

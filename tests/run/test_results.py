@@ -8,14 +8,14 @@ import pytest
 from tiny_runs import die
 
 from l2t_ray import files
-from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.interfaces import UserError
 from l2t_ray.run import Experiment, results
 from l2t_ray.training.checkpoint import CheckpointStore
 
 MOMENTS = {
     "before_the_tables": (results, "write_rows"),
-    "before_the_loss": (DynamicLossNetwork, "save"),
+    "before_the_loss": (LearnedLoss, "save"),
     "before_the_page": (results, "loss_card"),
     "before_moving": (results, "_move"),
     "before_the_summary": (results, "write_whole"),

@@ -87,7 +87,8 @@ def test_no_number_of_an_experiment_is_anything_else(value):
         with pytest.raises(UserError) as refused:
             validated(ExperimentConfig, Settings(tree, "in x.yaml"))
         said = str(refused.value)
-        assert said.startswith(f"{key}.0 in x.yaml" if many else f"{key} in x.yaml"), said
+        places = (f"{key}.0 in x.yaml", f"{key}.0.0 in x.yaml") if many else f"{key} in x.yaml"
+        assert said.startswith(places), said
         assert "\n" not in said and len(said) < 300, said
 
 

@@ -13,7 +13,7 @@ from replicas import TeacherInEachThread
 from l2t_ray.assembly.images import load_dataset
 from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.source import ImageSource
-from l2t_ray.assembly.suspects import suspects_of
+from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import load

@@ -203,13 +203,6 @@ def test_a_method_that_is_told_the_noise_is_refused_where_nobody_knows_it():
         fitted(method="forward_correction")
 
 
-def test_inputs_by_name_are_refused():
-    inputs, labels = examples(12)
-    named = {"a": inputs, "b": inputs}
-    with pytest.raises(UserError, match="must be one tensor, got several by name"):
-        fit(model(), train=(named, labels), validation=(named, labels), batch_size=6, val_batch_size=6)
-
-
 def test_test_inputs_are_tried_before_anything_is_trained():
     rows, tokens, labels = [], torch.arange(12)[:, None] % 5, torch.arange(12) % 3
     embedding = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(4, 3))
