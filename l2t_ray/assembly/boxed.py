@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from l2t_ray.assembly.images import build_policy
+from l2t_ray.assembly.images import build_policy, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.box_noise import NoisyBoxes, noisy_boxes
 from l2t_ray.data.boxed_images import BoxedImages
@@ -12,7 +12,7 @@ from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
 from l2t_ray.interfaces import Group, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
-from l2t_ray.settings.sections import BOX_NOISE, MasksConfig
+from l2t_ray.settings.sections import BOX_NOISE
 
 CLEAN, NOISY = 0, 1
 """In place of a label: which boxes an image is taught with, the set's own or those under noise."""
@@ -38,8 +38,6 @@ class BoxedSource(ExamplesSource):
         _refuse_settings_of_others(config)
         policy = build_policy(config, dataset)
         num_images = len(dataset.train)
-        is_validation = np.zeros(num_images, dtype=bool)
-        is_validation[policy.at(0).validation] = True
         self.noisy: NoisyBoxes | None = None
         if data.noise.kind in BOX_NOISE:
             self.noisy = noisy_boxes(
@@ -72,7 +70,7 @@ class BoxedSource(ExamplesSource):
             Labels(
                 observed,
                 clean if data.validation_labels == "clean" else observed,
-                is_validation,
+                policy.in_validation(num_images),
                 None,
                 dataset.train.class_names,
             ),
@@ -90,8 +88,7 @@ class BoxedSource(ExamplesSource):
 
 def _refuse_settings_of_others(config: ExperimentConfig) -> None:
     data = config.data
-    if data.masks != MasksConfig():
-        raise UserError(f"data.masks is of images with masks, and {data.name} has boxes; leave data.masks out.")
+    refuse_other_sections(data, "boxes")
     if data.crop_padding != "zero":
         raise UserError(
             f"data.crop_padding is {data.crop_padding!r}, which images with boxes do not know; set "

@@ -6,7 +6,7 @@ for bit.
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from l2t_ray.core.noise_estimate import NoiseEstimate
 from l2t_ray.core.student import Trainee
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.tensor_examples import TensorSets
-from l2t_ray.interfaces import Batch, DivergenceError, Task, UserError
+from l2t_ray.interfaces import Batch, DivergenceError, Task, Terms, UserError
 from l2t_ray.methods.learned_loss import LearnedLossSettings
 from l2t_ray.methods.loss_network import LossNetworkConfig
 from l2t_ray.methods.loss_settings import LossSettings
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LARGE_INPUT = 20.0
+GivenLoss = LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None
+"""A loss as it begins, or its settings; None: as the method has it."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def fit(
     weight_decay: float = 5e-4,
     warm_share: float | None = None,
     teacher: str | None = None,
-    loss: LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None = None,
+    loss: GivenLoss = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     try_first: bool = True,
@@ -213,8 +215,12 @@ def fit(
         else:
             num_classes = _classes_of_rows(task, outputs, batches.val)
         source = TensorSource(sets, config.training, num_classes=num_classes, **shared)
-        parts = _parts(config, FlatModule(copied(student)), source, task)
-        first_loss = _first_loss(loss, config, parts.loss_facts, sets.num_classes)
+
+        def sample() -> Sequence[Terms]:
+            return _parts(config, FlatModule(copied(student)), source, task).term_sample()
+
+        facts = LossFacts(task or Classification(), num_classes, config.seed, sample)
+        first_loss = _first_loss(loss, config, facts, sets.num_classes)
 
         def try_a_round() -> None:
             run, _ = _built(config, FlatModule(copied(student)), source, task, first_loss, sets)
@@ -268,7 +274,7 @@ def _settings(
     seed: int,
     warm_share: float | None,
     teacher: str | None,
-    loss: LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None,
+    loss: GivenLoss,
 ) -> ExperimentConfig:
     """What a configuration with these settings would be.
 
@@ -305,7 +311,7 @@ def _settings(
 
 
 def _first_loss(
-    given: LossFamily | DynamicLossNetwork | Mapping[str, Any] | str | None,
+    given: GivenLoss,
     config: ExperimentConfig,
     facts: LossFacts,
     num_labels: int,

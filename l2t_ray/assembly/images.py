@@ -13,6 +13,7 @@ from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
 from l2t_ray.interfaces import UserError
 from l2t_ray.settings.experiment import DataConfig, ExperimentConfig
+from l2t_ray.settings.sections import BoxesConfig, MasksConfig
 
 DEFAULT_ROOT = Path("data")
 
@@ -43,6 +44,19 @@ def open_dataset(data: DataConfig) -> AnyDataset:
         image_size=data.image_size,
         options=data.options,
     )
+
+
+def refuse_other_sections(data: DataConfig, what: str) -> None:
+    """
+    Args:
+        what: the set's images have: `masks`, `boxes` or another thing.
+
+    Raises:
+        UserError: if settings of what they have not are set.
+    """
+    for key, is_set in (("masks", data.masks != MasksConfig()), ("boxes", data.boxes != BoxesConfig())):
+        if is_set and key != what:
+            raise UserError(f"data.{key} is of images with {key}, and {data.name} has {what}; leave data.{key} out.")
 
 
 def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:

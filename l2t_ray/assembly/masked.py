@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from l2t_ray.assembly.images import build_policy
+from l2t_ray.assembly.images import build_policy, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.masked_images import MaskedImages
@@ -12,7 +12,6 @@ from l2t_ray.data.row_shares import RowShares
 from l2t_ray.interfaces import Data, Group, Task, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
-from l2t_ray.settings.sections import BoxesConfig
 
 
 class MaskedSource(ExamplesSource):
@@ -32,8 +31,7 @@ class MaskedSource(ExamplesSource):
         self.dataset, self._task, self._workers = dataset, task, group
         _refuse_settings_of_labels(config)
         policy, data = build_policy(config, dataset), config.data
-        is_validation = np.zeros(len(dataset.train), dtype=bool)
-        is_validation[policy.at(0).validation] = True
+        is_validation = policy.in_validation(len(dataset.train))
         unlabelled = np.zeros(len(dataset.train), dtype=np.int64)
 
         def crops(images: MaskedSet) -> MaskedImages:
@@ -69,8 +67,7 @@ class MaskedSource(ExamplesSource):
 
 def _refuse_settings_of_labels(config: ExperimentConfig) -> None:
     data = config.data
-    if data.boxes != BoxesConfig():
-        raise UserError(f"data.boxes is of images with boxes, and {data.name} has masks; leave data.boxes out.")
+    refuse_other_sections(data, "masks")
     for key, value, only in (
         ("data.noise.kind", data.noise.kind, "none"),
         ("data.validation_labels", data.validation_labels, "clean"),

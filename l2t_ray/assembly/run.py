@@ -50,6 +50,7 @@ def build_run(
 def run_of(config: ExperimentConfig, parts: Parts, make_teacher: MakeTeacher, probe: Probe | None = None) -> Run:
     """Every arm of a configuration on parts that there are, whether they come from a configuration or from `fit`."""
     training, trainee = config.training, parts.trainee
+    parts = replace(parts, sample=cache(parts.term_sample))
     return Run(
         arms=[build_arm(method, parts, make_teacher, probe) for method in config.arms().values()],
         student=trainee.student,

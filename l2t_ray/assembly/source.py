@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from l2t_ray.assembly.images import build_policy, observed_labels
+from l2t_ray.assembly.images import build_policy, observed_labels, refuse_other_sections
 from l2t_ray.data import noise, splits
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.catalog import Dataset
@@ -22,7 +22,6 @@ from l2t_ray.import_path import is_import_path
 from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig, TrainingConfig
-from l2t_ray.settings.sections import BoxesConfig, MasksConfig
 
 
 @dataclass(frozen=True)
@@ -167,16 +166,10 @@ class ImageSource(ExamplesSource):
             UserError: if images or labels cannot be divided or corrupted as the configuration says.
         """
         self.dataset, data = dataset, config.data
-        for key, is_set in (("masks", data.masks != MasksConfig()), ("boxes", data.boxes != BoxesConfig())):
-            if is_set:
-                raise UserError(
-                    f"data.{key} is of images with {key}, and {data.name} has one label an image; leave data.{key} out."
-                )
+        refuse_other_sections(data, "one label an image")
         policy, clean = build_policy(config, dataset), dataset.train.labels
         observed, matrix = observed_labels(config, dataset)
         self._matrix = matrix
-        is_validation = np.zeros(len(clean), dtype=bool)
-        is_validation[policy.at(0).validation] = True
 
         def images(part: ImageSet, labels: Int[np.ndarray, " n"]) -> LabelledImages:
             return LabelledImages(
@@ -194,7 +187,7 @@ class ImageSource(ExamplesSource):
             Labels(
                 observed,
                 clean if data.validation_labels == "clean" else observed,
-                is_validation,
+                policy.in_validation(len(clean)),
                 None if config.data.noise.kind == "none" and _is_brought(data.name) else matrix,
                 tuple(dataset.train.class_names),
             ),

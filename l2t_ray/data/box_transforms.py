@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from l2t_ray.data.boxed_sets import Boxes
+from l2t_ray.data.placements import start_of
 
 LEAST_SEEN = 0.25
 """Share of a box's area. Of which less is seen in a crop is marked as a crowd: neither an object nor background."""
@@ -64,12 +65,8 @@ def letterbox(
     """
     factor = scale * min(frame[0] / height, frame[1] / width)
     size = max(1, round(height * factor)), max(1, round(width * factor))
-
-    def start(share: float, axis: int) -> int:
-        free = frame[axis] - size[axis]
-        return int(np.copysign(np.floor(share * (abs(free) + 1)), free))
-
-    return Placement((height, width), frame, *size, start(place[0], 0), start(place[1], 1), is_flipped)
+    top, left = (start_of(place[axis], frame[axis] - size[axis]) for axis in (0, 1))
+    return Placement((height, width), frame, *size, top, left, is_flipped)
 
 
 def placed(image: UInt8[np.ndarray, "c h w"], where: Placement, *, fill: list[float]) -> UInt8[Tensor, "c s t"]:

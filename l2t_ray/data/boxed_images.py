@@ -1,7 +1,6 @@
 """Minibatches of letterboxed images with boxes."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from l2t_ray.data.augment import normalise
 from l2t_ray.data.box_transforms import letterbox, moved_boxes, placed
 from l2t_ray.data.boxed_sets import BoxedSet, Boxes
 from l2t_ray.data.examples import Draws
+from l2t_ray.data.placements import Augment, drawn_placements
 
 NO_BOX = -1
 """The label of places that are filled up."""
@@ -43,12 +43,13 @@ class BoxedImages:
         mean: Sequence[float],
         std: Sequence[float],
         frame: tuple[int, int],
-        augment: Literal["none", "flip", "crop_flip"] = "crop_flip",
+        augment: Augment = "crop_flip",
         scale: tuple[float, float] = (1.0, 1.0),
         boxes: Sequence[Boxes] | None = None,
     ):
         self._images, self._mean, self._std = images, mean, std
-        self._frame, self._augment, self._scale = frame, augment, scale
+        self._frame, self._scale = frame, scale
+        self._augment: Augment = augment
         self._boxes = images.boxes if boxes is None else boxes
         self._fill = [float(round(255 * value)) for value in mean]
 
@@ -64,14 +65,7 @@ class BoxedImages:
         self, generator: np.random.Generator, size: int
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
         """Scales, places and flips."""
-        scales = generator.uniform(*self._scale, size)
-        places = generator.random((size, 2))
-        flips = generator.random(size) < 0.5
-        if self._augment != "crop_flip":
-            scales, places = np.ones(size), np.full((size, 2), 0.5)
-        if self._augment == "none":
-            flips = np.zeros(size, dtype=bool)
-        return scales, places, flips
+        return drawn_placements(generator, size, self._augment, self._scale)
 
     def batch(
         self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
+from l2t_ray.data.placements import start_of
+
 
 class Window(NamedTuple):
     """Which part of an image is shown. It may reach beyond the image; `is_flipped`: mirrored left to right."""
@@ -28,12 +30,8 @@ def window_at(
             is smaller than the window lies there within the window.
     """
     size = max(1, round(crop / scale))
-
-    def start(share: float, length: int) -> int:
-        free = length - size
-        return int(np.copysign(np.floor(share * (abs(free) + 1)), free))
-
-    return Window(start(place[0], height), start(place[1], width), size, size, is_flipped)
+    top, left = start_of(place[0], height - size), start_of(place[1], width - size)
+    return Window(top, left, size, size, is_flipped)
 
 
 def windowed(

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from l2t_ray.data.augment import normalise
 from l2t_ray.data.examples import Draws
 from l2t_ray.data.mask_transforms import Window, chosen_pixels, window_at, windowed
 from l2t_ray.data.masked_sets import MaskedSet
+from l2t_ray.data.placements import Augment, drawn_placements
 from l2t_ray.interfaces import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class MaskedImages:
         mean: Sequence[float],
         std: Sequence[float],
         crop: int,
-        augment: Literal["none", "flip", "crop_flip"] = "crop_flip",
+        augment: Augment = "crop_flip",
         scale: tuple[float, float] = (1.0, 1.0),
         pixels: int | None = None,
     ):
@@ -59,7 +59,8 @@ class MaskedImages:
                 f"data.masks.crop={crop}; lower it, or leave it out to train on all pixels."
             )
         self._images, self._mean, self._std = images, mean, std
-        self._crop, self._augment, self._scale, self._pixels = crop, augment, scale, pixels
+        self._crop, self._scale, self._pixels = crop, scale, pixels
+        self._augment: Augment = augment
         self._has_told = False
         self._fill = [float(round(255 * value)) for value in mean]
 
@@ -76,14 +77,8 @@ class MaskedImages:
         self, generator: np.random.Generator, size: int
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Scales, places, flips, and seeds of the choice of pixels."""
-        scales = generator.uniform(*self._scale, size)
-        places = generator.random((size, 2))
-        flips = generator.random(size) < 0.5
-        if self._augment != "crop_flip":
-            scales, places = np.ones(size), np.full((size, 2), 0.5)
-        if self._augment == "none":
-            flips = np.zeros(size, dtype=bool)
-        return scales, places, flips, generator.integers(0, 2**63 - 1, size)
+        placements = drawn_placements(generator, size, self._augment, self._scale)
+        return *placements, generator.integers(0, 2**63 - 1, size)
 
     def batch(
         self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device

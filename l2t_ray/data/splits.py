@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from l2t_ray.data.counted import numpy_generator
 from l2t_ray.interfaces import UserError
@@ -22,6 +22,12 @@ class Policy(NamedTuple):
 
     at: Callable[[int], Split]
     lasts: int | None
+
+    def in_validation(self, num_rows: int) -> Bool[np.ndarray, " n"]:
+        """Whether each row is in the validation part, of the first epoch."""
+        is_validation = np.zeros(num_rows, dtype=bool)
+        is_validation[self.at(0).validation] = True
+        return is_validation
 
 
 def fixed_split(

@@ -96,6 +96,7 @@ class Parts:
         teacher: what rewrites the loss; None where the method has none (`MethodSettings.has_teacher`).
         loss: the learned loss as it is at first, whatever the settings say; None: as they say.
         on_estimate: hears each estimate of the label noise, on the worker that makes it.
+        sample: gives `term_sample`, computed once for all arms; None: it is computed anew.
     """
 
     trainee: Trainee
@@ -105,6 +106,7 @@ class Parts:
     teacher: Teacher | None = None
     loss: LossFamily | None = None
     on_estimate: Callable[[NoiseEstimate], None] = lambda estimate: None
+    sample: Callable[[], Sequence[Terms]] | None = None
 
     @property
     def group(self) -> Group:
@@ -133,7 +135,7 @@ class Parts:
 
     @property
     def loss_facts(self) -> LossFacts:
-        return LossFacts(self.trainee.task, self.num_classes, self.seed, self.term_sample, self.loss)
+        return LossFacts(self.trainee.task, self.num_classes, self.seed, self.sample or self.term_sample, self.loss)
 
     @torch.no_grad()
     def term_sample(self) -> list[Terms]:

@@ -24,7 +24,7 @@ from l2t_ray.interfaces import UserError
 from l2t_ray.methods.registry import DEFAULT_CONTROL, DEFAULT_METHOD, METHODS
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.settings import yaml_file
-from l2t_ray.settings.record import FilePath, Natural, Record, Text, named, own_record
+from l2t_ray.settings.record import FilePath, Natural, Record, Text, named, one_of
 from l2t_ray.settings.sections import DataConfig, NoiseConfig, RayConfig, TrackingConfig, TrainingConfig
 from l2t_ray.settings.sentence import sentence
 from l2t_ray.settings.student_section import StudentSettings, own_student, student_record
@@ -56,16 +56,8 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Mapping) else value
 
 
-def _one_of_ones_own(value: Any, by_name: Callable[[Any], Any]) -> Any:
-    """A method that the user brings, by import path or as an object; any other one `by_name`."""
-    if isinstance(value, MethodSettings) and type(value) not in METHODS:
-        return value
-    own = own_record(value, MethodSettings)
-    return by_name(value) if own is None else own.model_validate(value)
-
-
 def _student_of_ones_own(value: Any, by_name: Callable[[Any], Any]) -> Any:
-    """As `_one_of_ones_own`, of a student."""
+    """A student that the user brings, by import path or as settings; any other one `by_name`."""
     if isinstance(value, StudentSettings) and value.name not in STUDENTS:
         return value
     own = own_student(value)
@@ -76,12 +68,7 @@ if TYPE_CHECKING:
     MethodConfig = ControlConfig = MethodSettings
     StudentConfig = StudentSettings
 else:
-    _Known = Annotated[
-        Union[METHODS],  # noqa: UP007 (a value, not an annotation)
-        Field(discriminator="name"),
-        WrapValidator(_one_of_ones_own),
-        SerializeAsAny(),
-    ]
+    _Known = one_of(METHODS, MethodSettings)
     MethodConfig = Annotated[_Known, named(DEFAULT_METHOD.model_fields["name"].default)]
     ControlConfig = Annotated[_Known, named(DEFAULT_CONTROL.model_fields["name"].default)]
     StudentConfig = Annotated[

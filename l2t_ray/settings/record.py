@@ -6,11 +6,20 @@ sense, and small enough that nothing overflows or fills the memory before anybod
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from l2t_ray.import_path import imported, is_import_path
@@ -147,6 +156,21 @@ def own_record(section: Any, kind: type[AnyRecord]) -> type[AnyRecord] | None:
             "leave the field `name` out of a class of your own"
         )
     return found
+
+
+def one_of(known: tuple[type[AnyRecord], ...], kind: type[AnyRecord]) -> Any:
+    """The type of a section that holds one of these variants, told apart by `name`, or one of the user's own: a
+    subclass of `kind`, by its import path or as an object."""
+
+    def one_of_ones_own(value: Any, by_name: Callable[[Any], Any]) -> Any:
+        if isinstance(value, kind) and type(value) not in known:
+            return value
+        own = own_record(value, kind)
+        return by_name(value) if own is None else own.model_validate(value)
+
+    union: Any = Union[known]  # noqa: UP007 (a value, not an annotation)
+    whole: Any = SerializeAsAny  # which pydantic shows type checkers as an annotation
+    return Annotated[union, Field(discriminator="name"), WrapValidator(one_of_ones_own), whole()]
 
 
 def _kind(value: Any) -> str:

@@ -1,20 +1,14 @@
 """Images with boxes go through the same assembly as images with labels and with masks."""
 
-import threading
-
 import pytest
 import torch
-from replicas import TeacherInEachThread
+from replicas import run_alone, run_interrupted, run_on_both
 
-from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.tasks import build_task
-from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.interfaces import UserError
-from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run import Experiment
 from l2t_ray.settings.experiment import validate
-from l2t_ray.training.checkpoint import CheckpointStore
 
 CANVASES = {
     "data": {
@@ -46,8 +40,7 @@ def canvases(**sections):
 
 @pytest.fixture(scope="module")
 def whole():
-    run = build_run(canvases(), group=SingleProcess(), device=CPU)
-    return run.train(start=None, store=None, on_row=lambda row: None)
+    return run_alone(canvases())
 
 
 def test_it_is_measured_by_its_own_metrics_and_its_loss_is_learned(whole):
@@ -60,39 +53,14 @@ def test_it_is_measured_by_its_own_metrics_and_its_loss_is_learned(whole):
 
 
 def test_it_resumes_bit_for_bit(whole, tmp_path):
-    config, store = canvases(), CheckpointStore(tmp_path)
-    run, rows = build_run(config, group=SingleProcess(), device=CPU), []
-
-    def stopped(row):
-        rows.append(row)
-        if len(rows) == 6:  # the second round of the second arm
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run.train(start=None, store=store, on_row=stopped)
-    end = build_run(config, group=SingleProcess(), device=CPU).train(
-        start=store.latest(), store=store, on_row=lambda row: None
-    )
+    end = run_interrupted(canvases(), tmp_path, after=6)  # the second round of the second arm
     assert torch.equal(end.state.student.theta, whole.state.student.theta)
 
 
 def test_two_workers_are_one(run_on_two_workers):
     """In a first round: rounding grows fast at the beginning of a detector."""
-    config, alone = canvases(controls=[], training=CANVASES["training"] | {"num_rounds": 1}), threading.Lock()
-    whole = build_run(config, group=SingleProcess(), device=CPU).train(start=None, store=None, on_row=lambda row: None)
-
-    def work(group):
-        with alone:
-            run = build_run(
-                config,
-                group=group,
-                device=CPU,
-                make_teacher=lambda *given: TeacherInEachThread(build_teacher(*given), group),
-            )
-        group.sum(torch.zeros(1))
-        return run.train(start=None, store=None, on_row=lambda row: None)
-
-    first, second = run_on_two_workers(work)
+    config = canvases(controls=[], training=CANVASES["training"] | {"num_rounds": 1})
+    whole, (first, second) = run_alone(config), run_on_both(config, run_on_two_workers)
     assert torch.equal(first.state.student.theta, second.state.student.theta)
     torch.testing.assert_close(first.state.student.theta, whole.state.student.theta, rtol=1e-3, atol=1e-5)
     for key, within in (("hypergradient_norm", 1e-4), ("val_error", 1e-5), ("test_ap", 1e-6)):

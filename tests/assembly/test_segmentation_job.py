@@ -1,18 +1,14 @@
 """Images with masks go through the same assembly as images with labels."""
 
-import threading
-
 import pytest
 import torch
-from replicas import TeacherInEachThread
+from replicas import run_alone, run_interrupted, run_on_both
 
 from l2t_ray.assembly.run import build_run
-from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.trial import try_arms
 from l2t_ray.interfaces import UserError
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import validate
-from l2t_ray.training.checkpoint import CheckpointStore
 
 SCENES = {
     "data": {
@@ -42,8 +38,7 @@ def scenes(**sections):
 
 @pytest.fixture(scope="module")
 def whole():
-    run = build_run(scenes(), group=SingleProcess(), device=CPU)
-    return run.train(start=None, store=None, on_row=lambda row: None)
+    return run_alone(scenes())
 
 
 def test_it_is_measured_by_its_own_metrics(whole):
@@ -54,38 +49,13 @@ def test_it_is_measured_by_its_own_metrics(whole):
 
 
 def test_it_resumes_bit_for_bit(whole, tmp_path):
-    config, store = scenes(), CheckpointStore(tmp_path)
-    run, rows = build_run(config, group=SingleProcess(), device=CPU), []
-
-    def stopped(row):
-        rows.append(row)
-        if len(rows) == 6:  # the second round of the second arm
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run.train(start=None, store=store, on_row=stopped)
-    end = build_run(config, group=SingleProcess(), device=CPU).train(
-        start=store.latest(), store=store, on_row=lambda row: None
-    )
+    end = run_interrupted(scenes(), tmp_path, after=6)  # the second round of the second arm
     assert torch.equal(end.state.student.theta, whole.state.student.theta)
 
 
 def test_two_workers_are_one(whole, run_on_two_workers):
     """Slices of unequal size, with unequal numbers of pixels that count."""
-    config, alone = scenes(controls=[]), threading.Lock()
-
-    def work(group):
-        with alone:
-            run = build_run(
-                config,
-                group=group,
-                device=CPU,
-                make_teacher=lambda *given: TeacherInEachThread(build_teacher(*given), group),
-            )
-        group.sum(torch.zeros(1))
-        return run.train(start=None, store=None, on_row=lambda row: None)
-
-    first, second = run_on_two_workers(work)
+    first, second = run_on_both(scenes(controls=[]), run_on_two_workers)
     assert torch.equal(first.state.student.theta, second.state.student.theta)
     torch.testing.assert_close(first.state.student.theta, whole.state.student.theta, rtol=1e-3, atol=1e-5)
     assert first.rows[-1]["test_miou"] == pytest.approx(whole.rows[-1]["test_miou"], rel=1e-6)

@@ -6,14 +6,10 @@ and high ones rare. No scan is in two of the parts.
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
-from l2t_ray.data.counted import numpy_generator
 from l2t_ray.data.dataset import pixel_statistics
-from l2t_ray.data.mask_sets.digit_scenes import INK, RARITY, SEED, SHARES, background
-from l2t_ray.data.scans import digit_scans
-from l2t_ray.interfaces import UserError
+from l2t_ray.data.pasted_digits import INK, background, brightness, drawn_digits, made_of_digits
 
 CLASSES = tuple(map(str, range(10)))
 SIZE = 96
@@ -35,19 +31,7 @@ def open_digit_boxes(*, num_train: int = 400, num_validation: int = 100, num_tes
         UserError: if there would be no canvas to train or to test on.
     """
     numbers = {"train": num_train, "validation": num_validation, "test": num_test}
-    for part, count in numbers.items():
-        least = 0 if part == "validation" else 1
-        if count < least:
-            raise UserError(f"data.options.num_{part} must be at least {least}, got {count}.")
-    scans, labels = digit_scans()
-    order = numpy_generator(SEED, "digit-boxes-parts").permutation(len(labels))
-    bounds = np.cumsum([round(share * len(labels)) for share in SHARES.values()])[:-1]
-    made: dict[str, list[tuple[np.ndarray, Boxes]]] = {}
-    for number, (part, rows) in enumerate(zip(SHARES, np.split(order, bounds), strict=True)):
-        by_class = [scans[rows[labels[rows] == digit]] for digit in range(10)]
-        made[part] = [
-            _canvas(by_class, numpy_generator(SEED, "digit-canvas", number, canvas)) for canvas in range(numbers[part])
-        ]
+    made = made_of_digits(numbers, _canvas, parts="digit-boxes-parts", each="digit-canvas")
     train = [*made["train"], *made["validation"]]
     mean, std = pixel_statistics(np.stack([image for image, _ in made["train"]]))
     apart = np.arange(num_train, len(train)) if num_validation else None
@@ -62,12 +46,9 @@ def _canvas(
     by_class: list[UInt8[np.ndarray, "_ 8 8"]], draw: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "3 s s"], Boxes]:
     pixels, is_taken = background(draw, SIZE), np.zeros((SIZE, SIZE), dtype=bool)
-    chances, corners, labels = RARITY ** np.arange(10), [], []
-    for digit in draw.choice(10, draw.integers(*DIGITS), p=chances / chances.sum()).tolist():
-        scan = by_class[digit][draw.integers(len(by_class[digit]))]
-        size = int(draw.integers(*SCAN_SIZES))
-        ink = np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR)) / 255
-        level = draw.uniform(170, 250) if draw.random() < 0.7 else draw.uniform(0, 30)
+    corners, labels = [], []
+    for digit, ink in drawn_digits(by_class, draw, DIGITS, SCAN_SIZES):
+        size, level = len(ink), brightness(draw)
         for top, left in draw.integers(0, SIZE - size, (TRIES, 2), endpoint=True).tolist():
             place = np.s_[top : top + size, left : left + size]
             if is_taken[place].any():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from l2t_ray.data import pasted_digits
 from l2t_ray.data.mask_sets import digit_scenes
 from l2t_ray.data.mask_sets.digit_scenes import open_digit_scenes
 
@@ -51,7 +52,7 @@ def test_no_scan_is_in_two_parts(monkeypatch):
     monkeypatch.setattr(digit_scenes, "_scene", scene)
     scans = np.arange(1797, dtype=np.uint64).view(np.uint8).reshape(1797, 1, 8)
     labels = np.arange(1797) % 10
-    monkeypatch.setattr(digit_scenes, "digit_scans", lambda: (np.broadcast_to(scans, (1797, 8, 8)).copy(), labels))
+    monkeypatch.setattr(pasted_digits, "digit_scans", lambda: (np.broadcast_to(scans, (1797, 8, 8)).copy(), labels))
     open_digit_scenes(num_train=1, num_validation=1, num_test=1)
     train, validation, test = seen
     assert not (train & validation or train & test or validation & test)
