@@ -46,10 +46,13 @@ def digest(*parts) -> str:
     return total.hexdigest()[:16]
 
 
-def of_arm(name: str, group=None) -> str:
-    """20 rounds of an arm of the contract test: numbers of each round, the student at the end, and the loss."""
+def arm_of(name: str, group=None):
     config = contract.configuration(name, num_rounds=ROUNDS)
-    arm = contract.make_arm(config, configuration_dataset(config), group, contract.batch_norm_student())
+    return contract.make_arm(config, configuration_dataset(config), group, contract.batch_norm_student())
+
+
+def of_arm(arm) -> str:
+    """20 rounds of an arm of the contract test: numbers of each round, the student at the end, and the loss."""
     state, rows = contract.run(arm, ROUNDS)
     return digest(trace(rows), *contract.tensors(state), *([] if arm.teacher is None else [arm.teacher.read().phi]))
 
@@ -76,15 +79,17 @@ def of_config(name: str, rounds: int) -> str:
 
 def of_two_workers(name: str) -> str:
     slots, barrier = [None, None], threading.Barrier(2)
+    # Before either trains: what is built draws from the generator that both threads share.
+    arms = [arm_of(name, TwoThreads(rank, slots, barrier)) for rank in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        return digest(*pool.map(lambda rank: of_arm(name, TwoThreads(rank, slots, barrier)), range(2)))
+        return digest(*pool.map(of_arm, arms))
 
 
 def all_digests() -> dict[str, str]:
     torch.set_num_threads(1)
     found = {}
     for name in contract.METHODS:
-        found[f"arm {name}"] = of_arm(name)
+        found[f"arm {name}"] = of_arm(arm_of(name))
         print(f"arm {name}: {found[f'arm {name}']}", flush=True)
     for name in ("l2t_dln", "l2t_dln-memory", "l2t_dln-warm_reweighted", "glc", "mw_net"):
         found[f"two workers {name}"] = of_two_workers(name)
