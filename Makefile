@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 .PHONY: run test lint check matrix fuzz lock clean
 
 run: $(BIN)/.ready
-	$(BIN)/python jobs/train.py --config configs/digits.yaml $(ARGS)
+	$(BIN)/python jobs/train.py --config configs/quick.yaml $(ARGS)
 
 # OMP_NUM_THREADS: two processes with two threads each on two cores spin against each other.
 # Two processes: one for the tests that start a Ray, one after the other (tests/conftest.py), and one for the rest.

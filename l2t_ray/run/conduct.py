@@ -21,14 +21,17 @@ from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.place import Place
 from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
-from l2t_ray.run.suspects_file import file_name
+from l2t_ray.run.suspects_file import file_name, worst
 from l2t_ray.run.written import CONFIG
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.stopping import StopRequest
 from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
-from l2t_ray.tracking.screen import Screen, summary_table
+from l2t_ray.tracking.screen import Screen, summary_table, suspects_table
 from l2t_ray.training.checkpoint import FINGERPRINT, Checkpoint, CheckpointStore
+
+SHOWN_SUSPECTS = 10
+"""Labels that are listed on the screen when the run is done."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,10 @@ class Conduct:
         self.screen.stop()
         self.screen.table(summary_table(result.summaries))
         for arm, suspected in result.suspects.items():
-            path = self.directory / file_name(arm, is_method=arm == self.config.method.arm)
+            is_method = arm == self.config.method.arm
+            path = self.directory / file_name(arm, is_method=is_method)
+            if is_method and (lines := worst(path, SHOWN_SUSPECTS)):
+                self.screen.table(suspects_table(lines))
             self.screen.message(f"{arm}: {suspected}; all are ranked in {path}")
         self.screen.message(f"results in {self.directory}")
         if isinstance(tracker, MlflowTracker):
