@@ -29,22 +29,22 @@ _PREFIXES = ("best_", "selected_", "test_", "validation_", "val_")
 
 def headline_of(numbers: Mapping[str, Any]) -> Metric:
     """The headline of final metrics or of a study's results; accuracy where they name none."""
-    return named(numbers.get(HEADLINE) or ACCURACY.name)
+    return metric_named(numbers.get(HEADLINE) or ACCURACY.name)
 
 
 def metric_of(column: str) -> Metric:
     """What a column such as `best_test_accuracy` or `val_error` is a value of."""
     for prefix in _PREFIXES:
         column = column.removeprefix(prefix)
-    return named(column)
+    return metric_named(column)
 
 
-def named(name: str) -> Metric:
+def metric_named(name: str) -> Metric:
     """The metric of that name; one that is not known here is shown as it is."""
     return _KNOWN.get(name) or Metric(name, name.replace("_", " "), unit="", factor=1, digits=4)
 
 
-def label_of(column: str) -> str:
+def column_label(column: str) -> str:
     """A column to read, with its unit: `best test accuracy [%]`."""
     metric = metric_of(column)
     return with_unit(column.removesuffix(metric.name).replace("_", " ") + metric.title, metric)

@@ -138,7 +138,7 @@ def fit(
             Several inputs are given by the names of the model's arguments, `{"tokens": ..., "mask": ...}`.
         validation: inputs and labels to validate on; small and clean. The recommended method validates on one fold of
             them at a time and trains on the others; it never trains on them with
-            `method={"name": "recommended", "clean_images": "judge"}`.
+            `method={"name": "recommended", "clean_images": "validate"}`.
         test: inputs and labels that the rows' `test_accuracy` is of; None: it is of the validation set, and too good
             where that is trained on.
         task: what outputs and targets mean, where they are not logits and class numbers: `tasks.segmentation` has one

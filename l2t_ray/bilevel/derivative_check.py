@@ -36,9 +36,9 @@ from l2t_ray.bilevel.derivative_trial import (
     RADII,
     SETTLED,
     TOLERANCE,
+    DerivativeTrial,
     Difference,
     Errors,
-    Trial,
     central_difference,
     direction_for,
     distances,
@@ -102,7 +102,7 @@ def check_derivatives(
     """
     if problem.reweigh is not None:
         batch = problem.reweigh(student.theta, clone_buffers(student.buffers), batch)
-    trial = Trial(problem, student, phi, batch, seed)
+    trial = DerivativeTrial(problem, student, phi, batch, seed)
     gradients = trial.gradients()
     if not all(tensor.isfinite().all() for tensor in gradients):
         raise UserError(_first_not_finite(trial, gradients[-1]))
@@ -116,7 +116,9 @@ def check_derivatives(
 # -- what the graph itself shows
 
 
-def _refuse_missing_derivative(trial: Trial, direction: Tensor, engine: EngineName, otherwise: str) -> list[Any]:
+def _refuse_missing_derivative(
+    trial: DerivativeTrial, direction: Tensor, engine: EngineName, otherwise: str
+) -> list[Any]:
     """Takes the products in the model's own precision, and refuses what is seen to be missing or not finite.
 
     Returns:
@@ -145,7 +147,7 @@ def _refuse_missing_derivative(trial: Trial, direction: Tensor, engine: EngineNa
     return own
 
 
-def _watched_products(trial: Trial, direction: Tensor) -> tuple[tuple[Tensor, ...], Cuts, list[Any]]:
+def _watched_products(trial: DerivativeTrial, direction: Tensor) -> tuple[tuple[Tensor, ...], Cuts, list[Any]]:
     """The products, what was seen to cut them, and the nodes with a backward pass of their own."""
     own: list[Any] = []
 
@@ -160,7 +162,7 @@ def _watched_products(trial: Trial, direction: Tensor) -> tuple[tuple[Tensor, ..
         return watched.products(direction), cuts, own
 
 
-def _failed(trial: Trial, direction: Tensor, error: RuntimeError, otherwise: str) -> str:
+def _failed(trial: DerivativeTrial, direction: Tensor, error: RuntimeError, otherwise: str) -> str:
     with traced() as said, suppress(RuntimeError):
         trial.products(direction)
     named = re.search(r"aten::(\w+)|derivative for '(\w+)'", str(error))
@@ -168,7 +170,7 @@ def _failed(trial: Trial, direction: Tensor, error: RuntimeError, otherwise: str
     return missing_derivative(str(site or "one of its functions"), _first_line(error), otherwise)
 
 
-def _second_not_finite(trial: Trial, direction: Tensor) -> Site | str:
+def _second_not_finite(trial: DerivativeTrial, direction: Tensor) -> Site | str:
     """Where the second derivative is not finite, by PyTorch's own operators, whose names a user knows."""
     theta, phi = trial.leaves()
     with trial.alike(), traced():
@@ -178,7 +180,7 @@ def _second_not_finite(trial: Trial, direction: Tensor) -> Site | str:
         return first_not_finite(gradient, (theta, phi), along) or "the student"
 
 
-def _first_not_finite(trial: Trial, loss: Tensor) -> str:
+def _first_not_finite(trial: DerivativeTrial, loss: Tensor) -> str:
     if not loss.isfinite():
         return (
             f"the student's loss is {loss.item():g} before its first step; look for inputs that are not finite, and "
@@ -220,7 +222,7 @@ def not_finite_advice(
 
 
 def _held_against_differences(
-    given: Trial, direction: Tensor, engine: EngineName, own: list[Any], otherwise: str
+    given: DerivativeTrial, direction: Tensor, engine: EngineName, own: list[Any], otherwise: str
 ) -> DerivativeCheck:
     trial, (gradient, phi_gradient, _) = given.in_double()
     size = trial.student.theta.norm().item() or 1.0
@@ -252,7 +254,7 @@ def _held_against_differences(
     return DerivativeCheck(*off, "constant", _constant(off))
 
 
-def _own_sites(trial: Trial, direction: Tensor) -> str:
+def _own_sites(trial: DerivativeTrial, direction: Tensor) -> str:
     with traced():
         own = _watched_products(trial, direction)[2]
     return ", ".join(dict.fromkeys(str(site_of(node)) for node in own))
@@ -282,7 +284,7 @@ def _constant(errors: Errors) -> str:
     )
 
 
-def _unsettled(trial: Trial, gradient: Tensor, engine: EngineName) -> str:
+def _unsettled(trial: DerivativeTrial, gradient: Tensor, engine: EngineName) -> str:
     again = trial.gradients()[0]
     if (again - gradient).norm() <= SETTLED * gradient.norm():
         return "finite differences of the student's gradients do not settle, so its second derivatives are unchecked."

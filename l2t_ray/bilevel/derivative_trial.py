@@ -38,7 +38,7 @@ COARSE_RADII = (3e-3, 1e-3, 3e-4, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
-class Trial:
+class DerivativeTrial:
     """One step's derivatives in several ways, each with the same masks and running statistics."""
 
     problem: InnerProblem
@@ -81,7 +81,7 @@ class Trial:
             products = tape.products(direction.to(self.student.theta))
         return self._summed(*products)
 
-    def in_double(self) -> "tuple[Trial, tuple[Tensor, ...]]":
+    def in_double(self) -> "tuple[DerivativeTrial, tuple[Tensor, ...]]":
         """The same in double precision, where the model can be run in it by all workers, else as it is; and its
         gradients."""
         student = StudentState(*map(doubled, self.student))
@@ -119,7 +119,7 @@ class Difference(NamedTuple):
     mixed: Tensor
 
 
-def central_difference(trial: Trial, direction: Tensor, step: float) -> Difference:
+def central_difference(trial: DerivativeTrial, direction: Tensor, step: float) -> Difference:
     (*ahead, loss_ahead), (*behind, loss_behind) = (trial.gradients(way * step * direction) for way in (1, -1))
     along_theta, along_phi = ((a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True))
     return Difference((loss_ahead - loss_behind) / (2 * step), along_theta, along_phi)

@@ -34,7 +34,7 @@ class Learned(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adam:
+class AdamUpdate:
     """As `torch.optim.Adam` (Kingma & Ba 2015), weight decay added to the gradient; changes nothing in place."""
 
     rate: float

@@ -17,7 +17,7 @@ Round = tuple[InnerProblem, StudentState, Float[Tensor, " m"], Hypergradient, Ro
 
 
 @contextmanager
-def explained(of_round: Callable[[], Round]) -> Iterator[None]:
+def advised(of_round: Callable[[], Round]) -> Iterator[None]:
     """Inside, a divergence that the teacher notices comes with advice: where steps or error were bad already, theirs,
     else about the second derivative.
 

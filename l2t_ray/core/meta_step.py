@@ -23,7 +23,7 @@ from l2t_ray.bilevel.engine_choice import agreed_engine
 from l2t_ray.bilevel.engines import EngineName
 from l2t_ray.bilevel.hypergradient import Hypergradient, hypergradient
 from l2t_ray.bilevel.unroll import InnerProblem
-from l2t_ray.core.divergence import explained
+from l2t_ray.core.divergence import advised
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.round_metrics import round_metrics
 from l2t_ray.interfaces import Batch, LossParams, MethodState, Metrics, RoundBatches, StudentState, Teacher
@@ -76,7 +76,7 @@ class L2TDLN:
         rates, phi = self._trainee.schedule.rates(index, len(batches.train)), self._teacher.read()
         unrolled = first = self._unroll(state, phi, batches, rates)
         in_use = self.objective.in_use(phi.phi, state)
-        with explained(lambda: (self.objective.problem(state), state.student, in_use, unrolled, batches, rates)):
+        with advised(lambda: (self.objective.problem(state), state.student, in_use, unrolled, batches, rates)):
             proposed = self._teacher.propose(phi.version, first.gradient, _value_of(first.error))
             if self._schedule == "lookahead":
                 unrolled = self._unroll(state, proposed, batches, rates)

@@ -18,13 +18,13 @@ from l2t_ray.core.student import Trainee
 from l2t_ray.interfaces import Batch, Data, Group, MethodState
 from l2t_ray.parallel.group import SingleProcess
 
-Metric = Literal["cosine", "dot", "minkowski", "snr"]
-Positive = Literal["clamp", "softmax", "shift", "softplus", "released"]
+SimilarityMetric = Literal["cosine", "dot", "minkowski", "snr"]
+MadePositive = Literal["clamp", "softmax", "shift", "softplus", "released"]
 
 SMALLEST = 1e-6  # a clamped similarity: positive, so that an all-negative batch becomes uniform
 
 
-def similarity(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], metric: Metric) -> Float[Tensor, " n"]:
+def similarity(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], metric: SimilarityMetric) -> Float[Tensor, " n"]:
     """Row by row: cosine (eq. 31), dot product (32), Minkowski distance with p = 2 (33) or SNR in decibel (34).
 
     The Minkowski distance is returned as printed: a distance, smaller for closer vectors. In (34), `a` is the signal
@@ -48,9 +48,9 @@ def importance_weights(
     embeddings: Float[Tensor, "n d"],
     labels: Int[Tensor, " n"],
     centers: Float[Tensor, "c d"],
-    metric: Metric,
+    metric: SimilarityMetric,
     *,
-    positive: Positive = "clamp",
+    positive: MadePositive = "clamp",
     group: Group | None = None,
 ) -> Float[Tensor, " n"]:
     """Weights of a minibatch: non-negative, and summing to 1 over the slices of all workers in `group`.
@@ -100,7 +100,7 @@ def _finite(s: Tensor, group: Group) -> Tensor:
     return torch.where(finite, s, torch.where(has_finite, replacement, torch.zeros_like(s)))
 
 
-def _made_positive(s: Tensor, metric: Metric, positive: Positive, group: Group) -> Tensor:
+def _made_positive(s: Tensor, metric: SimilarityMetric, positive: MadePositive, group: Group) -> Tensor:
     if positive == "clamp":
         return s.clamp(min=SMALLEST)
     if positive == "softmax":
@@ -163,8 +163,8 @@ class Reweighting:
         refresh_every: centres are taken anew in each round whose number it divides, and at the start of each epoch.
     """
 
-    metric: Metric
-    positive: Positive = "clamp"
+    metric: SimilarityMetric
+    positive: MadePositive = "clamp"
     refresh_every: int = 25
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.core.adam import Adam, Learned
+from l2t_ray.core.adam import AdamUpdate, Learned
 from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
 from l2t_ray.interfaces import DivergenceError, LossParams
 from l2t_ray.timing import part
@@ -56,7 +56,7 @@ class AdamRule:
         clip: float | None = None,
         dtype: torch.dtype | None = None,
     ):
-        self._clip, self._adam = clip, Adam(step_size)
+        self._clip, self._adam = clip, AdamUpdate(step_size)
         self._moved = Learned.begin(torch.zeros(num_coordinates, dtype=dtype))
 
     def propose(self, gradient: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class LstmRule:
     ):
         self._clip, self._base = clip, base
         self._lstm, self._step_size, self._horizon = FlatModule(lstm), step_size, horizon
-        self._adam, self._learned = Adam(learning_rate), Learned.begin(self._lstm.initial())
+        self._adam, self._learned = AdamUpdate(learning_rate), Learned.begin(self._lstm.initial())
         self._state = self._window_start = lstm.initial_state(num_coordinates)
         self._proposals: list[tuple[Tensor, Tensor]] = []  # (gradient, psi), oldest first, not yet learned from
         self._outcomes: list[Tensor] = []  # gradients of the error after the window's first proposals

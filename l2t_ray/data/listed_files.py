@@ -1,6 +1,6 @@
 """Published sets whose images are named by text files: the folder, the list, and what it lists."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from l2t_ray.data.pictures import shown
@@ -45,3 +45,19 @@ def existing(path: Path, listed: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{shown(listed)} lists {shown(path)}, which is not there; add the file or remove the line.")
     return path
+
+
+def check_disjoint(name: str, parts: Mapping[str, Sequence[Path]]) -> None:
+    """
+    Raises:
+        UserError: if an image is in two parts of the set called `name`.
+    """
+    part_of: dict[Path, str] = {}
+    for part, images in parts.items():
+        for image in images:
+            before = part_of.setdefault(image.resolve(), part)
+            if before != part:
+                raise UserError(
+                    f"data.name={name}: {shown(image)} is in the {before} part and in the {part} part; take it out of "
+                    "one."
+                )

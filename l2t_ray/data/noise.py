@@ -13,14 +13,14 @@ from torch import Tensor
 from l2t_ray.data.counted import numpy_generator
 from l2t_ray.interfaces import UserError
 
-Labels = Integer[np.ndarray, " n"] | Integer[Tensor, " n"] | Sequence[int]
+LabelsLike = Integer[np.ndarray, " n"] | Integer[Tensor, " n"] | Sequence[int]
 Noisy = tuple[Int[np.ndarray, " n"], Float[np.ndarray, "c c"]]
 
 # The published code seeds its class pairs with 1 whatever the run's seed; its tables hold for these pairs only.
 _PAIRS_SEED = 1
 
 
-def flip_to_two(labels: Labels, rate: float, num_classes: int, seed: int) -> Noisy:
+def flip_to_two(labels: LabelsLike, rate: float, num_classes: int, seed: int) -> Noisy:
     """Flips a label with probability `rate`, to one of two fixed other classes with equal chance ("flip2").
 
     Args:
@@ -38,12 +38,12 @@ def flip_to_two(labels: Labels, rate: float, num_classes: int, seed: int) -> Noi
     return _flip(labels, rate, num_classes, seed, num_targets=2)
 
 
-def flip_to_one(labels: Labels, rate: float, num_classes: int, seed: int) -> Noisy:
+def flip_to_one(labels: LabelsLike, rate: float, num_classes: int, seed: int) -> Noisy:
     """Flips a label with probability `rate` to one fixed other class ("flip"). Otherwise like `flip_to_two`."""
     return _flip(labels, rate, num_classes, seed, num_targets=1)
 
 
-def uniform(labels: Labels, rate: float, num_classes: int, seed: int) -> Noisy:
+def uniform(labels: LabelsLike, rate: float, num_classes: int, seed: int) -> Noisy:
     """Replaces a label with probability `rate` by any class, the true one among them ("unif").
 
     So a share of only rate * (1 - 1 / num_classes) of the labels ends up wrong. Otherwise like `flip_to_two`.
@@ -54,7 +54,7 @@ def uniform(labels: Labels, rate: float, num_classes: int, seed: int) -> Noisy:
     return apply_transition(labels, matrix, seed), matrix
 
 
-def flip_to_similar(labels: Labels, rate: float, similar: Int[np.ndarray, "c k"], seed: int) -> Noisy:
+def flip_to_similar(labels: LabelsLike, rate: float, similar: Int[np.ndarray, "c k"], seed: int) -> Noisy:
     """Flips a label with probability `rate` to one of the classes `similar[label]`, with equal chance.
 
     Raises:
@@ -79,7 +79,7 @@ def realised(
     return np.where(totals > 0, counts / np.maximum(totals, 1), np.eye(num_classes))
 
 
-def apply_transition(labels: Labels, matrix: Float[np.ndarray, "c c"], seed: int) -> Int[np.ndarray, " n"]:
+def apply_transition(labels: LabelsLike, matrix: Float[np.ndarray, "c c"], seed: int) -> Int[np.ndarray, " n"]:
     """Draws each label anew from the row of its true class.
 
     Args:
@@ -115,7 +115,7 @@ def apply_transition(labels: Labels, matrix: Float[np.ndarray, "c c"], seed: int
     return noisy
 
 
-def _flip(labels: Labels, rate: float, num_classes: int, seed: int, *, num_targets: int) -> Noisy:
+def _flip(labels: LabelsLike, rate: float, num_classes: int, seed: int, *, num_targets: int) -> Noisy:
     _check_rate(rate)
     if num_classes <= num_targets:
         raise UserError(

@@ -21,7 +21,7 @@ from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.lock import one_at_a_time
 from l2t_ray.interfaces import UserError
 
-Rows = tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"], Int[np.ndarray, " n"], list[str]]
+_Part = tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"], Int[np.ndarray, " n"], list[str]]
 """Images, labels, positions in the published set, class names."""
 
 
@@ -35,7 +35,7 @@ class _Kind:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     files: dict[str, tuple[str, ...]]
-    read: Callable[["_Kind", Path, str], Rows]
+    read: Callable[["_Kind", Path, str], _Part]
 
 
 def open_published(name: str, root: Path, *, verify: bool, download: bool, image_size: int | None) -> Dataset:
@@ -215,7 +215,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         return _ArraysOnly(file, encoding="latin1").load()
 
 
-def _read_cifar(kind: _Kind, folder: Path, part: str) -> Rows:
+def _read_cifar(kind: _Kind, folder: Path, part: str) -> _Part:
     *batches, meta = kind.files[part]
     labels_key, names_key = _CIFAR_KEYS[kind.name]
     images, labels, file_names = [], [], []
@@ -243,7 +243,7 @@ def _positions(file_names: Sequence[str], count: int) -> Int[np.ndarray, " n"]:
 # --- MNIST: IDX files -------------------------------------------------------------------------------------------------
 
 
-def _read_mnist(kind: _Kind, folder: Path, part: str) -> Rows:
+def _read_mnist(kind: _Kind, folder: Path, part: str) -> _Part:
     images, labels = (_read_idx(_present(folder / name)) for name in kind.files[part])
     if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
         raise ValueError(f"expected n images of 28x28 and n labels, got {images.shape} and {labels.shape}")

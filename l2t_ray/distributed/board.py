@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-Row = Mapping[str, Any]
+MetricsRow = Mapping[str, Any]
 RECENT_S = 30.0
 """Workers whose sum failed for the same reason say so within this time of each other."""
 
@@ -17,12 +17,12 @@ class Board:
     """Rank 0 posts finished rounds, whoever notices something posts a note; the driver takes them."""
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
+        self._rows: list[MetricsRow] = []
         self._notes: list[str] = []
         self._is_stopping = False
         self._waited_at: dict[int, float] = {}
 
-    def post(self, rows: list[Row]) -> bool:
+    def post(self, rows: list[MetricsRow]) -> bool:
         """Whether the run is to stop."""
         self._rows.extend(rows)
         return self._is_stopping
@@ -30,7 +30,7 @@ class Board:
     def note(self, text: str) -> None:
         self._notes.append(text)
 
-    def take(self, is_stopping: bool) -> tuple[list[Row], list[str]]:
+    def take(self, is_stopping: bool) -> tuple[list[MetricsRow], list[str]]:
         """The driver says each time whether it wants the run to stop: a board that was restarted has forgotten."""
         self._is_stopping = is_stopping
         rows, notes = self._rows, self._notes

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from l2t_ray.bilevel.engines import EngineName
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.hypergradient import hypergradient
-from l2t_ray.core.adam import Adam, Learned
+from l2t_ray.core.adam import AdamUpdate, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
@@ -120,7 +120,7 @@ class L2R:
                 workers has no forward derivative.
             seed: of the teacher's first weights.
         """
-        self._trainee, self._adam, self._num_rounds = trainee, Adam(learning_rate), num_rounds
+        self._trainee, self._adam, self._num_rounds = trainee, AdamUpdate(learning_rate), num_rounds
         self._horizon = horizon
         self._engine: EngineName = engine
         self._weigher = FlatModule(seeded(lambda: Weigher(num_features, num_classes, hidden, label_size), seed))

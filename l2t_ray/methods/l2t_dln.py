@@ -128,8 +128,8 @@ class L2TDLNConfig(LearnedLossSettings):
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
     """What rewrites the loss."""
     clean_folds: Annotated[Whole, Field(ge=2, le=1000)] | None = 5
-    """Folds of the validation images where they are `trusted`: one judges, the others teach. null: ten, or as many as
-    can each fill a validation minibatch; where that is none or one, all judge and none teach."""
+    """Folds of the validation images where they are `trusted`: one is validated on, the others are trained on. null:
+    ten, or as many as can each fill a validation minibatch; where that is none or one, none are trained on."""
     reweight: ReweightConfig | None = None
     """Data reweighting (paper's DR); null: uniform weights."""
     # For the released code alone (docs/released.md)
@@ -170,7 +170,7 @@ class L2TDLNConfig(LearnedLossSettings):
             return super().data_with_clean(parts)
         num_folds = self.clean_folds or min(MOST_FOLDS, parts.source.most_folds())
         if num_folds < 2:
-            _LOG.info("the validation images only judge: they do not fill a validation minibatch twice")
+            _LOG.info("the validation images are validated on alone: they do not fill a validation minibatch twice")
             return parts.source.plain()
         return parts.source.in_folds(num_folds)
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.bilevel.flat import FlatModule
-from l2t_ray.core.adam import Adam, Learned
+from l2t_ray.core.adam import AdamUpdate, Learned
 from l2t_ray.core.student import Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches
@@ -71,7 +71,7 @@ class MWNet:
             learning_rate, weight_decay: of Adam on V's weights.
             seed: of V's first weights (PyTorch's default for linear layers, as the authors').
         """
-        self._trainee, self._adam = trainee, Adam(learning_rate, weight_decay)
+        self._trainee, self._adam = trainee, AdamUpdate(learning_rate, weight_decay)
         self._net = FlatModule(seeded(lambda: weight_network(hidden), seed))
 
     def init(self) -> MethodState:

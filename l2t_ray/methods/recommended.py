@@ -30,7 +30,7 @@ class RecommendedLossConfig(LossNetworkConfig):
 class RecommendedConfig(L2TDLNConfig):
     """L2T-DLN with few numbers to learn: a channel of label noise, which is estimated from the student after plain
     warm-up rounds and again as it gets better, and how much the student's own memory of an image counts beside its
-    label. The validation images take turns in teaching and in judging."""
+    label. The validation images take turns in being trained on and validated on."""
 
     name: Literal["recommended"] = "recommended"  # pyright: ignore[reportIncompatibleVariableOverride]
     engine: EngineName | Literal["auto"] = "one_step"
@@ -41,7 +41,7 @@ class RecommendedConfig(L2TDLNConfig):
     """As in `l2t_dln`."""
     channel_estimates: Count = 4
     """As in `l2t_dln`."""
-    clean_images: Literal["judge", "mixed", "fine_tuned", "trusted"] = "trusted"
+    clean_images: Literal["validate", "mixed", "fine_tuned", "trusted"] = "trusted"
     """As in `l2t_dln`."""
     clean_folds: Annotated[Whole, Field(ge=2, le=1000)] | None = None
     """As in `l2t_dln`."""

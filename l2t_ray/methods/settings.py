@@ -6,6 +6,7 @@ something else in a round; `phases`, where it does different things in the cours
 `registry.METHODS` adds it to the configuration; a class of one's own is named by its import path instead.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -34,13 +35,15 @@ class MethodSettings(PathNamed):
     goes_by_images: ClassVar[bool] = False
     """Whether it is for tasks in which each example is one row alone: no pixel, box or word."""
 
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"clean_images": {"judge": "validate"}}
+
     name: str
     label: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=60)] | None = None
     """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
-    clean_images: Literal["judge", "mixed", "fine_tuned", "trusted"] = "judge"
-    """What the validation images are for. `judge`: they are validated on, and no more; `mixed`: they are training
-    images as well, with their validation labels; `fine_tuned`: as `judge`, but the last rounds train on them alone,
-    with plain cross-entropy; `trusted`: as `judge`, but in the last rounds they are trained on as well, with plain
+    clean_images: Literal["validate", "mixed", "fine_tuned", "trusted"] = "validate"
+    """What the validation images are for. `validate`: they are validated on, and no more; `mixed`: they are training
+    images as well, with their validation labels; `fine_tuned`: as `validate`, but the last rounds train on them alone,
+    with plain cross-entropy; `trusted`: as `validate`, but in the last rounds they are trained on as well, with plain
     cross-entropy, while the noisy ones go on under the method's loss. (`l2t_dln` then validates on one fold of them
     and trains on the others, and the folds take turns, each for a pass through the images; `static_dln` trains on
     all of them. Where these two have warm rounds, it begins after those.)"""
@@ -54,12 +57,12 @@ class MethodSettings(PathNamed):
     def arm(self) -> str:
         """The name in tables and figures."""
         name = self.name.rpartition(":")[2]
-        return self.label or (name if self.clean_images == "judge" else f"{name}-{self.clean_images}")
+        return self.label or (name if self.clean_images == "validate" else f"{name}-{self.clean_images}")
 
     @property
     def trains_on_validation(self) -> bool:
         """Whether validation images are ever trained on."""
-        return self.clean_images != "judge"
+        return self.clean_images != "validate"
 
     @property
     def needs_clean_validation_labels(self) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.unroll import StepStatistics
-from l2t_ray.core.adam import Adam, Learned
+from l2t_ray.core.adam import AdamUpdate, Learned
 from l2t_ray.core.student import RowLoss, Trainee, cross_entropy
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Batch, MethodState, Metrics, RoundBatches, Rows, StudentState
@@ -162,7 +162,7 @@ class SLF:
             scale_decay: of the running means, once a step; they start at the losses of an undecided student.
             seed: of its first weights and of the gates.
         """
-        self._trainee, self._adam, self._num_rounds = trainee, Adam(learning_rate), num_rounds
+        self._trainee, self._adam, self._num_rounds = trainee, AdamUpdate(learning_rate), num_rounds
         self._num_classes, self._mode, self._seed = num_classes, mode, seed
         self._temperatures, self._scale_decay = temperatures, scale_decay
         net = seeded(lambda: decision_network(num_classes, hidden), torch_seed(seed, "slf"))

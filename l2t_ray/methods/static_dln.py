@@ -16,8 +16,8 @@ from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
 
 class StaticDLNConfig(LearnedLossSettings):
     """The loss network as it starts and as the noise is estimated, without a teacher: what L2T-DLN has beyond this, if
-    its other settings are the same, is the teacher's doing. (No clean image has to judge here: where they are
-    `trusted`, all of them are trained on at any time.)"""
+    its other settings are the same, is the teacher's doing. (Nothing is validated on here: clean images that are
+    `trusted` are all trained on at any time.)"""
 
     paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
 

@@ -22,7 +22,7 @@ from l2t_ray.headline import ACCURACY, with_unit
 from l2t_ray.interfaces import Metric
 from l2t_ray.tracking.metrics import PARTS, arms, column
 
-Surface = Callable[[np.ndarray], np.ndarray]
+PairLosses = Callable[[np.ndarray], np.ndarray]
 """A loss of pairs: [m, 2] (p_true, p_other) -> [m]."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -171,7 +171,7 @@ def _matrices(
     return figure
 
 
-def loss_surfaces(snapshots: Sequence[tuple[str, Surface]]) -> Figure:
+def loss_surfaces(snapshots: Sequence[tuple[str, PairLosses]]) -> Figure:
     """The learned loss over (p_true, p_other) at several moments, beside cross-entropy.
 
     A loss trains the student by its slopes alone: a constant added to it changes nothing. So each surface is shown
@@ -344,7 +344,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[str, int, float, float]]) -> None
         )
 
 
-def _height(loss: Surface, p: np.ndarray) -> np.ndarray:
+def _height(loss: PairLosses, p: np.ndarray) -> np.ndarray:
     """The loss on the grid, [p_other, p_true], less its mean."""
     p_true, p_other = np.meshgrid(p, p)
     z = np.asarray(loss(np.stack([p_true.ravel(), p_other.ravel()], axis=1)), dtype=float).reshape(p_true.shape)

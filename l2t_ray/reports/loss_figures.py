@@ -12,11 +12,11 @@ from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from l2t_ray.core.loss.family import Bars, Curve, Picture, Surface
+from l2t_ray.core.loss.family import Bars, Curve, LossPicture, Surface
 from l2t_ray.reports.figures import COLOURS, STYLE, blank_figure, loss_surfaces
 
 Drawn = TypeVar("Drawn", Bars, Curve)
-Moments = Sequence[tuple[str, Sequence[Picture]]]
+Moments = Sequence[tuple[str, Sequence[LossPicture]]]
 
 _MOST_BARS = 40
 """Of more numbers those are shown that are furthest from their start."""

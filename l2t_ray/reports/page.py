@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from l2t_ray.headline import named
+from l2t_ray.headline import metric_named
 from l2t_ray.reports.figures import STYLE
 from l2t_ray.reports.study import figures, notes, table
 from l2t_ray.reports.tables import markdown
@@ -179,7 +179,7 @@ def _markdown(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
 
 
 def _alt(name: str) -> str:
-    return ALT.get(name) or _OF_A_HEADLINE.format(named(name).title)
+    return ALT.get(name) or _OF_A_HEADLINE.format(metric_named(name).title)
 
 
 def _svg(figure: Figure, *, salt: str) -> bytes:

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from l2t_ray.headline import headline_of, label_of, metric_of
+from l2t_ray.headline import column_label, headline_of, metric_of
 from l2t_ray.reports.figures import COLOURS, DASHES, STYLE, blank_figure, headline_panel
 from l2t_ray.reports.spread import MISSING, spread
 from l2t_ray.reports.tables import markdown
@@ -43,7 +43,7 @@ def notes(results: Results) -> list[str]:
     """What a reader has to know about the table."""
     ended = [o for cell in results["cells"] for o in cell["outcomes"] if o is not None]
     total = sum(len(cell["outcomes"]) for cell in results["cells"])
-    label = label_of(results["metric"])
+    label = column_label(results["metric"])
     found = [
         f"{label[0].upper()}{label[1:]} after the last round: mean ± sample standard deviation over the seeds "
         f"{_listed(results['seeds'])}. Setting: {results['setting']}."
@@ -113,7 +113,7 @@ def _list(results: Results) -> tuple[list[str], list[list[str]]]:
     if is_drawn:
         cells = sorted(cells, key=lambda cell: _rank(cell, results))
     has_paper = bool(results["paper"])
-    headings = [results["axes"][0], label_of(results["metric"])]
+    headings = [results["axes"][0], column_label(results["metric"])]
     headings += [f"difference to {first['cell'][0]}"] * (not is_drawn) + ["paper"] * has_paper
     rows = []
     for cell in cells:
@@ -185,7 +185,7 @@ def _final_over_axis(results: Results) -> Figure:
             ax.set_xscale("log")
             ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticks(places, columns)
-        ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=label_of(results["metric"]))
+        ax.set(title=results["title"], xlabel=results["axes"][-1], ylabel=column_label(results["metric"]))
         ax.legend(frameon=False)
     return figure
 
@@ -212,7 +212,7 @@ def _final_of_rows(results: Results) -> Figure:
             ax.errorbar(values.mean(), i, xerr=std, fmt="D", color="#000000", markersize=4, capsize=3, linewidth=1)
         ax.set_yticks(range(len(cells)), [cell["cell"][0] for cell in cells])
         ax.set_ylim(len(cells) - 0.5, -0.5)
-        ax.set(title=results["title"], xlabel=label_of(results["metric"]))
+        ax.set(title=results["title"], xlabel=column_label(results["metric"]))
         ax.grid(False, axis="y")
     return figure
 

@@ -19,7 +19,7 @@ from l2t_ray.bilevel.heap import keep_freed_memory
 from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
-from l2t_ray.run.place import Place
+from l2t_ray.run.place import RunPlace
 from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
 from l2t_ray.run.suspects_file import file_name, worst
 from l2t_ray.run.written import CONFIG
@@ -39,7 +39,7 @@ class Conduct:
     """A run and all who hear of it."""
 
     config: ExperimentConfig
-    place: Place
+    place: RunPlace
     device: torch.device
     screen: Screen
     stop: StopRequest

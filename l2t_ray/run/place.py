@@ -16,6 +16,7 @@ from typing import Any
 
 from l2t_ray.files import PRIVATE
 from l2t_ray.interfaces import UserError
+from l2t_ray.processes import is_alive
 from l2t_ray.training.checkpoint_names import in_order
 
 CHECKPOINTS = "checkpoints"
@@ -25,7 +26,7 @@ PATIENCE_S = 2.0
 
 
 @dataclass
-class Place:
+class RunPlace:
     """A directory that this process holds.
 
     Attributes:
@@ -38,7 +39,7 @@ class Place:
 
 
 @contextmanager
-def taken(directory: Path, *, is_new: bool) -> Iterator[Place]:
+def taken(directory: Path, *, is_new: bool) -> Iterator[RunPlace]:
     """Takes a directory, makes it where it is missing, and takes it away again if nothing has begun in it.
 
     Args:
@@ -56,7 +57,7 @@ def taken(directory: Path, *, is_new: bool) -> Iterator[Place]:
         lock = _locked(directory)
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
-    place = Place(directory)
+    place = RunPlace(directory)
     try:
         yield place
     finally:
@@ -150,7 +151,7 @@ def _is_locked(descriptor: int) -> bool:
         return False
     except OSError:
         facts = _facts(descriptor)
-        return facts.get("host") != socket.gethostname() or not _is_alive(facts.get("pid"))
+        return facts.get("host") != socket.gethostname() or not is_alive(facts.get("pid"))
     return True
 
 
@@ -182,16 +183,6 @@ def _facts(descriptor: int) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
-
-
-def _is_alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (TypeError, ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _holds_checkpoints(directory: Path) -> bool:

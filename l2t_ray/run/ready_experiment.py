@@ -18,7 +18,7 @@ from l2t_ray.interfaces import StoppedError, Tracker
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.conduct import Conduct
 from l2t_ray.run.paths import with_absolute_paths
-from l2t_ray.run.place import Place, taken
+from l2t_ray.run.place import RunPlace, taken
 from l2t_ray.run.results import Result
 from l2t_ray.run.written import check_same, check_unfinished, read_config, with_credentials
 from l2t_ray.settings import experiment as configuration
@@ -125,13 +125,13 @@ class Experiment:
         """See `assembly.inspection.check_hypergradient`."""
         return check_hypergradient(self.config)
 
-    def _check(self, place: Place) -> None:
+    def _check(self, place: RunPlace) -> None:
         """Once more, now that nobody else can change the directory."""
         if self.begins == "unfinished":
             check_unfinished(place.directory)
         check_same(place.directory, self.config)
 
-    def _called(self, place: Place) -> ExperimentConfig:
+    def _called(self, place: RunPlace) -> ExperimentConfig:
         if place.directory == self.directory:
             return self.config
         return self.config.model_copy(update={"name": place.directory.name})

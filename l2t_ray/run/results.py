@@ -16,7 +16,7 @@ from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
 from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.tasks import build_task
-from l2t_ray.core.loss.family import Picture
+from l2t_ray.core.loss.family import LossPicture
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
@@ -120,7 +120,7 @@ def _write_figures(
     folder: Path,
     checkpoint: Checkpoint,
     inspections: Mapping[str, Inspection],
-    moments: Sequence[tuple[str, Sequence[Picture]]],
+    moments: Sequence[tuple[str, Sequence[LossPicture]]],
     found: Suspects | None,
 ) -> None:
     # matplotlib takes a second to import, at the start

@@ -107,6 +107,8 @@ class Record(BaseModel):
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Keys of earlier versions, and what they are called now."""
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """By key, values of earlier versions, and what they are called now."""
     constants: ClassVar[Mapping[str, str]] = {}
     """Keys of earlier versions that are settings no more, and the constants of the record's module that they are."""
 

@@ -44,6 +44,8 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
                 value = value_text(first["input"], quotes=False) if isinstance(first["input"], str) else "VALUE"
                 example = f"{key}.{section[0]}={value}"
                 return f"{key} {origin} is a section with the keys {', '.join(section)}; set for instance {example}."
+        case "literal_error" if new := _new_value(record, first, settings):
+            return f"{key}={first['input']} {origin} is called {key}={new} now; write that."
     message = _IN_YAML.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
     return f"{key} {origin}: {message}, got {value_text(first['input'])}."
 
@@ -71,6 +73,15 @@ def _unknown(keys: Sequence[str], section: type[BaseModel] | None, origin: str) 
     near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
     hint = f"did you mean {shown_key([*keys[:-1], near[0]])}?" if near else f"valid: {', '.join(fields)}."
     return f"unknown key {key} {origin}; {hint}"
+
+
+def _new_value(record: type[BaseModel], error: ErrorDetails, settings: Settings) -> str | None:
+    """What a value of an earlier version is called now."""
+    *place, name = (str(part) for part in error["loc"])
+    section = record_at(record, place, settings.tree)
+    if section is None or not issubclass(section, Record):
+        return None
+    return section.renamed_values.get(name, {}).get(str(error["input"]))
 
 
 def value_text(value: Any, *, quotes: bool = True) -> str:

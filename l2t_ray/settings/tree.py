@@ -11,7 +11,7 @@ from l2t_ray.methods.l2t_dln import DEFAULT_TEACHER
 from l2t_ray.methods.registry import DEFAULT_METHOD
 from l2t_ray.settings import yaml_file
 from l2t_ray.settings.student_section import settings_of
-from l2t_ray.settings.yaml_file import Place
+from l2t_ray.settings.yaml_file import KeyPath
 from l2t_ray.students.known import DEFAULT_STUDENT
 
 VARIANTS: dict[str, str] = {
@@ -33,7 +33,7 @@ class Settings:
     tree: dict[str, Any]
     place: str
     """Where the last of them were written, such as `in configs/x.yaml`."""
-    origins: Mapping[Place, str] = field(default_factory=dict)
+    origins: Mapping[KeyPath, str] = field(default_factory=dict)
     """`in configs/x.yaml, line 3`, or `on the command line`."""
 
     @classmethod

@@ -20,7 +20,7 @@ LARGEST_FILE = 200_000
 MOST_VALUES = 20_000
 DEEPEST = 40
 
-Place = tuple[str, ...]
+KeyPath = tuple[str, ...]
 """The keys that lead to a value; positions in a list are keys as well."""
 
 _TAG = "tag:yaml.org,2002:"
@@ -77,7 +77,7 @@ class _Dumper(_Plain, yaml.SafeDumper):
         return True
 
 
-def read(path: Path) -> tuple[Any, dict[Place, int]]:
+def read(path: Path) -> tuple[Any, dict[KeyPath, int]]:
     """The value in a file, and the line on which each key of it stands.
 
     Raises:
@@ -86,7 +86,7 @@ def read(path: Path) -> tuple[Any, dict[Place, int]]:
     return parse(_text_of(path), source=str(path))
 
 
-def parse(text: str, *, source: str) -> tuple[Any, dict[Place, int]]:
+def parse(text: str, *, source: str) -> tuple[Any, dict[KeyPath, int]]:
     """As `read`, from text; `source` is what messages call it."""
     try:
         node = _Loader(text).get_single_node()
@@ -114,10 +114,10 @@ class _Unfolded:
     """Plain values from nodes, aliases unfolded as far as that stays small."""
 
     def __init__(self) -> None:
-        self.lines: dict[Place, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self._number = 0
 
-    def value(self, node: yaml.Node, place: Place) -> Any:
+    def value(self, node: yaml.Node, place: KeyPath) -> Any:
         self._number += 1
         if self._number > MOST_VALUES:
             raise _error(node, f"its aliases unfold to more than {MOST_VALUES:,} values")
@@ -129,7 +129,7 @@ class _Unfolded:
             return [self.value(entry, (*place, str(i))) for i, entry in enumerate(node.value)]
         return _SCALARS.get(node.tag.removeprefix(_TAG), str)(node.value)
 
-    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, place: KeyPath) -> dict[str, Any]:
         own, merged = {}, {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -144,7 +144,7 @@ class _Unfolded:
             own[key] = self.value(value_node, (*place, key))
         return merged | own
 
-    def _merged(self, node: yaml.Node, place: Place) -> dict[str, Any]:
+    def _merged(self, node: yaml.Node, place: KeyPath) -> dict[str, Any]:
         """What `<<` brings in: a mapping, or several, of which the first to have a key decides."""
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         result: dict[str, Any] = {}

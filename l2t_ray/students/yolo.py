@@ -130,7 +130,7 @@ class _Head(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor | None]:
         x = self.convs(x)
-        passed = None if self.pass_on is None else doubled(self.pass_on(x))
+        passed = None if self.pass_on is None else upsampled(self.pass_on(x))
         return self.predict(self.before(x)), passed
 
 
@@ -228,7 +228,7 @@ def scaled(channels: int, width: float) -> int:
     return max(8, 8 * round(channels * width / 8))
 
 
-def doubled(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c i j"]:
+def upsampled(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c i j"]:
     """Each value four times, in a square. Its derivative is a sum in a fixed order on GPUs as well."""
     n, c, h, w = maps.shape
     return maps[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w)

@@ -22,7 +22,7 @@ from l2t_ray.settings.tree import parsed
 from l2t_ray.studies.declaration import MOST_TRIALS, OWN_KEYS, SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.search import Search, check_search
-from l2t_ray.studies.study_results import collect, write_results
+from l2t_ray.studies.study_results import collect, write_study_results
 from l2t_ray.studies.sweep import Sweep, run_in_turn
 from l2t_ray.studies.trials import axes, check_trials
 
@@ -144,7 +144,7 @@ def run(sweep: Sweep, *, command: str, in_turn: bool, at_once: int | None, quiet
     except (KeyboardInterrupt, StoppedError):
         raise StoppedError(f"stopped; go on with --resume {sweep.directory}") from None
     finally:
-        paths = write_results(sweep, command=command)
+        paths = write_study_results(sweep, command=command)
         results = collect(sweep, command=command)
         means = {", ".join(c["cell"]): s.mean for c in results["cells"] if (s := spread(c["values"])) is not None}
         log.close(status, paths, means)

@@ -20,7 +20,7 @@ CURVES = ("logit_gradient_sum", "gradient_norm")
 FILE = "results.json"
 
 
-def write_results(sweep: Sweep, *, command: str) -> list[Path]:
+def write_study_results(sweep: Sweep, *, command: str) -> list[Path]:
     """Writes `results.json`, and the tables and figures made of it, into the study's directory."""
     results = collect(sweep, command=command)
     path = sweep.directory / FILE

@@ -14,7 +14,7 @@ from l2t_ray.tasks.boxes import Cells, assign, cells_of, cells_of_boxes, decoded
 from l2t_ray.tasks.detections import survivors
 from l2t_ray.tasks.shares import share_of_gathered
 from l2t_ray.tasks.soft_average_precision import judged, soft_error
-from l2t_ray.tasks.yolo_loss import DetectionLoss, background, yolo_terms
+from l2t_ray.tasks.yolo_loss import DetectionLoss, is_background, yolo_terms
 
 DetectionError = Literal["edet", "edet50", "total"]
 
@@ -97,7 +97,7 @@ class Detection:
 
         own, scale = batch.weights[assigned.image].to(raw), cells.scale[assigned.cell]
         owner = torch.arange(len(raw), device=raw.device)
-        empty = self._background_weight * batch.weights[:, None].to(raw) * background(near, assigned)
+        empty = self._background_weight * batch.weights[:, None].to(raw) * is_background(near, assigned)
         kinds = assigned.label if self._by_class else scale
         values = {
             "l_loc": Term(found.l_loc, self._loc_weight * own, scale, assigned.image),

@@ -60,7 +60,7 @@ def yolo_terms(
     )
 
 
-def background(near_truth: Bool[Tensor, "n N"], assigned: Assigned) -> Bool[Tensor, "n N"]:
+def is_background(near_truth: Bool[Tensor, "n N"], assigned: Assigned) -> Bool[Tensor, "n N"]:
     """The predictions that should say that there is nothing."""
     has_box = near_truth.new_zeros(near_truth.shape)
     has_box[assigned.image, assigned.cell] = True

@@ -15,7 +15,7 @@ from torch import Tensor
 from l2t_ray.theory.alternating import iteration_matrix
 from l2t_ray.theory.growth_bound import is_real
 
-Step = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
+DescentStep = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
 """One step of a descent, from many points at once."""
 
 
@@ -47,7 +47,7 @@ def random_starts(
 
 
 def escape_times(
-    step: Step, starts: Float[Tensor, "n d"], center: Float[Tensor, " d"], *, radius: float, max_steps: int
+    step: DescentStep, starts: Float[Tensor, "n d"], center: Float[Tensor, " d"], *, radius: float, max_steps: int
 ) -> Int[Tensor, " n"]:
     """How many steps take each point farther than `radius` from `center`; -1 where `max_steps` were too few.
 

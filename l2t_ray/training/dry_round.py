@@ -22,7 +22,7 @@ from l2t_ray.data.examples import combined
 from l2t_ray.interfaces import Batch, DivergenceError, Group, Method, RoundBatches, Task, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.training.evaluate import evaluate
-from l2t_ray.training.explain import Place, Words, check_finite, check_outputs, explained
+from l2t_ray.training.explain import DryPlace, Words, check_finite, check_outputs, explained
 from l2t_ray.training.remedies import Remedy, applied, remedy_for
 from l2t_ray.training.user_module import answer, in_evaluation_mode
 
@@ -43,7 +43,7 @@ def first_outputs(module: nn.Module, inputs: Any, words: Words, *, are_logits: b
         UserError: if it fails on them, or gives no logits.
     """
     dtype = next(parameter for parameter in module.parameters() if parameter.requires_grad).dtype
-    place = Place("evaluated", words.validation, words.val_batch_size, inputs, dtype)
+    place = DryPlace("evaluated", words.validation, words.val_batch_size, inputs, dtype)
     with torch.no_grad(), unmoved_draws(place.first.device), explained(words, place), in_evaluation_mode(module):
         outputs = answer(module, inputs)
     if are_logits:
@@ -95,12 +95,12 @@ def dry_round(
     theta, buffers = state.theta, state.buffers
     train, val = batches.train[0], batches.val
 
-    def place(doing: str, batch: Batch) -> Place:
+    def place(doing: str, batch: Batch) -> DryPlace:
         is_val = batch is val
         data, key = (words.validation, words.val_batch_size) if is_val else (words.train, words.batch_size)
-        return Place(doing, data, key, batch.inputs, theta.dtype)
+        return DryPlace(doing, data, key, batch.inputs, theta.dtype)
 
-    def look_at(outputs: Any, here: Place) -> None:
+    def look_at(outputs: Any, here: DryPlace) -> None:
         if task.row_is_example:  # other tasks' outputs are for them to know
             check_outputs(outputs, words, here)
 
@@ -130,7 +130,7 @@ def dry_round(
                     _try_export(part.objective.loss)
 
 
-def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: Place) -> None:
+def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: DryPlace) -> None:
     result = method.dry_unroll(batches)
     check_finite(result.gradient, "second derivative", words, place)
     problem, student, phi = method.objective.dry_problem(batches)

@@ -28,7 +28,7 @@ class Words(NamedTuple):
     """The caller brought the model: whatever it raises is theirs to mend, not a fault of ours."""
 
 
-class Place(NamedTuple):
+class DryPlace(NamedTuple):
     """Where in a dry round something went wrong."""
 
     doing: str
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def explained(words: Words, place: Place) -> Iterator[None]:
+def explained(words: Words, place: DryPlace) -> Iterator[None]:
     """Inside, what the model raises becomes a `UserError`, with the cause behind it."""
     try:
         yield
@@ -72,7 +72,7 @@ def explained(words: Words, place: Place) -> Iterator[None]:
         raise UserError(sentence) from error
 
 
-def check_outputs(outputs: Any, words: Words, place: Place) -> None:
+def check_outputs(outputs: Any, words: Words, place: DryPlace) -> None:
     """Holds a model's answer to a batch against what a classifier gives.
 
     Raises:
@@ -103,7 +103,7 @@ def check_outputs(outputs: Any, words: Words, place: Place) -> None:
         )
 
 
-def check_finite(values: Tensor, what: str, words: Words, place: Place) -> None:
+def check_finite(values: Tensor, what: str, words: Words, place: DryPlace) -> None:
     """
     Raises:
         UserError: if the derivative of the model that `values` are is not finite.
@@ -118,7 +118,7 @@ def check_finite(values: Tensor, what: str, words: Words, place: Place) -> None:
         )
 
 
-def _sentence(words: Words, place: Place, error: Exception) -> str | None:
+def _sentence(words: Words, place: DryPlace, error: Exception) -> str | None:
     text = f"{type(error).__name__}: {first_line(error)}"
     for pattern, explain in _CAUSES:
         found = re.search(pattern, text)
@@ -129,14 +129,14 @@ def _sentence(words: Words, place: Place, error: Exception) -> str | None:
     )
 
 
-def _no_derivative(words: Words, place: Place, found: re.Match[str]) -> str:
+def _no_derivative(words: Words, place: DryPlace, found: re.Match[str]) -> str:
     operation = re.sub(r"^_+|_backward$|_for_cpu", "", next((group for group in found.groups() if group), ""))
     what = f"uses {operation}, which" if operation else "has a step that"
     cure = next((cure for name, cure in _CURES.items() if name in operation), "write it with operations that can be")
     return f"{words.model} {what} cannot be differentiated twice, and learning the loss needs that; {cure}."
 
 
-def _several_inputs(words: Words, place: Place, found: re.Match[str]) -> str:
+def _several_inputs(words: Words, place: DryPlace, found: re.Match[str]) -> str:
     reason = found[0].removeprefix("TypeError: ")
     if isinstance(place.inputs, Mapping):
         return (
@@ -149,21 +149,21 @@ def _several_inputs(words: Words, place: Place, found: re.Match[str]) -> str:
     )
 
 
-def _batch_of_one(words: Words, place: Place, found: re.Match[str]) -> str:
+def _batch_of_one(words: Words, place: DryPlace, found: re.Match[str]) -> str:
     return (
         f"{place.size_key} gives a batch norm of {words.model} a single value a channel in training; give it two "
         "examples or more, or use a group norm."
     )
 
 
-def _devices(words: Words, place: Place, found: re.Match[str]) -> str:
+def _devices(words: Words, place: DryPlace, found: re.Match[str]) -> str:
     return (
         f"{words.model} mixes devices on inputs {place.batch}: {found[0]}; make tensors that it keeps buffers "
         "(register_buffer), and new ones with device=inputs.device."
     )
 
 
-def _dtypes(words: Words, place: Place, found: re.Match[str]) -> str | None:
+def _dtypes(words: Words, place: DryPlace, found: re.Match[str]) -> str | None:
     given, own = _short(place.first.dtype), _short(place.dtype)
     if given == own:
         if place.first.device.type == "cpu" and place.dtype == torch.float16:
@@ -180,18 +180,18 @@ def _dtypes(words: Words, place: Place, found: re.Match[str]) -> str | None:
     )
 
 
-def _independent(words: Words, place: Place, found: re.Match[str]) -> str:
+def _independent(words: Words, place: DryPlace, found: re.Match[str]) -> str:
     return (
         f"outputs of {words.model} do not depend on its trainable parameters; look for detach(), torch.no_grad(), "
         ".data or .item() in its forward, and for weights kept outside of nn.Parameter."
     )
 
 
-def _memory(words: Words, place: Place, found: re.Match[str]) -> str:
+def _memory(words: Words, place: DryPlace, found: re.Match[str]) -> str:
     return f"{words.model} needs more memory than there is for inputs {place.batch}; lower {place.size_key}."
 
 
-_Explain = Callable[[Words, Place, re.Match[str]], str | None]
+_Explain = Callable[[Words, DryPlace, re.Match[str]], str | None]
 _CAUSES: tuple[tuple[str, _Explain], ...] = (
     (r"derivative for '?(?:aten::)?(\w+)'? is not implemented", _no_derivative),
     (r"Double backwards? is not supported|not currently support double backward|once_differentiable", _no_derivative),

@@ -34,7 +34,7 @@ from l2t_ray.timing import part, timed
 from l2t_ray.training.checkpoint import Checkpoint, CheckpointStore
 from l2t_ray.training.evaluate import evaluate
 from l2t_ray.training.probe import Probe
-from l2t_ray.training.profile import traced
+from l2t_ray.training.profile import profiled
 
 OnRow = Callable[[Mapping[str, Any]], None]
 OnCheckpoint = Callable[[Checkpoint], None]
@@ -111,7 +111,7 @@ class Run:
         checkpoint = start
         for arm in self.arms:
             if checkpoint is None or arm.name not in {*checkpoint.finished, *checkpoint.diverged}:
-                with traced(self.trace_dir if self.group.rank == 0 else None, arm.name) as round_done:
+                with profiled(self.trace_dir if self.group.rank == 0 else None, arm.name) as round_done:
                     checkpoint = self._train_arm(arm, checkpoint, store, on_row, on_checkpoint, should_stop, round_done)
         assert checkpoint is not None
         return checkpoint

@@ -15,6 +15,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy
 from l2t_ray.files import PRIVATE_DIRECTORY
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import masked
+from l2t_ray.processes import is_alive
 from l2t_ray.training.checkpoint_names import in_order
 from l2t_ray.training.rows_file import EMPTY, NAMES, Mark, RowsFile
 
@@ -157,18 +158,8 @@ def _sweep(directory: Path) -> None:
     """Removes what a process that was killed had fetched; what another worker of this machine fetches now stays."""
     for stale in directory.glob(f"{_FETCHED}*"):
         name, _, pid = stale.name.removeprefix(_FETCHED).rpartition(".")
-        if in_order([name]) and pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+        if in_order([name]) and pid.isdecimal() and (int(pid) == os.getpid() or not is_alive(int(pid))):
             shutil.rmtree(stale, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _end_of(mark: Mark) -> str:

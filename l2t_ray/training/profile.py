@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
-Step = Callable[[], None]
+OnRound = Callable[[], None]
 """To be called after every round."""
 
 SKIPPED, WARM_UP, TRACED = 1, 1, 2
@@ -14,7 +14,7 @@ SKIPPED, WARM_UP, TRACED = 1, 1, 2
 
 
 @contextmanager
-def traced(directory: Path | None, arm: str) -> Iterator[Step]:
+def profiled(directory: Path | None, arm: str) -> Iterator[OnRound]:
     """Traces the third and the fourth round of an arm into `directory/<arm>.json.gz`; None: traces nothing."""
     if directory is None:
         yield lambda: None

@@ -1,6 +1,6 @@
 import torch
 
-from l2t_ray.core.adam import Adam, Learned
+from l2t_ray.core.adam import AdamUpdate, Learned
 
 
 def test_is_torchs_adam():
@@ -13,14 +13,14 @@ def test_is_torchs_adam():
         gradient = torch.randn(5, generator=generator)
         weights.grad = gradient.clone()
         reference.step()
-        learned = Adam(0.1, 0.3).step(learned, gradient)
+        learned = AdamUpdate(0.1, 0.3).step(learned, gradient)
         assert torch.equal(learned.weights, weights.detach())
     assert learned.num_updates == 20
 
 
 def test_changes_nothing_in_place():
     begin = Learned.begin(torch.ones(2))
-    Adam(0.1).step(begin, torch.ones(2))
+    AdamUpdate(0.1).step(begin, torch.ones(2))
     assert torch.equal(begin.weights, torch.ones(2)) and begin.num_updates == 0 and not begin.second_moment.any()
 
 

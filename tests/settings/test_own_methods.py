@@ -127,3 +127,23 @@ def test_the_constants_that_are_named_are_there():
 def test_a_renamed_key_is_refused_with_its_new_name(load):
     with pytest.raises(UserError, match=r"method\.loss_network on the command line is called method\.loss now"):
         load("method.loss_network.hidden=6")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.clean_images=judge",
+        "method={name: l2t_dln, clean_images: judge}",
+        "method={name: 'ours:Own', clean_images: judge}",
+    ],
+)
+def test_a_renamed_value_is_refused_with_its_new_name(load, override):
+    with pytest.raises(
+        UserError, match=r"method\.clean_images=judge on .* is called method\.clean_images=validate now"
+    ):
+        load(override)
+
+
+def test_a_renamed_value_in_a_list_of_methods_is_refused_with_its_place(load):
+    with pytest.raises(UserError, match=r"controls\.1\.clean_images=judge on .* is called controls\.1\.clean_images=v"):
+        load("controls=[gce, {name: mw_net, clean_images: judge}]")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from l2t_ray.interfaces import UserError
-from l2t_ray.students.yolo import Yolo, doubled
+from l2t_ray.students.yolo import Yolo, upsampled
 
 
 def numbers_of_a_weight_file(student):
@@ -73,7 +73,7 @@ def test_every_weight_is_trained(depth):
 
 
 def test_enlarging_repeats_each_value():
-    assert doubled(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2]]]]
+    assert upsampled(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2]]]]
 
 
 def test_sides_that_do_not_divide_are_refused():

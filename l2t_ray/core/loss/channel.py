@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.loss.family import Bars, Picture
+from l2t_ray.core.loss.family import Bars, LossPicture
 from l2t_ray.core.loss.pairs import TABLE_SCALE
 from l2t_ray.core.loss.part import Part
 
@@ -51,7 +51,7 @@ class Channel(Part):
             f"Between a class and its label stands a channel of label noise, in which {wrong:.1%} of labels change.\n"
         )
 
-    def pictures(self, numbers: Float[Tensor, " m"]) -> list[Picture]:
+    def pictures(self, numbers: Float[Tensor, " m"]) -> list[LossPicture]:
         changed = (1 - self.log_matrix(numbers).exp().diagonal()).tolist()
         return [Bars("labels that change, by class", {str(c): share for c, share in enumerate(changed)}, start=0.0)]
 

@@ -44,7 +44,7 @@ class Curve(NamedTuple):
     y: Sequence[float]
 
 
-Picture = Surface | Bars | Curve
+LossPicture = Surface | Bars | Curve
 """What may be drawn of a loss, as plain data."""
 
 
@@ -112,4 +112,4 @@ class KeptFamily(LossFamily, Protocol):
         """What it is and how it is used, in Markdown: the body of its page."""
         ...
 
-    def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[Picture]: ...
+    def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[LossPicture]: ...

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.core.loss import file as loss_file
-from l2t_ray.core.loss.family import KeptFamily, LossFamily, Picture
+from l2t_ray.core.loss.family import KeptFamily, LossFamily, LossPicture
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.interfaces import Task
@@ -64,7 +64,7 @@ class LearnedLoss(nn.Module):
     def describe(self) -> str:
         return self._kept.describe(self.phi.cpu())
 
-    def pictures(self) -> Sequence[Picture]:
+    def pictures(self) -> Sequence[LossPicture]:
         return self._kept.pictures(self.phi.cpu())
 
     def save(self, path: str | Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.loss.family import Bars, Picture
+from l2t_ray.core.loss.family import Bars, LossPicture
 from l2t_ray.core.loss.pairs import TABLE_SCALE
 from l2t_ray.core.loss.part import Part
 from l2t_ray.core.student import Trainee
@@ -105,7 +105,7 @@ class MemoryTerm(Part):
     def describe(self, numbers: Float[Tensor, "1"]) -> str:
         return _CARD.format(weight=self.weight(numbers).item())
 
-    def pictures(self, numbers: Float[Tensor, "1"]) -> list[Picture]:
+    def pictures(self, numbers: Float[Tensor, "1"]) -> list[LossPicture]:
         return [Bars("weight of the memory", {"memory": self.weight(numbers).item()}, start=self.start)]
 
 

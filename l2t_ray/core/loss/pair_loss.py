@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from l2t_ray.core.loss.channel import Channel
-from l2t_ray.core.loss.family import Picture, RowLosses, Surface
+from l2t_ray.core.loss.family import LossPicture, RowLosses, Surface
 from l2t_ray.core.loss.memory import MemoryTerm
 from l2t_ray.core.loss.network import FAMILY, DynamicLossNetwork, LossNetworkSpec
 from l2t_ray.core.student import cross_entropy, rows_of
@@ -95,7 +95,7 @@ class PairLoss:
             [f"It is {first}, for {classes}: {len(phi):,} weights in all.\n", _USAGE, *filter(None, others)]
         )
 
-    def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[Picture]:
+    def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[LossPicture]:
         """The network's loss of a pair, and what parts have to show."""
         parts, own = self.spec.parts, self.spec.parts.split(phi.detach())
         surface = Surface(lambda pairs: parts.network.losses(own.network, pairs.to(phi)))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.loss.family import Picture
+from l2t_ray.core.loss.family import LossPicture
 from l2t_ray.interfaces import Metrics
 
 
@@ -27,6 +27,6 @@ class Part:
         del numbers
         return ""
 
-    def pictures(self, numbers: Float[Tensor, " m"]) -> Sequence[Picture]:
+    def pictures(self, numbers: Float[Tensor, " m"]) -> Sequence[LossPicture]:
         del numbers
         return []

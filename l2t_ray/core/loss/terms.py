@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.loss.family import Bars, Curve, Picture, RowLosses
+from l2t_ray.core.loss.family import Bars, Curve, LossPicture, RowLosses
 from l2t_ray.core.loss.term_sample import knots_at_quantiles, shares_of_kinds, spread_over_pieces
 from l2t_ray.interfaces import Metrics, Task, Term, Terms, UserError
 
@@ -300,7 +300,7 @@ class TermLoss:
         table = "\n".join(["| term | kind | weight |", "|---|---|---|", *rows, ""])
         return "\n".join([f"It is a combination of loss terms: {len(phi)} weights in all.\n", table, *sloped, _USAGE])
 
-    def pictures(self, phi: Float[Tensor, " m"]) -> list[Picture]:
+    def pictures(self, phi: Float[Tensor, " m"]) -> list[LossPicture]:
         """The weights of each term's kinds, and the curves, up to half as far again as their last knots."""
         bars = [
             Bars(f"weights of {name}", dict(zip(self.kinds[name], weights.tolist(), strict=True)), start=1.0)

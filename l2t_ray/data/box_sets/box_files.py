@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes, clipped
 from l2t_ray.data.image_files import content_of, read_all_once, statistics, tracked
+from l2t_ray.data.listed_files import check_disjoint
 from l2t_ray.data.pictures import Look, Picture, Reading, agree, look_at, pixels_of, shown
 from l2t_ray.interfaces import UserError
 
@@ -67,7 +68,7 @@ def open_files(
         UserError: if a file cannot be read, has another size than its annotation says, is in two parts, or a part has
             no box.
     """
-    _check_disjoint(name, parts)
+    check_disjoint(name, {part: [file.image for file in files] for part, files in parts.items()})
     files = [file for part in PARTS for file in parts.get(part, ())]
     looks = [look_at(Picture(file.image, shown(file.image))) for file in files]
     reading, converted = agree(looks)
@@ -102,18 +103,6 @@ def open_files(
     apart = np.arange(numbers["train"], numbers["train"] + numbers["validation"]) if numbers["validation"] else None
     train, test = part_of([*rows["train"], *rows["validation"]]), part_of(rows["test"])
     return BoxedDataset(name, train, test, mean, std, apart, (*notes, *converted, *more))
-
-
-def _check_disjoint(name: str, parts: Mapping[str, Sequence[BoxFile]]) -> None:
-    part_of: dict[Path, str] = {}
-    for part, files in parts.items():
-        for file in files:
-            before = part_of.setdefault(file.image.resolve(), part)
-            if before != part:
-                raise UserError(
-                    f"data.name={name}: {shown(file.image)} is in the {before} part and in the {part} part; take it "
-                    "out of one."
-                )
 
 
 def _check_size(file: BoxFile, look: Look) -> None:

@@ -1,10 +1,9 @@
 """Published sets whose parts are listed in text files: CamVid and PASCAL VOC 2012."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from l2t_ray.data.listed_files import existing, folder_with, lines_of
+from l2t_ray.data.listed_files import check_disjoint, existing, folder_with, lines_of
 from l2t_ray.data.mask_sets.coding import Numbered
 from l2t_ray.data.mask_sets.mask_files import MaskFile, open_files
 from l2t_ray.data.masked_sets import MaskedDataset
@@ -32,7 +31,7 @@ def open_camvid(root: Path) -> MaskedDataset:
         part: [_camvid_pair(folder, folder / f"{listed}.txt", line) for line in lines_of(folder / f"{listed}.txt")]
         for part, listed in (("train", "train"), ("validation", "val"), ("test", "test"))
     }
-    _check_disjoint("camvid", files)
+    check_disjoint("camvid", {part: [file.image for file in listed] for part, listed in files.items()})
     return open_files("camvid", files, CAMVID_CLASSES, Numbered(len(CAMVID_CLASSES), ignore=CAMVID_VOID))
 
 
@@ -57,7 +56,7 @@ def open_voc(root: Path) -> MaskedDataset:
     train = _voc_files(folder, lists / "trainaug.txt" if has_more else lists / "train.txt",
                        augmented if has_more else folder / "SegmentationClass")  # fmt: skip
     files = {"train": train, "test": test}
-    _check_disjoint("voc2012", files)
+    check_disjoint("voc2012", {part: [file.image for file in listed] for part, listed in files.items()})
     dataset = open_files("voc2012", files, VOC_CLASSES, Numbered(len(VOC_CLASSES)))
     if has_more or not (augmented.is_dir() or (lists / "trainaug.txt").exists()):
         return dataset
@@ -72,13 +71,3 @@ def _voc_files(folder: Path, path: Path, masks: Path) -> list[MaskFile]:
         MaskFile(existing(folder / f"JPEGImages/{stem}.jpg", path), existing(masks / f"{stem}.png", path))
         for stem in stems
     ]
-
-
-def _check_disjoint(name: str, files: Mapping[str, Sequence[MaskFile]]) -> None:
-    parts = {part: {file.image for file in listed} for part, listed in files.items()}
-    for part in [*parts][:-1]:
-        if both := sorted(parts[part] & parts["test"]):
-            raise UserError(
-                f"data.name={name}: {shown(both[0])} is in the list of the {part} part and in that of the test part; "
-                "take it out of one."
-            )

@@ -70,7 +70,7 @@ def test_what_is_wrong_with_lists_is_said(tmp_path):
     make_camvid(tmp_path)
     lists = make_voc(tmp_path)
     (lists / "trainaug.txt").write_text("a\nc\n")
-    with pytest.raises(UserError, match=r"c\.jpg is in the list of the train part and in that of the test part"):
+    with pytest.raises(UserError, match=r"c\.jpg is in the train part and in the test part"):
         open_voc(tmp_path)
     (tmp_path / "CamVid/val.txt").write_text("val/val0.png\n")
     with pytest.raises(UserError, match=r"val\.txt has the line 'val/val0\.png'; expected an image and its mask"):
