@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2t_ray.data import catalog, label_files, noise, splits
+from l2t_ray.data import catalog, imbalance, label_files, noise, splits
 from l2t_ray.data.boxed_sets import BoxedDataset
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.checked import AnyDataset
@@ -60,12 +60,25 @@ def refuse_other_sections(data: DataConfig, what: str) -> None:
 
 
 def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
-    """Which images are trained and validated on. Parts are balanced by class; those of images with masks or boxes,
-    which have several classes, are not.
+    """Which images are trained and validated on. Parts are balanced by class, but for an imbalance that is set; those
+    of images with masks or boxes, which have several classes, are not.
 
     Raises:
-        UserError: if there are too few images.
+        UserError: if there are too few images, or an imbalance is set where images have several classes.
     """
+    policy, setting = _balanced_policy(config, dataset), config.data.imbalance
+    if setting.kind == "none":
+        return policy
+    if isinstance(dataset, MaskedDataset | BoxedDataset):
+        raise UserError(
+            f"data.imbalance.kind is {setting.kind!r}, which is of images with one label each, and {config.data.name} "
+            "has others; set data.imbalance.kind=none."
+        )
+    images = dataset.train
+    return imbalance.thinned(policy, images.labels, setting.kind, setting.factor, config.seed, images.class_names)
+
+
+def _balanced_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
     data, has_several = config.data, isinstance(dataset, MaskedDataset | BoxedDataset)
     if isinstance(dataset, MaskedDataset | BoxedDataset):
         labels, class_names = np.zeros(len(dataset.train), dtype=np.int64), None

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.examples import Examples, Joined
@@ -35,10 +36,7 @@ class TensorSource(ExamplesSource):
     ):
         self._task = task
         num_train, num_rows = len(sets.train), len(sets.train) + len(sets.validation)
-        if task is None:
-            labels = np.concatenate([part.targets.cpu().numpy() for part in (sets.train, sets.validation)])
-        else:
-            labels = np.zeros(num_rows, dtype=np.int64)
+        labels = _labels(sets, num_classes, task)
 
         def examples(taught: Int[np.ndarray, " n"]) -> Examples:
             if task is not None:
@@ -61,3 +59,17 @@ class TensorSource(ExamplesSource):
 
     def served(self, loader: RoundLoader) -> Data:
         return loader if self._task is None else RowShares(loader, self._task, SingleProcess())
+
+
+def _labels(sets: TensorSets, num_classes: int, task: Task | None) -> Int[np.ndarray, " n"]:
+    """The class of each row of both sets; zeros where a task's targets are something else."""
+    targets = [part.targets for part in (sets.train, sets.validation)]
+    if task is not None and not (task.row_is_example and all(_are_classes(part, num_classes) for part in targets)):
+        return np.zeros(sum(map(len, targets)), dtype=np.int64)
+    return np.concatenate([part.cpu().numpy() for part in targets]).astype(np.int64, copy=False)
+
+
+def _are_classes(targets: object, num_classes: int) -> bool:
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+        return False
+    return bool((targets >= 0).all() and (targets < num_classes).all())

@@ -148,6 +148,27 @@ class Parts:
             sample.append(self.trainee.seen_terms(student, batch._replace(weights=weights)))
         return sample
 
+    def class_counts(self, *, with_validation: bool = False) -> Int[np.ndarray, " c"]:
+        """How many images of the training part (of the first epoch, where it changes) are labelled with each class.
+
+        Args:
+            with_validation: those of the validation part are trained on as well, with their own labels.
+
+        Raises:
+            UserError: if fewer than two classes have any.
+        """
+        split, labels = self.source.split(0), self.labels
+        given = labels.observed[split.train]
+        if with_validation:
+            given = np.concatenate((given, labels.validation[split.validation]))
+        counts = np.bincount(given, minlength=self.num_classes)
+        if np.count_nonzero(counts) < 2:
+            raise UserError(
+                "class shares are counted from the training labels, and these are of one class alone, or no class "
+                "numbers; take a method or loss that does not count them, such as method=cross_entropy."
+            )
+        return counts
+
     @torch.no_grad()
     def num_features(self) -> int:
         """Length of the features that the student gives with its logits.

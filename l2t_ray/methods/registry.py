@@ -1,5 +1,7 @@
 """The methods that a configuration knows by name: one line each."""
 
+from l2t_ray.methods.balanced_softmax import BalancedSoftmaxConfig
+from l2t_ray.methods.class_balanced import ClassBalancedConfig
 from l2t_ray.methods.cross_entropy import CrossEntropyConfig
 from l2t_ray.methods.forward_correction import ForwardCorrectionConfig
 from l2t_ray.methods.gce import GCEConfig
@@ -25,6 +27,8 @@ METHODS: tuple[type[MethodSettings], ...] = (
     MentorNetConfig,
     L2RConfig,
     SLFConfig,
+    BalancedSoftmaxConfig,
+    ClassBalancedConfig,
 )
 
 DEFAULT_METHOD = RecommendedConfig

@@ -9,7 +9,8 @@ something else in a round; `phases`, where it does different things in the cours
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -78,6 +79,13 @@ class MethodSettings(PathNamed):
         """The loss of a method that has a fixed one; None: it has none."""
         del parts
         return None
+
+    def class_counts(self, parts: Parts) -> Int[np.ndarray, " c"]:
+        """How many of the labels that its own loss reads each class has (`Parts.class_counts`).
+
+        (Where validation images are trained on under another loss than the method's own, they do not count.)
+        """
+        return parts.class_counts(with_validation=self.clean_images == "mixed")
 
     def build(self, parts: Parts) -> Method:
         """The method itself, as it is when no validation image is trained on.

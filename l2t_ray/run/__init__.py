@@ -5,6 +5,7 @@ runs/<name>/config.yaml         the resolved configuration, without credentials
             run.lock            while it runs: the process that does
             metrics.parquet     one row a round and method
             noise.json          where labels are wrong: matrix, realised rate, seed
+            imbalance.json      where classes are of unequal size on purpose: the training images of each, seed
             confusion.npz       test images by class and answer, an array for each method
             figures/*.png
             suspects.csv        training labels, the most suspicious first, if the method has a memory of its images

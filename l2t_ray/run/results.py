@@ -32,9 +32,10 @@ from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import write_rows
 from l2t_ray.training.checkpoint import Checkpoint
 
+IMBALANCE = "imbalance.json"
 ARTIFACTS = (
     *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
-    *("metrics.parquet", "noise.json", PATTERN, FINISHED),
+    *("metrics.parquet", "noise.json", IMBALANCE, PATTERN, FINISHED),
 )
 """What tracking gets of a run directory, as patterns: everything but checkpoints."""
 SHOWN_SUSPECTS = 16
@@ -92,6 +93,8 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
     if loss is not None and loss.is_kept:
         loss.save(folder / "loss.safetensors")
         (folder / "loss.md").write_text(loss_card(config, loss, summaries))
+    if config.data.imbalance.kind != "none":
+        (folder / IMBALANCE).write_text(json.dumps(_imbalance(config, source), indent=1))
     found = _write_suspects(config, source, folder, checkpoint)
     if figures:
         _write_figures(config, source, folder, checkpoint, inspections, moments, found.get(config.method.arm))
@@ -217,15 +220,39 @@ def final_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
-    """The noise that the training images really have, for tracking."""
-    noise = source_of(config).corrupted
+    """The noise and the imbalance that the training images really have, for tracking."""
+    source = source_of(config)
+    facts, noise = {}, source.corrupted
+    if config.data.imbalance.kind != "none":
+        facts["imbalance.images"] = str(_imbalance(config, source)["images"])
     if noise is None:
-        return {}
-    return {
+        return facts
+    return facts | {
         "noise.realised_rate": round(noise.rate, 5),
         "noise.num_images": len(noise.rows),
         "noise.seed": config.seed,
         "noise.realised_matrix": np.array2string(noise.realised, precision=2, suppress_small=True, threshold=400),
+    }
+
+
+def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
+    """The training images of each class, and how many are labelled so."""
+    train, names = source.dataset.train, list(source.dataset.train.class_names)
+    assert isinstance(train, ImageSet)  # images of other kinds have no imbalance
+    rows = source.split(0).train
+    images, labelled = (
+        np.bincount(labels[rows], minlength=len(names)) for labels in (train.labels, source.labels().observed)
+    )
+    return {
+        "kind": config.data.imbalance.kind,
+        "factor": config.data.imbalance.factor,
+        "realised_factor": float(images.max() / images.min()),
+        "seed": config.seed,
+        "num_images": len(rows),
+        "class_names": names,
+        "images": images.tolist(),
+        "labelled": labelled.tolist(),
+        "validation": protocol(config, source.dataset),
     }
 
 

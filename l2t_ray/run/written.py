@@ -106,16 +106,20 @@ def _missing(key: str, shown: str | None, remedy: str) -> str:
 
 
 def _added(tree: Mapping[str, Any]) -> set[str]:
-    """Keys that the run of an earlier version, which has none of them, may lack."""
-    added = {".".join(part for part in key.split(".") if not part.isdigit()) for key in ADDED}
-    return set() if added & _keys(tree) else added
+    """Keys that the run of an earlier version may lack: of those that were added together it has none."""
+    there, lacking = _keys(tree), set[str]()
+    for added in ADDED:
+        keys = {".".join(part for part in key.split(".") if not part.isdigit()) for key in added}
+        if not keys & there:
+            lacking |= keys
+    return lacking
 
 
 def _lacking(record: type[BaseModel], tree: Mapping[str, Any], added: set[str], prefix: str = "") -> str | None:
     """The first key of a record that nested mappings lack, but for `added`; what is in a list, or of several kinds, is
     not looked at."""
     for name, field in record.model_fields.items():
-        if f"{prefix}{name}" in added:
+        if name not in tree and _is_added(field.annotation, f"{prefix}{name}", added):
             continue
         if name not in tree:
             return f"{prefix}{name}"
@@ -125,6 +129,13 @@ def _lacking(record: type[BaseModel], tree: Mapping[str, Any], added: set[str], 
             if missing is not None:
                 return missing
     return None
+
+
+def _is_added(annotation: Any, key: str, added: set[str]) -> bool:
+    """Whether a key, or each key of a section, was added."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return all(f"{key}.{name}" in added for name in annotation.model_fields)
+    return key in added
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> set[str]:

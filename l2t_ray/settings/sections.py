@@ -81,6 +81,28 @@ class NoiseConfig(Record):
         return self
 
 
+class ImbalanceConfig(Record):
+    """Training classes of unequal size, thinned out before the labels are corrupted. Validation and test images stay as
+    they are."""
+
+    kind: Literal["none", "exponential", "step"] = "none"
+    """How many images each class keeps (data/imbalance.py). `exponential`: class c of C has n_max * factor^(-c / (C -
+    1)), as in Meta-Weight-Net and Cui et al. 2019; `step`: the first half of the classes have n_max, the others
+    n_max / factor, as in Cao et al. 2019. n_max is what `num_train` leaves of a class."""
+    factor: Annotated[Real, Field(ge=1, le=1000)] = 1.0
+    """How many times as many images the largest class has as the smallest (published: 10 to 200)."""
+
+    @model_validator(mode="after")
+    def _factor_belongs_to_a_kind(self) -> "ImbalanceConfig":
+        if self.kind == "none" and self.factor != 1:
+            raise ValueError(
+                f"imbalance.factor is {self.factor:g} but imbalance.kind is 'none'; set imbalance.kind=exponential"
+            )
+        if self.kind != "none" and "factor" not in self.model_fields_set:
+            raise ValueError(f"imbalance.kind is {self.kind!r}; set imbalance.factor too, for instance to 100")
+        return self
+
+
 Enlargement = Annotated[Real, Field(ge=0.1, le=10)]
 """A factor by which images change size before they are cropped."""
 
@@ -167,6 +189,7 @@ class DataConfig(Record):
     image_size: Annotated[Whole, Field(ge=1, le=4096)] | None = None
     """Reduce the images to this height and width by averaging squares of pixels (CIFAR: 16, 8); null: as they are.
     Own images are scaled to any size."""
+    imbalance: ImbalanceConfig = ImbalanceConfig()
     noise: NoiseConfig = NoiseConfig()
     validation_labels: Literal["clean", "observed"] = "clean"
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
@@ -179,6 +202,15 @@ class DataConfig(Record):
     boxes: BoxesConfig = BoxesConfig()
     at_pass_end: Literal["wrap", "lose_step"] = "wrap"
     """`lose_step`: the released code loses one student step whenever a pass over the training part ends."""
+
+    @model_validator(mode="after")
+    def _one_training_part_is_thinned_out(self) -> "DataConfig":
+        if self.imbalance.kind != "none" and self.split == "redivide":
+            raise ValueError(
+                f"data.imbalance.kind is {self.imbalance.kind!r}, and with data.split=redivide every image is trained "
+                "on in turn; set data.split=fixed"
+            )
+        return self
 
 
 class TrainingConfig(Record):

@@ -224,7 +224,8 @@ class Comparison:
 
     def _published(self):
         noise = self.config.data.noise
-        return noisy_labels(self.config.data.name, noise.rate) if noise.kind == "flip_to_two" else {}
+        is_theirs = noise.kind == "flip_to_two" and self.config.data.imbalance.kind == "none"
+        return noisy_labels(self.config.data.name, noise.rate) if is_theirs else {}
 
     def _caption(self) -> str:
         data, training = self.config.data, self.config.training
@@ -234,13 +235,15 @@ class Comparison:
         student = f"{self.config.student.name} ({options})" if options else self.config.student.name
         size = "" if data.image_size is None else f" at {data.image_size}x{data.image_size}"
         images = "all other" if data.num_train is None else f"{data.num_train:,}"
+        imbalance = data.imbalance
+        thinned = "" if imbalance.kind == "none" else f" ({imbalance.kind} imbalance, factor {imbalance.factor:g})"
         budget = (
             f"{training.num_rounds * training.num_steps:,} steps of {training.batch_size} images for every method"
             if self.budget == "parity"
             else "the schedule of each method's own paper, as far as it is known"
         )
         lines = [
-            f"{data.name}{size}, {images} training images, noise {what}; {student}. Validation: {validation}. "
+            f"{data.name}{size}, {images} training images{thinned}, noise {what}; {student}. Validation: {validation}. "
             f"Budget `{self.budget}`: {budget}.",
             "Mean ± standard deviation (number of seeds). Final: after the last step. Best seen: picked on the test "
             "set, for information. Time: training steps alone.",

@@ -61,6 +61,11 @@ def test_another_set_has_another_fingerprint():
 @pytest.mark.parametrize(
     "key, value, message",
     [
+        (
+            "data.imbalance",
+            {"kind": "step", "factor": 9},
+            r"data\.imbalance\.kind is 'step', which is of images with one",
+        ),
         ("data.noise", {"kind": "uniform", "rate": 0.2}, r"data\.noise\.kind is 'uniform', which images with masks"),
         ("data.validation_labels", "observed", r"set data\.validation_labels=clean"),
         ("data.split", "redivide", r"validation images of digit_scenes are set apart; set data\.split=fixed"),

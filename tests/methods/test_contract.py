@@ -94,6 +94,8 @@ METHODS = {
         "loss": {"layers": 0, "label_entries": "constant", "memory": 3},
     },
     "forward_correction": {"name": "forward_correction"},
+    "balanced_softmax": {"name": "balanced_softmax"},
+    "class_balanced-trusted": {"name": "class_balanced", "clean_images": "trusted"},
     "glc": {"name": "glc"},
     "mw_net": {"name": "mw_net"},
     "mentornet": {"name": "mentornet"},

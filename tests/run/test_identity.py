@@ -176,6 +176,39 @@ def test_a_run_from_before_there_were_optimizers_goes_on(whole, tmp_path):
     assert Experiment.resume(copy).config.training.optimizer == "sgd"
 
 
+def test_a_run_from_before_there_was_imbalance_goes_on(whole, tmp_path):
+    copy = interrupted(whole, tmp_path)
+    tree = yaml.safe_load((copy / "config.yaml").read_text())
+    del tree["data"]["imbalance"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    written = json.loads((copy / "fingerprint.json").read_text())["settings"]
+    assert not any(key.startswith("data.imbalance") for key in written)  # as they wrote it
+    assert Experiment.resume(copy).config.data.imbalance.kind == "none"
+    tree["data"]["imbalance"] = {"kind": "step"}
+    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"it lacks data\.imbalance\.factor"):
+        Experiment.resume(copy)
+
+
+def test_an_imbalance_is_written_and_part_of_what_a_run_is(tiny, tmp_path):
+    thin = [
+        "data.imbalance={kind: exponential, factor: 20}",
+        "data.split=fixed",
+        "training.num_rounds=1",
+        "controls=[]",
+    ]
+    noisy = [*thin, "data.noise={kind: flip_to_two, rate: 0.4}"]
+    directory = tiny(tmp_path, *noisy).run(quiet=True, figures=False).directory
+    found = json.loads((directory / "imbalance.json").read_text())
+    assert found["images"][0] / found["images"][9] == pytest.approx(20, rel=0.1) == found["realised_factor"]
+    assert sum(found["images"]) == sum(found["labelled"]) == found["num_images"]
+    assert found["images"] != found["labelled"]
+    (directory / "summary.json").unlink()
+    other = [*noisy, "data.imbalance.factor=10"]
+    with pytest.raises(UserError, match=r"data\.imbalance\.factor is 20\.0 there and 10\.0 here"):
+        tiny(tmp_path, *other).run(quiet=True, figures=False)
+
+
 def test_a_configuration_that_lost_its_optimizer_is_refused(whole, tmp_path):
     copy = interrupted(whole, tmp_path)
     tree = yaml.safe_load((copy / "config.yaml").read_text())

@@ -143,6 +143,13 @@ def test_controls_are_a_list_of_methods(load):
             ["tracking=sq"],
             r"tracking on the command line is a section with the keys mlflow, .*; set for instance tracking.mlflow=sq",
         ),
+        (["data.imbalance.factor=10"], "imbalance.factor is 10 but imbalance.kind is 'none'; set imbalance.kind="),
+        (["data.imbalance.kind=step"], "imbalance.kind is 'step'; set imbalance.factor too, for instance to 100"),
+        (["data.imbalance={kind: step, factor: 2000}"], "data.imbalance.factor"),
+        (
+            ["data.imbalance={kind: step, factor: 20}", "data.split=redivide"],
+            "with data.split=redivide every image is trained on in turn; set data.split=fixed",
+        ),
         (["data.noise.kind=labels"], "noise.kind is 'labels'; set noise.file"),
         (["data.noise.file=x.npy"], "noise.file and noise.column are not read with noise.kind=none"),
         (["data.noise.kind=labels", "data.noise.file=x.npy", "data.noise.rate=0.2"], "the file decides; remove it"),

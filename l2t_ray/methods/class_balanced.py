@@ -1,0 +1,50 @@
+"""Class-balanced cross-entropy by effective numbers of samples (Cui et al., CVPR 2019).
+
+The n-th image of a class brings less than the first one, for it overlaps with those that are there. Of n images
+(1 - beta^n) / (1 - beta) count; a class is weighed by the inverse of that. beta = 0 is plain cross-entropy, beta -> 1
+weighs by the inverse of n.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from l2t_ray.core.student import RowLoss, cross_entropy
+from l2t_ray.methods.parts import Parts
+from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
+from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.settings.record import Share
+
+
+class ClassBalancedConfig(MethodSettings):
+    """Cross-entropy weighed by the inverse of each class's effective number of images (Cui et al. 2019)."""
+
+    paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
+    goes_by_images: ClassVar[bool] = True
+
+    name: Literal["class_balanced"] = "class_balanced"
+    beta: Share = 0.9999
+    """How much a class's images overlap (paper: 0.9, 0.99, 0.999 and 0.9999; the last one for CIFAR-10)."""
+
+    def fixed_loss(self, parts: Parts) -> RowLoss:
+        """
+        Raises:
+            UserError: if the training labels are of one class alone.
+        """
+        weights = class_weights(self.class_counts(parts), self.beta).to(parts.device)
+
+        def loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+            return weights.to(logits)[labels] * cross_entropy(logits, labels)
+
+        return loss
+
+
+def class_weights(counts: Int[np.ndarray, " c"], beta: float) -> Float[Tensor, " c"]:
+    """`(1 - beta) / (1 - beta^n_c)`, scaled to the mean 1 over classes, in double precision; a class without a label
+    counts as if it had one."""
+    numbers = torch.from_numpy(counts).double().clamp(min=1)
+    weights = 1 / -(numbers * np.log(beta)).expm1()
+    return weights / weights.mean()
