@@ -8,6 +8,7 @@ from l2t_ray.methods.gce import GCEConfig
 from l2t_ray.methods.glc import GLCConfig
 from l2t_ray.methods.l2r import L2RConfig
 from l2t_ray.methods.l2t_dln import L2TDLNConfig
+from l2t_ray.methods.mask_loss import MaskLossConfig
 from l2t_ray.methods.mentornet import MentorNetConfig
 from l2t_ray.methods.mw_net import MWNetConfig
 from l2t_ray.methods.recommended import RecommendedConfig
@@ -29,6 +30,7 @@ METHODS: tuple[type[MethodSettings], ...] = (
     SLFConfig,
     BalancedSoftmaxConfig,
     ClassBalancedConfig,
+    MaskLossConfig,
 )
 
 DEFAULT_METHOD = RecommendedConfig

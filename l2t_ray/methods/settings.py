@@ -40,7 +40,7 @@ class MethodSettings(PathNamed):
 
     name: str
     label: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=60)] | None = None
-    """Name in tables and figures, unique among the arms; null: made from `name` and `clean_images`."""
+    """Name in tables and figures, unique among the arms; null: made from what it is (`name`) and `clean_images`."""
     clean_images: Literal["validate", "mixed", "fine_tuned", "trusted"] = "validate"
     """What the validation images are for. `validate`: they are validated on, and no more; `mixed`: they are training
     images as well, with their validation labels; `fine_tuned`: as `validate`, but the last rounds train on them alone,
@@ -55,10 +55,14 @@ class MethodSettings(PathNamed):
     warm rounds, do so from the end of these on instead."""
 
     @property
+    def called(self) -> str:
+        """What it is called in tables and figures where the validation images are for validation and it has no label."""
+        return self.name.rpartition(":")[2]
+
+    @property
     def arm(self) -> str:
         """The name in tables and figures."""
-        name = self.name.rpartition(":")[2]
-        return self.label or (name if self.clean_images == "validate" else f"{name}-{self.clean_images}")
+        return self.label or (self.called if self.clean_images == "validate" else f"{self.called}-{self.clean_images}")
 
     @property
     def trains_on_validation(self) -> bool:

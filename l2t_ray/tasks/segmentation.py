@@ -48,6 +48,15 @@ class Segmentation:
         labels, _ = self._rows_of(targets)
         return (labels != self._ignore).sum(dim=1)
 
+    def with_all_pixels(self, batch: Batch) -> Batch:
+        """The minibatch as if no pixels had been chosen. Its weights are not those of its rows then."""
+        return batch._replace(targets=_mask(batch))
+
+    def class_counts(self, targets: Tensor | Mapping[str, Tensor]) -> Int[Tensor, " c"]:
+        """How many of the rows have each class."""
+        labels, _ = self._rows_of(targets)
+        return torch.stack([(labels == number).sum() for number in range(self._num_classes)])
+
     def terms(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> Terms:
         """Rows are the chosen pixels that count. Terms: their cross-entropy by class, and each image's soft Jaccard
         loss (over its chosen pixels; an example is weighed by its rows)."""
