@@ -56,7 +56,7 @@ class MethodSettings(PathNamed):
 
     @property
     def called(self) -> str:
-        """What it is called in tables and figures where the validation images are for validation and it has no label."""
+        """What it is called in tables and figures without a label, where the validation images are validated on."""
         return self.name.rpartition(":")[2]
 
     @property

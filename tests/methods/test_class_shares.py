@@ -71,12 +71,12 @@ def test_the_labels_that_are_trained_on_are_counted():
     given = np.bincount(parts.labels.observed[rows], minlength=10)
     assert (parts.class_counts() == given).all()
     assert (given != np.bincount(parts.labels.validation[rows], minlength=10)).any()
-    for clean_images, more in (("judge", 0), ("fine_tuned", 0), ("trusted", 0), ("mixed", 10)):
+    for clean_images, more in (("validate", 0), ("fine_tuned", 0), ("trusted", 0), ("mixed", 10)):
         method = BalancedSoftmaxConfig(clean_images=clean_images)
         assert (method.class_counts(parts) == given + more).all()
 
 
-@pytest.mark.parametrize("clean_images", ["judge", "mixed", "fine_tuned", "trusted"])
+@pytest.mark.parametrize("clean_images", ["validate", "mixed", "fine_tuned", "trusted"])
 def test_every_use_of_the_clean_images_trains(clean_images):
     config = longtail({"name": "class_balanced", "clean_images": clean_images})
     run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))

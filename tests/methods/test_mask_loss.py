@@ -131,7 +131,7 @@ def test_it_trains_and_is_called_after_its_loss(form):
 
 def test_cross_entropy_is_added_and_clean_images_are_trained_on():
     control = {"name": "mask_loss", "form": "jaccard", "with_cross_entropy": True}
-    controls = [control | {"clean_images": use} for use in ("judge", "mixed", "fine_tuned")]
+    controls = [control | {"clean_images": use} for use in ("validate", "mixed", "fine_tuned")]
     end = run_alone(scenes("cross_entropy", controls=controls))
     jaccard = "cross_entropy+jaccard"
     assert list(end.finished) == [jaccard, f"{jaccard}-mixed", f"{jaccard}-fine_tuned", "cross_entropy"]

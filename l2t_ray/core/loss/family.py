@@ -81,6 +81,8 @@ class LossFamily(Protocol):
 class KeptFamily(LossFamily, Protocol):
     """A family whose losses outlive their training: they have a file, a page and pictures (`learned.LearnedLoss`).
 
+    To be called, it is a `RowFamily` or a `CalledFamily` too.
+
     Attributes:
         family: what files call it (`learned.FAMILIES`).
         spec_type: the type of `spec`: a frozen dataclass of plain values, with `num_weights`.
@@ -97,10 +99,6 @@ class KeptFamily(LossFamily, Protocol):
         """The family that `spec` is of; where its phi begins does not count."""
         ...
 
-    def loss(self, phi: Float[Tensor, " m"], *given: Any, **more: Any) -> Float[Tensor, ""]:
-        """The loss in a training loop of somebody's own; what it is given is the family's affair."""
-        ...
-
     def check(self, task: Task, num_classes: int | None = None) -> None:
         """
         Raises:
@@ -113,3 +111,29 @@ class KeptFamily(LossFamily, Protocol):
         ...
 
     def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[LossPicture]: ...
+
+
+@runtime_checkable
+class RowFamily(Protocol):
+    """A family of losses of class decisions: in somebody's own loop it is called as `torch.nn.CrossEntropyLoss` is."""
+
+    def row_losses(
+        self,
+        phi: Float[Tensor, " m"],
+        logits: Float[Tensor, "n c"],
+        labels: Int[Tensor, " n"],
+        memory: Float[Tensor, "n c"] | None = None,
+    ) -> Float[Tensor, " n"]:
+        """
+        Args:
+            labels: in `[0, c)`.
+            memory: of each row; None: there is none. Given where `reads_memory` alone.
+        """
+        ...
+
+
+@runtime_checkable
+class CalledFamily(Protocol):
+    """A family of other losses; what is given to them in somebody's own loop is the family's affair."""
+
+    def loss(self, phi: Float[Tensor, " m"], *given: Any, **more: Any) -> Float[Tensor, ""]: ...

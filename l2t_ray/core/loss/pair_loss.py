@@ -62,17 +62,14 @@ class PairLoss:
         rows = rows_of(terms, self._task)
         return cross_entropy(rows.logits, rows.labels)
 
-    def loss(
+    def row_losses(
         self,
         phi: Float[Tensor, " m"],
         logits: Float[Tensor, "n c"],
         labels: Int[Tensor, " n"],
-        weights: Float[Tensor, " n"] | None = None,
         memory: Float[Tensor, "n c"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """See `DynamicLossNetwork.loss`."""
-        losses = self.network.losses_at(phi, logits, labels, memory)
-        return losses.mean() if weights is None else (weights * losses).sum()
+    ) -> Float[Tensor, " n"]:
+        return self.network.losses_at(phi, logits, labels, memory)
 
     def report(self, phi: Float[Tensor, " m"]) -> Metrics:
         """What each part says of itself."""
