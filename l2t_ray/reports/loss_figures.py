@@ -13,7 +13,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from l2t_ray.core.loss.family import Bars, Curve, Picture, Surface
-from l2t_ray.reports.figures import COLOURS, STYLE, blank_figure, loss_surfaces
+from l2t_ray.figure_style import COLOURS, STYLE, blank_figure
+from l2t_ray.reports.figures import loss_surfaces
 
 Drawn = TypeVar("Drawn", Bars, Curve)
 Moments = Sequence[tuple[str, Sequence[Picture]]]
