@@ -6,11 +6,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from l2t_ray.figure_style import COLOURS, STYLE, blank_figure, plain, shortened
-from l2t_ray.reports.example_sheets import Sheet, example_sheet
-from l2t_ray.tasks.shown import ByClass, Chart
+from l2t_ray.figure_style import COLOURS, DASHES, STYLE, blank_figure, plain, shortened
+from l2t_ray.reports.box_sheet import box_sheet
+from l2t_ray.reports.class_map_sheet import class_map_sheet
+from l2t_ray.reports.sheets import Sheet
+from l2t_ray.tasks.shown import BoxMarks, ByClass, Chart, ClassMap, Curves
 
 EXAMPLES = "examples"
+_SHEETS = {ClassMap: class_map_sheet, BoxMarks: box_sheet}
 _MOST_CLASSES = 40
 """Of more classes those are shown in which the arms differ most."""
 _LONGEST = 24
@@ -22,11 +25,15 @@ def answer_figures(sheet: Sheet, charts: Mapping[str, Sequence[Chart]]) -> dict[
     Args:
         charts: by arm, the same for each.
     """
-    figures = {EXAMPLES: example_sheet(sheet)} if sheet.images and sheet.answers else {}
+    figures = {}
+    if sheet.truths and sheet.answers:
+        figures[EXAMPLES] = _SHEETS[type(sheet.truths[0])](sheet)
     for number, chart in enumerate(next(iter(charts.values()), ())):
+        same = {arm: own[number] for arm, own in charts.items()}
         if isinstance(chart, ByClass):
-            same = {arm: own[number] for arm, own in charts.items()}
             figures[chart.name] = by_class({arm: own for arm, own in same.items() if isinstance(own, ByClass)})
+        elif isinstance(chart, Curves):
+            figures[chart.name] = curves({arm: own for arm, own in same.items() if isinstance(own, Curves)})
     return figures
 
 
@@ -52,6 +59,21 @@ def by_class(charts: Mapping[str, ByClass]) -> Figure:
         ax.set(title=title, xlabel=given.label, xlim=(0, 100))
         ax.grid(False, axis="y")
         figure.legend(loc="outside lower center", ncols=min(4, len(charts)))
+    return figure
+
+
+def curves(charts: Mapping[str, Curves]) -> Figure:
+    """A panel for each title, a line an arm, and beside its name what the area under it comes to."""
+    given = next(iter(charts.values()))
+    with rc_context(STYLE):
+        figure = blank_figure(3.9 * len(given.lines), 3.4)
+        for ax, title in zip(figure.subplots(1, len(given.lines), squeeze=False)[0], given.lines, strict=True):
+            for i, (arm, chart) in enumerate(charts.items()):
+                x, y = chart.lines[title]
+                label = f"{plain(shortened(arm, _LONGEST))}: {100 * y.mean():.1f} %"
+                ax.plot(x, y, color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], label=label)
+            ax.set(title=title, xlabel=given.x_label, ylabel=given.y_label, xlim=(0, 1), ylim=(0, 1.02))
+            ax.legend(title="area under the line", loc="best")
     return figure
 
 

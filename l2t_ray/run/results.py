@@ -125,10 +125,10 @@ def _write_figures(
 ) -> None:
     # matplotlib takes a second to import, at the start
     from l2t_ray.reports.answers import answer_figures
-    from l2t_ray.reports.example_sheets import Sheet
     from l2t_ray.reports.figures import write_figures
     from l2t_ray.reports.gallery import gallery
     from l2t_ray.reports.loss_figures import loss_figures
+    from l2t_ray.reports.sheets import Sheet
 
     students, class_names = inspected.students, source.dataset.train.class_names
     confusions = {arm: said.confusion for arm, said in students.items() if said.confusion is not None}

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from l2t_ray.reports.answers import answer_figures, by_class
-from l2t_ray.reports.example_sheets import Sheet
-from l2t_ray.tasks.shown import ByClass, ClassMatrix
+from l2t_ray.reports.answers import answer_figures, by_class, curves
+from l2t_ray.reports.sheets import Sheet
+from l2t_ray.tasks.shown import ByClass, ClassMatrix, Curves
 
 NOTHING = Sheet([], [], {}, (), learned="l2t_dln")
 
@@ -40,3 +40,16 @@ def test_charts_are_drawn_by_their_kind_and_no_examples_make_no_sheet():
     charts = {"l2t_dln": [ClassMatrix(np.eye(2, dtype=int)), overlaps({"sky": 0.5}, 0.5)]}
     assert list(answer_figures(NOTHING, charts)) == ["class_iou"]
     assert answer_figures(NOTHING, {}) == {}
+
+
+def test_a_line_for_each_arm_says_what_the_area_under_it_is():
+    x = np.linspace(0, 1, 101)
+    given = {
+        arm: Curves("precision_recall", "recall", "precision", {"AP50": (x, height - x / 2), "AP75": (x, x * 0)})
+        for arm, height in (("darknet", 0.5), ("l2t_dln", 1.0))
+    }
+    left, right = curves(given).axes
+    assert [line.get_ydata()[0] for line in left.lines] == [0.5, 1.0]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["darknet: 25.0 %", "l2t_dln: 75.0 %"]
+    assert right.get_title(loc="left") == "AP75" and right.lines[1].get_ydata().max() == 0
+    assert list(answer_figures(NOTHING, {arm: [own] for arm, own in given.items()})) == ["precision_recall"]
