@@ -1,15 +1,12 @@
-"""Inspection of a run, which changes nothing in it: its trained students, and its hypergradient."""
+"""Inspection of a run's hypergradient, which changes nothing in it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from l2t_ray.assembly.run import build_run, build_trainee
-from l2t_ray.assembly.sources import AnySource
+from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.students import build_schedule
 from l2t_ray.assembly.trial import OTHERWISE
 from l2t_ray.bilevel.derivative_check import check_derivatives
@@ -19,53 +16,10 @@ from l2t_ray.bilevel.flat import clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.bilevel.unroll import plain_steps
 from l2t_ray.core.meta_step import L2TDLN
-from l2t_ray.data.boxed_sets import BoxedDataset
-from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.interfaces import Batch, Method, StudentState, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a trained student predicts: the confusion matrix of the test images (row the class, column the
-    prediction), and the share of wrong training labels that it has memorised; None where none is known to be wrong."""
-
-    confusion: Int[np.ndarray, "c c"]
-    memorised: float | None
-
-
-@torch.no_grad()
-def inspect_students(
-    config: ExperimentConfig, source: AnySource, students: Mapping[str, StudentState]
-) -> dict[str, Inspection]:
-    """Evaluates each trained student on all test images and all training images with wrong labels; none where images
-    have boxes."""
-    if isinstance(source.dataset, BoxedDataset):
-        return {}  # boxes that are found have no confusion matrix
-    trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
-    num_classes, corrupted = data.num_classes, source.corrupted
-    ignored = source.dataset.train.ignore if isinstance(source.dataset, MaskedDataset) else None
-    inspections = {}
-    for arm, state in students.items():
-        theta = state.theta.to(device)
-        buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
-
-        def answers(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
-            return trainee.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
-
-        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-        for batch in data.test():
-            truth, said = batch.targets.cpu().numpy(), answers(batch).cpu().numpy()
-            counts = truth != ignored
-            np.add.at(confusion, (truth[counts], said[counts]), 1)
-        memorised = None
-        if corrupted is not None:
-            batches = source.images(corrupted.rows[corrupted.is_wrong])
-            memorised = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
-        inspections[arm] = Inspection(confusion, memorised)
-    return inspections
 
 
 def learner_of(method: Method) -> L2TDLN:

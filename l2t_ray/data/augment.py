@@ -62,3 +62,11 @@ def normalise(
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
     return images.float().mul_(scale).add_(shift)
+
+
+def pixels_of(
+    inputs: Float[Tensor, "n c h w"], mean: Sequence[float], std: Sequence[float]
+) -> UInt8[Tensor, "n c h w"]:
+    """The pixels that were normalised, to be looked at."""
+    scale, shift = (torch.tensor(values, device=inputs.device).view(-1, 1, 1) for values in (std, mean))
+    return inputs.float().mul(scale).add(shift).mul(255).round().clamp(0, 255).to(torch.uint8)

@@ -1,8 +1,6 @@
 """The pictures of a run. Each function returns a `Figure`; `write_figures` saves them all.
 
-Figures are built through matplotlib's objects, never through pyplot: no window opens, and matplotlib's
-settings are as before when a function returns. Colours are Okabe and Ito's, which colour-blind readers can tell apart;
-lines differ in dashes too, and carry their names at their ends instead of in a legend.
+Lines carry their names at their ends instead of in a legend.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib import cm, colors, rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from l2t_ray.figure_style import COLOURS, DASHES, STYLE, blank_figure
 from l2t_ray.headline import ACCURACY, with_unit
 from l2t_ray.interfaces import Metric
 from l2t_ray.tracking.metrics import PARTS, arms, column
@@ -25,26 +23,6 @@ from l2t_ray.tracking.metrics import PARTS, arms, column
 PairLosses = Callable[[np.ndarray], np.ndarray]
 """A loss of pairs: [m, 2] (p_true, p_other) -> [m]."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.5,
-    "lines.solid_capstyle": "round",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.edgecolor": "#888888",
-    "savefig.dpi": 160,
-}
 _MANY = 150  # points from which a line is smoothed, with the raw one pale behind it
 _GRID = 60  # points along each axis of a loss surface
 _SMALLEST_P = 0.01
@@ -263,13 +241,6 @@ def save_figures(run_dir: Path | str, figures: Mapping[str, Figure]) -> list[Pat
             paths.append(folder / f"{name}.png")
             figure.savefig(paths[-1])
     return paths
-
-
-def blank_figure(width: float, height: float) -> Figure:
-    """A white figure of that size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, str, float, str]]) -> Figure:

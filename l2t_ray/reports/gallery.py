@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from l2t_ray.reports.figures import blank_figure
+from l2t_ray.figure_style import blank_figure, shortened
 
 COLUMNS = 4
 _CELL_INCHES = (1.7, 2.0)
@@ -27,9 +27,11 @@ def gallery(images: UInt8[np.ndarray, "n c h w"], captions: Sequence[tuple[str, 
         shown = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
         cell.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         # Class names are the user's: a dollar sign in one is no formula.
-        cell.set_title("\n".join(map(_short, lines)), size=8, weight="normal", loc="center", parse_math=False)
+        cell.set_title(
+            "\n".join(shortened(line, _LONGEST) for line in lines),
+            size=8,
+            weight="normal",
+            loc="center",
+            parse_math=False,
+        )
     return figure
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -13,11 +13,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from l2t_ray.core.loss.family import Bars, Curve, LossPicture, Surface
-from l2t_ray.reports.figures import COLOURS, STYLE, blank_figure, loss_surfaces
+from l2t_ray.figure_style import COLOURS, STYLE, blank_figure
+from l2t_ray.reports.figures import loss_surfaces
 
 Drawn = TypeVar("Drawn", Bars, Curve)
 Moments = Sequence[tuple[str, Sequence[LossPicture]]]
 
+_COLUMNS = 2
 _MOST_BARS = 40
 """Of more numbers those are shown that are furthest from their start."""
 
@@ -41,10 +43,16 @@ def loss_weights(moments: Moments) -> Figure:
     """The numbers of a loss by name, a panel for each set: its last moment as bars, those before as ticks."""
     panels = _by_title(moments, Bars)
     shown = {title: _furthest(bars[-1][1]) for title, bars in panels.items()}
+    columns = min(_COLUMNS, len(panels))
+    lines = [list(shown.values())[i : i + columns] for i in range(0, len(shown), columns)]
+    heights = [0.6 + 0.22 * max(map(len, line)) for line in lines]
     with rc_context(STYLE):
-        height = 0.9 + 0.22 * max(len(names) for names in shown.values())
-        figure = blank_figure(3.2 * len(panels) + 0.4, height)
-        for ax, (title, bars) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        figure = blank_figure(3.6 * columns + 0.4, 0.4 + sum(heights))
+        axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights).ravel()
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (title, bars), place in zip(axes, panels.items(), range(len(panels)), strict=False):
+            room = max(map(len, lines[place // columns]))
             names, places = shown[title], np.arange(len(shown[title]))
             *before, (moment, last) = bars
             ax.barh(places, [last.numbers[name] for name in names], color=COLOURS[0], height=0.6, label=moment)
@@ -53,10 +61,10 @@ def loss_weights(moments: Moments) -> Figure:
                 ax.plot(numbers, places, "|", color=COLOURS[1 + i % (len(COLOURS) - 1)], markersize=9, label=earlier)
             ax.axvline(last.start, color="#333333", linewidth=0.8)
             ax.set_yticks(places, names)
-            ax.invert_yaxis()
+            ax.set_ylim(room - 0.4, -0.6)
             ax.grid(False, axis="y")
             ax.set(title=title)
-        handles = figure.axes[-1].get_legend_handles_labels()
+        handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=len(moments), frameon=False)
     return figure
 

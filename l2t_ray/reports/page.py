@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from l2t_ray.figure_style import STYLE
 from l2t_ray.headline import metric_named
-from l2t_ray.reports.figures import STYLE
 from l2t_ray.reports.study import figures, notes, table
 from l2t_ray.reports.tables import markdown
 

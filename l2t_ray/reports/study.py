@@ -9,8 +9,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from l2t_ray.figure_style import COLOURS, DASHES, STYLE, blank_figure
 from l2t_ray.headline import column_label, headline_of, metric_of
-from l2t_ray.reports.figures import COLOURS, DASHES, STYLE, blank_figure, headline_panel
+from l2t_ray.reports.figures import headline_panel
 from l2t_ray.reports.spread import MISSING, spread
 from l2t_ray.reports.tables import markdown
 

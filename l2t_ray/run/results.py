@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from l2t_ray.assembly.inspection import Inspection, inspect_students
 from l2t_ray.assembly.run import loss_facts, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
 from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.tasks import build_task
+from l2t_ray.assembly.trained import Inspected, Inspection, inspect_students
 from l2t_ray.core.loss.family import LossPicture
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.suspects import Suspects
@@ -80,9 +80,9 @@ def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpo
 def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
     write_rows(folder / "metrics.parquet", checkpoint.rows)
     source = source_of(config, device=resolve_device(config))
-    inspections = inspect_students(config, source, checkpoint.finished) if figures else {}
+    inspected = inspect_students(config, source, checkpoint.finished) if figures else Inspected()
     metrics = build_task(config).metrics
-    summaries = [_summary(name, checkpoint, inspections, metrics) for name in config.arms()]
+    summaries = [_summary(name, checkpoint, inspected.students, metrics) for name in config.arms()]
     loss, moments = None, []
     facts = loss_facts(config, source.dataset.num_classes, source)
     for round_index, phi in sorted(checkpoint.snapshots.get(config.method.arm, {}).items()):
@@ -97,7 +97,7 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
         (folder / IMBALANCE).write_text(json.dumps(_imbalance(config, source), indent=1))
     found = _write_suspects(config, source, folder, checkpoint)
     if figures:
-        _write_figures(config, source, folder, checkpoint, inspections, moments, found.get(config.method.arm))
+        _write_figures(config, source, folder, checkpoint, inspected, moments, found.get(config.method.arm))
     return Result(directory, summaries, loss, found)
 
 
@@ -122,19 +122,29 @@ def _write_figures(
     source: AnySource,
     folder: Path,
     checkpoint: Checkpoint,
-    inspections: Mapping[str, Inspection],
+    inspected: Inspected,
     moments: Sequence[tuple[str, Sequence[LossPicture]]],
     found: Suspects | None,
 ) -> None:
     # matplotlib takes a second to import, at the start
+    from l2t_ray.reports.answers import answer_figures
     from l2t_ray.reports.figures import write_figures
     from l2t_ray.reports.gallery import gallery
     from l2t_ray.reports.loss_figures import loss_figures
+    from l2t_ray.reports.sheets import Sheet
 
-    confusions = {arm: inspection.confusion for arm, inspection in inspections.items()}
+    students, class_names = inspected.students, source.dataset.train.class_names
+    confusions = {arm: said.confusion for arm, said in students.items() if said.confusion is not None}
     np.savez(folder / "confusion.npz", allow_pickle=False, **confusions)
     noise = _write_noise(config, source, folder)
-    drawn = loss_figures(moments)
+    sheet = Sheet(
+        inspected.images,
+        inspected.truths,
+        {arm: said.answers for arm, said in students.items()},
+        class_names,
+        learned=config.method.arm,
+    )
+    drawn = answer_figures(sheet, {arm: said.charts for arm, said in students.items()}) | loss_figures(moments)
     train = source.dataset.train
     if found is not None and found.differs.any() and isinstance(train, ImageSet):
         worst = found.differs.nonzero()[:SHOWN_SUSPECTS, 0]
@@ -151,7 +161,7 @@ def _write_figures(
         drawn,
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
-        class_names=source.dataset.train.class_names,
+        class_names=class_names,
         headline=build_task(config).metrics[0],
     )
 

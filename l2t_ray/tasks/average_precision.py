@@ -4,6 +4,7 @@ It is no sum over images, for boxes of all images are ranked together: what is g
 boxes. Matching and averaging are those of COCO's own evaluation (`pycocotools.cocoeval`), sizes those of boxes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,9 +47,7 @@ def score_rows(
 def coco_metrics(rows: Float[Tensor, "rows 9"]) -> Metrics:
     """`ap`, `ap50`, `ap75`, and `ap_small`, `ap_medium`, `ap_large` where there are such boxes; the first three are nan
     where there is none at all."""
-    # Those of an image stay in their order; which worker had it does not count.
-    rows = rows[rows[:, 0].argsort(stable=True)].cpu()
-    precisions = [_precision(own) for label in rows[:, 1].unique() if (own := rows[rows[:, 1] == label])[:, 7].any()]
+    precisions = [_precision(own) for own in _by_class(rows)]
     table = np.stack(precisions) if precisions else np.full((1, len(_AREAS), len(THRESHOLDS)), np.nan)
     metrics = {
         "ap": float(np.nanmean(table[:, 0])) if precisions else float("nan"),
@@ -61,6 +60,19 @@ def coco_metrics(rows: Float[Tensor, "rows 9"]) -> Metrics:
     return metrics
 
 
+def mean_curves(
+    rows: Float[Tensor, "rows 9"], thresholds: Sequence[float]
+) -> tuple[Float[np.ndarray, "101"], list[Float[np.ndarray, "101"]]]:
+    """Recalls, and for each of these thresholds of overlap the best precision at that recall or a higher one, a mean
+    over the classes that have a truth: its mean is the average precision. None where there is no truth at all."""
+    curves = []
+    for hits, misses, num_truths in map(_counted, _by_class(rows)):
+        if num_truths[0]:
+            places = [THRESHOLDS.index(threshold) for threshold in thresholds]
+            curves.append([_best_precisions(hits[0, t], misses[0, t], int(num_truths[0])) for t in places])
+    return _RECALLS, list(np.mean(curves, axis=0)) if curves else []
+
+
 class _Image(NamedTuple):
     """What became of the boxes of one class in one image, by range of areas (a) and threshold (t)."""
 
@@ -70,8 +82,26 @@ class _Image(NamedTuple):
     num_truths: np.ndarray  # [a]
 
 
+def _by_class(rows: Float[Tensor, "rows 9"]) -> list[Float[Tensor, "own 9"]]:
+    """Rows of each class that has a truth. Those of an image stay in their order; which worker had it does not
+    count."""
+    rows = rows[rows[:, 0].argsort(stable=True)].cpu()
+    return [own for label in rows[:, 1].unique() if (own := rows[rows[:, 1] == label])[:, 7].any()]
+
+
 def _precision(rows: Float[Tensor, "rows 9"]) -> np.ndarray:
     """The average precision of one class by range of areas and threshold; nan where there is no such truth."""
+    hits, misses, num_truths = _counted(rows)
+    found = np.full(hits.shape[:2], np.nan)
+    for a, t in np.ndindex(*found.shape):
+        if num_truths[a]:
+            found[a, t] = _best_precisions(hits[a, t], misses[a, t], int(num_truths[a])).mean()
+    return found
+
+
+def _counted(rows: Float[Tensor, "rows 9"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of one class: boxes up to each one in the order of scores that are right, and that are wrong, both `[a, t, d]`;
+    and how many truths there are, `[a]`."""
     _, counts = rows[:, 0].unique_consecutive(return_counts=True)
     images = [_matched(own) for own in rows.split(counts.tolist())]
     score = np.concatenate([own.score for own in images])
@@ -80,20 +110,18 @@ def _precision(rows: Float[Tensor, "rows 9"]) -> np.ndarray:
         np.concatenate([getattr(own, name) for own in images], axis=2)[..., order] for name in ("matched", "ignored")
     )
     num_truths = np.sum([own.num_truths for own in images], axis=0)
-    hits, misses = np.cumsum(matched & ~ignored, axis=2), np.cumsum(~matched & ~ignored, axis=2)
-    found = np.full(hits.shape[:2], np.nan)
-    for a, t in np.ndindex(*found.shape):
-        if num_truths[a]:
-            found[a, t] = _area_under(hits[a, t].astype(float), misses[a, t].astype(float), int(num_truths[a]))
-    return found
+    return np.cumsum(matched & ~ignored, axis=2), np.cumsum(~matched & ~ignored, axis=2), num_truths
 
 
-def _area_under(hits: np.ndarray, misses: np.ndarray, num_truths: int) -> float:
-    """The mean over 101 recalls of the best precision at that recall or a higher one."""
+def _best_precisions(
+    hits: Int[np.ndarray, " d"], misses: Int[np.ndarray, " d"], num_truths: int
+) -> Float[np.ndarray, "101"]:
+    """At 101 recalls the best precision at that recall or a higher one."""
+    hits, misses = hits.astype(float), misses.astype(float)
     precision = hits / (hits + misses + np.spacing(1))
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     places = np.searchsorted(hits / num_truths, _RECALLS, side="left")
-    return float(np.append(precision, 0.0)[np.minimum(places, len(precision))].mean())
+    return np.append(precision, 0.0)[np.minimum(places, len(precision))]
 
 
 def _matched(rows: Float[Tensor, "rows 9"]) -> _Image:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from l2t_ray.headline import AP, AP50, AP75
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms, UserError
-from l2t_ray.tasks.average_precision import THRESHOLDS, coco_metrics, score_rows
+from l2t_ray.tasks.average_precision import THRESHOLDS, coco_metrics, mean_curves, score_rows
 from l2t_ray.tasks.boxes import Cells, assign, cells_of, cells_of_boxes, decoded, overlaps_truth
 from l2t_ray.tasks.detections import survivors
 from l2t_ray.tasks.shares import share_of_gathered
+from l2t_ray.tasks.shown import BoxMarks, Chart, Curves
 from l2t_ray.tasks.soft_average_precision import judged, soft_error
 from l2t_ray.tasks.yolo_loss import DetectionLoss, is_background, yolo_terms
 
@@ -20,6 +21,8 @@ DetectionError = Literal["edet", "edet50", "total"]
 
 _WEIGHTS = {"darknet": (5.0, 0.5), "paper": (1.0, 1.0)}
 """Of l_loc and of l_conf_background in the task's own loss."""
+_DRAWN = (0.5, 0.75)
+"""Overlaps at which precision is drawn over recall."""
 
 
 class Detection:
@@ -138,6 +141,28 @@ class Detection:
     def summarise(self, totals: Float[Tensor, "rows k"]) -> Metrics:
         """COCO's AP over overlaps .50:.95, at .5 and .75, and of small, medium and large boxes where there are any."""
         return coco_metrics(totals)
+
+    def truths(self, batch: Batch) -> list[BoxMarks]:
+        boxes, labels, crowd = (batch.targets[name].cpu().numpy() for name in ("boxes", "labels", "crowd"))
+        kept = labels >= 0
+        return [BoxMarks(boxes[n][kept[n]], labels[n][kept[n]], crowd=crowd[n][kept[n]]) for n in range(len(labels))]
+
+    def answers(self, outputs: Any, batch: Batch) -> list[BoxMarks]:
+        raw, cells = self._flat(outputs, batch)
+        predicted = _in_frame(decoded(raw[..., :4], cells), batch)
+        left = survivors(predicted, raw[..., 4:])
+        corners, scores = predicted[left.image, left.cell], left.logit.sigmoid()
+        return [
+            BoxMarks(*(part[left.image == n].cpu().numpy() for part in (corners, left.label, scores)))
+            for n in range(len(predicted))
+        ]
+
+    def charts(self, totals: Float[Tensor, "rows k"]) -> list[Chart]:
+        """Precision over recall, a mean over classes, at overlaps of .5 and .75."""
+        recalls, curves = mean_curves(totals, _DRAWN)
+        titles = (f"AP{100 * threshold:.0f}: overlap of {threshold:g} or more" for threshold in _DRAWN)
+        lines = {title: (recalls, curve) for title, curve in zip(titles, curves, strict=False)}
+        return [Curves("precision_recall", "recall", "precision, mean over classes", lines)] if lines else []
 
     def _cells_of(self, boxes: Float[Tensor, "n m 4"], outputs: Any) -> Int[Tensor, "n m"]:
         return cells_of_boxes(boxes, self._grids(outputs), self._strides, self._anchors)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -11,6 +12,7 @@ from torch import Tensor
 from l2t_ray.headline import ACCURACY, CLASS_ACCURACY, ERROR, MIOU
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms, UserError
 from l2t_ray.tasks.shares import share_of
+from l2t_ray.tasks.shown import ByClass, Chart, ClassMap, ClassMatrix
 
 SegmentationError = Literal["cross_entropy", "soft_miou", "soft_dice"]
 
@@ -102,9 +104,7 @@ class Segmentation:
     def summarise(self, totals: Float[Tensor, " s"]) -> Metrics:
         """Mean intersection over union over the classes that occur, accuracies by pixel and by class, the mean
         cross-entropy, and the intersection over union of each class."""
-        confusion = totals[:-1].reshape(self._num_classes, self._num_classes)
-        hits, truth, answers = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
-        union = truth + answers - hits
+        hits, truth, union = self._pixels(totals)
         iou, recall = hits / union, hits / truth
         occurs = union > 0
         metrics = {
@@ -115,6 +115,38 @@ class Segmentation:
         }
         names = self.kinds["cross_entropy"]
         return metrics | {f"iou_{name}": iou[k].item() for k, name in enumerate(names) if occurs[k]}
+
+    def truths(self, batch: Batch) -> list[ClassMap]:
+        return self._maps(_mask(batch))
+
+    def answers(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> list[ClassMap]:
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return self._maps(logits.argmax(dim=1).masked_fill(_mask(batch) == self._ignore, self._ignore))
+
+    def charts(self, totals: Float[Tensor, " s"]) -> list[Chart]:
+        """The confusion matrix of pixels, and the intersection over union of each class."""
+        metrics = self.summarise(totals)
+        names = self.kinds["cross_entropy"]
+        overlaps = {name: metrics[f"iou_{name}"] for name in names if f"iou_{name}" in metrics}
+        counts = self._confusion(totals).cpu().numpy().astype(np.int64)
+        return [
+            ClassMatrix(counts),
+            ByClass(
+                "class_iou", "Test IoU by class", "intersection over union [%]", overlaps, ("mIoU", metrics["miou"])
+            ),
+        ]
+
+    def _maps(self, masks: Int[Tensor, "n h w"]) -> list[ClassMap]:
+        return [ClassMap(classes, self._ignore) for classes in masks.cpu().numpy()]
+
+    def _confusion(self, totals: Float[Tensor, " s"]) -> Float[Tensor, "c c"]:
+        return totals[:-1].reshape(self._num_classes, self._num_classes)
+
+    def _pixels(self, totals: Float[Tensor, " s"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each class: pixels that are right, that are of it, and that are of it or said to be."""
+        confusion = self._confusion(totals)
+        hits, truth, answers = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+        return hits, truth, truth + answers - hits
 
     def _check(self, logits: Any, batch: Batch) -> None:
         """

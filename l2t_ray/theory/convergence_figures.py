@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,36 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from l2t_ray.figure_style import COLOURS, STYLE
 from l2t_ray.theory.alternating import descent_path, gradient_of, simultaneous_step
 from l2t_ray.theory.escape_studies import ESCAPE_RADIUS, START_RADIUS
 from l2t_ray.theory.findings import Findings
 from l2t_ray.theory.random_hessians import HessianChecks
 from l2t_ray.theory.saddles import quartic
 
-BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#5F5F5F",
-)
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.dpi": 140,
-}
+BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, _ = COLOURS
+GREY = "#5F5F5F"
 PALETTE_SIZE = 96  # colours in a file: few enough for some tens of kB, more than the eye misses
 MAX_DOTS = 6000
 SHIFT = 2  # between curves that would lie on top of each other

@@ -1,10 +1,13 @@
 """Images with masks go through the same assembly as images with labels."""
 
+import numpy as np
 import pytest
 import torch
 from replicas import run_alone, run_interrupted, run_on_both
 
 from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.sources import source_of
+from l2t_ray.assembly.trained import inspect_students
 from l2t_ray.assembly.trial import try_arms
 from l2t_ray.interfaces import UserError
 from l2t_ray.parallel.group import SingleProcess
@@ -46,6 +49,17 @@ def test_it_is_measured_by_its_own_metrics(whole):
     last = whole.rows[-1]
     assert 0 < last["test_miou"] < 1 and 0 < last["test_accuracy"] <= 1
     assert last["hypergradient_norm"] > 0 and any(name.startswith("test_iou_") for name in last)
+
+
+def test_what_is_shown_at_the_end_is_what_the_metric_saw(whole):
+    inspected = inspect_students(scenes(), source_of(scenes()), whole.finished)
+    assert len(inspected.images) == len(inspected.truths) == 4  # all there are
+    matrix, overlaps = inspected.students["l2t_dln"].charts
+    assert overlaps.whole == ("mIoU", pytest.approx(whole.rows[-1]["test_miou"], abs=1e-12))
+    counts = np.zeros_like(matrix.counts)
+    for truth, said in zip(inspected.truths, inspected.students["l2t_dln"].answers, strict=True):
+        np.add.at(counts, (truth.classes, said.classes), 1)
+    np.testing.assert_array_equal(counts, matrix.counts)
 
 
 def test_it_resumes_bit_for_bit(whole, tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2t_ray.data.augment import crop_and_flip, normalise
+from l2t_ray.data.augment import crop_and_flip, normalise, pixels_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (40, 3, 9, 7), dtype=torch.uint8, generator=GENERATOR)
@@ -44,3 +44,8 @@ def test_normalise():
     actual = normalise(IMAGES, mean, std)
     # float32, values up to 6 from terms up to 10: a few units in the last place
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=5e-6)
+
+
+def test_normalised_pixels_are_found_again():
+    mean, std = (0.5, 0.1, 0.0), (0.2, 0.5, 1.0)
+    assert torch.equal(pixels_of(normalise(IMAGES, mean, std), mean, std), IMAGES)

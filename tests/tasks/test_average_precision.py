@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2t_ray.tasks.average_precision import coco_metrics, score_rows
+from l2t_ray.tasks.average_precision import coco_metrics, mean_curves, score_rows
 from l2t_ray.tasks.detections import Survivors
 
 SIZES = {"ap_small": 3, "ap_medium": 4, "ap_large": 5}
@@ -129,3 +129,25 @@ def test_boxes_and_truths_of_a_minibatch_become_rows():
         [70, 3, 0, 1, 2, 3, 4, 1, 0],
         [80, 0, 0, 5, 6, 7, 8, 1, 1],
     ]
+
+
+def test_curves_are_those_of_a_detection_made_by_hand():
+    """Two objects of one class; the surest box and the third are right, the second lies beside."""
+    first, second = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)
+    rows = torch.tensor([
+        [0, 0, 0, *first, 1, 0],
+        [0, 0, 0, *second, 1, 0],
+        [0, 0, 0.9, *first, 0, 0],
+        [0, 0, 0.8, 50, 0, 60, 10, 0, 0],
+        [0, 0, 0.7, 20, 0, 30, 7, 0, 0],  # an overlap of 0.7
+    ], dtype=torch.float64)  # fmt: skip
+    recalls, (half, tight) = mean_curves(rows, (0.5, 0.75))
+    np.testing.assert_allclose(half, np.where(recalls <= 0.5, 1, 2 / 3))
+    np.testing.assert_allclose(tight, np.where(recalls <= 0.5, 1, 0))
+
+
+def test_the_area_under_the_mean_curve_is_the_average_precision():
+    rows = rows_of()
+    metrics, (_, (half, tight)) = coco_metrics(rows), mean_curves(rows, (0.5, 0.75))
+    assert (half.mean(), tight.mean()) == pytest.approx((metrics["ap50"], metrics["ap75"]), abs=1e-12)
+    assert mean_curves(rows[rows[:, 7] == 0], (0.5,))[1] == []

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from detection_problem import ANCHORS, CLASSES, SIZE, STRIDES, batch_of, part_of, student, task_of
@@ -12,6 +13,7 @@ from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.boxes import cells_of_boxes
 from l2t_ray.tasks.detection import Detection
 from l2t_ray.tasks.detections import score_logit, survivors
+from l2t_ray.tasks.shown import ShowsAnswers
 from l2t_ray.tasks.soft_average_precision import judged, soft_error
 from l2t_ray.training.evaluate import evaluate
 
@@ -226,3 +228,20 @@ def test_workers_find_the_same_metrics_as_one(run_on_two_workers):
     first, second = run_on_two_workers(work)
     assert first == second == found(student(), batches, SingleProcess())
     assert first["ap"] > 0 and "ap_small" in first
+
+
+def test_it_shows_the_boxes_that_are_scored_and_precision_over_recall():
+    task, batch = task_of(), batch_of(3, seed=4)
+    outputs = sharp(batch)
+    assert isinstance(task, ShowsAnswers)
+    truths, answers = task.truths(batch), task.answers(outputs, batch)
+    assert [len(truth.labels) for truth in truths] == (batch.targets["labels"] >= 0).sum(dim=1).tolist()
+    assert not len(truths[0].labels) and truths[1].crowd.tolist()[0] == (batch.targets["labels"][1, 0] >= 0).item()
+    rows = task.score(outputs, batch)
+    for number, said in enumerate(answers):
+        own = rows[(rows[:, 0] == number) & (rows[:, 7] == 0)].numpy()
+        np.testing.assert_allclose(own[:, 2], said.scores)
+        np.testing.assert_allclose(own[:, 3:7], said.corners)
+    (curves,) = task.charts(rows)
+    assert list(curves.lines) == ["AP50: overlap of 0.5 or more", "AP75: overlap of 0.75 or more"]
+    assert task.charts(rows[rows[:, 7] == 0]) == []

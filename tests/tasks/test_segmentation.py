@@ -8,6 +8,7 @@ from l2t_ray.interfaces import Batch, Task
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.tasks.segmentation import Segmentation
 from l2t_ray.tasks.shares import share_of
+from l2t_ray.tasks.shown import ShowsAnswers
 
 NAMES = ("sky", "road", "car")
 
@@ -110,3 +111,17 @@ def test_a_share_of_a_sum_is_the_function_itself_on_one_worker():
     sums = torch.tensor([2.0, 4.0], requires_grad=True)
     value = share_of(lambda s: s[0] / s[1], sums, SingleProcess())
     assert value.item() == 0.5 and torch.autograd.grad(value, sums)[0].tolist() == [0.25, -0.125]
+
+
+def test_it_shows_the_class_of_each_pixel_that_counts_and_the_overlap_of_each_class():
+    task, z = Segmentation(NAMES), logits()
+    assert isinstance(task, ShowsAnswers)
+    batch = batch_of(MASK, torch.tensor([[0], [0]]))
+    truth, said = task.truths(batch)[0], task.answers((z, z), batch)[0]
+    assert truth.classes.tolist() == MASK[0].tolist() and truth.ignore == said.ignore == 255
+    assert said.classes[0].tolist() == z[0].argmax(dim=0)[0].tolist() and said.classes[1, 0] == 255
+    totals = torch.tensor([2.0, 1, 0, 0, 3, 0, 0, 0, 0, 5])  # nobody says or is a car
+    matrix, overlaps = task.charts(totals)
+    assert matrix.counts.tolist() == [[2, 1, 0], [0, 3, 0], [0, 0, 0]]
+    assert overlaps.values == pytest.approx({"sky": 2 / 3, "road": 3 / 4})
+    assert overlaps.whole == ("mIoU", pytest.approx(17 / 24))

@@ -1,0 +1,106 @@
+"""What the trained students of a run say: of all test images in numbers, of the first ones to be looked at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from l2t_ray.assembly.run import build_trainee
+from l2t_ray.assembly.sources import AnySource
+from l2t_ray.core.student import Trainee
+from l2t_ray.data.augment import pixels_of
+from l2t_ray.interfaces import Batch, StudentState
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings.experiment import ExperimentConfig
+from l2t_ray.tasks.shown import Chart, ClassMatrix, Marks, ShowsAnswers, first
+from l2t_ray.training.evaluate import scored
+
+SHOWN = 6
+"""Test images that each student's answers are shown of."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a trained student says.
+
+    Attributes:
+        charts: of all test images.
+        memorised: the share of wrong training labels that it predicts; None where none is known to be wrong.
+        answers: to the first test images, where the task has something to show.
+    """
+
+    charts: Sequence[Chart]
+    memorised: float | None = None
+    answers: Sequence[Marks] = ()
+
+    @property
+    def confusion(self) -> Int[np.ndarray, "c c"] | None:
+        return next((chart.counts for chart in self.charts if isinstance(chart, ClassMatrix)), None)
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """The students by arm, and what they were shown: the first test images as they see them, and what is marked."""
+
+    students: Mapping[str, Inspection] = field(default_factory=dict)
+    images: Sequence[UInt8[np.ndarray, "c h w"]] = ()
+    truths: Sequence[Marks] = ()
+
+
+def inspect_students(config: ExperimentConfig, source: AnySource, students: Mapping[str, StudentState]) -> Inspected:
+    """Evaluates each trained student once on the test images, as its metrics are; classifiers on training images with
+    wrong labels too."""
+    trainee, device = build_trainee(config, source, SingleProcess()), source.device
+    on_device = {
+        arm: state._replace(
+            theta=state.theta.to(device), buffers={name: buffer.to(device) for name, buffer in state.buffers.items()}
+        )
+        for arm, state in students.items()
+    }
+    if not isinstance(trainee.task, ShowsAnswers):
+        return Inspected({arm: _of_classifier(trainee, source, state) for arm, state in on_device.items()})
+    images, truths = _first_examples(source, trainee.task)
+    answered = {arm: _answering(trainee, trainee.task, source, state) for arm, state in on_device.items()}
+    return Inspected(answered, images, truths)
+
+
+def _first_examples(source: AnySource, task: ShowsAnswers) -> tuple[list[np.ndarray], list[Marks]]:
+    images, truths = [], []
+    for batch in source.plain().test():
+        some = Batch(*(first(part, SHOWN - len(truths)) for part in batch))
+        truths += task.truths(some)
+        images += [*pixels_of(some.inputs, source.dataset.mean, source.dataset.std).cpu().numpy()]
+        if len(truths) == SHOWN:
+            break
+    return images, truths
+
+
+def _answering(trainee: Trainee, task: ShowsAnswers, source: AnySource, state: StudentState) -> Inspection:
+    answers: list[Marks] = []
+
+    def look(batch: Batch, outputs: object) -> None:
+        if (missing := SHOWN - len(answers)) > 0:
+            answers.extend(task.answers(first(outputs, missing), Batch(*(first(part, missing) for part in batch))))
+
+    totals = scored(trainee.student, state, trainee.task, source.plain().test(), SingleProcess(), look=look)
+    return Inspection(task.charts(totals), answers=answers)
+
+
+@torch.no_grad()
+def _of_classifier(trainee: Trainee, source: AnySource, state: StudentState) -> Inspection:
+    data, corrupted = source.plain(), source.corrupted
+
+    def answers(batch: Batch) -> Tensor:
+        return trainee.outputs(state.theta, state.buffers, batch, training=False).argmax(dim=1)
+
+    confusion = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)
+    for batch in data.test():
+        np.add.at(confusion, (batch.targets.cpu().numpy(), answers(batch).cpu().numpy()), 1)
+    memorised = None
+    if corrupted is not None:
+        batches = source.images(corrupted.rows[corrupted.is_wrong])
+        memorised = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
+    return Inspection([ClassMatrix(confusion)], memorised)
