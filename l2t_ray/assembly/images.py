@@ -42,6 +42,7 @@ def open_dataset(data: DataConfig) -> AnyDataset:
         verify=data.verify,
         download=data.download,
         image_size=data.image_size,
+        shrink=data.masks.shrink,
         options=data.options,
     )
 

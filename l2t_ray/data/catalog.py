@@ -19,6 +19,7 @@ from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.checked import AnyDataset, checked
 from l2t_ray.data.converted import cache_directory
 from l2t_ray.data.dataset import Dataset
+from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.data.scans import digit_scans
 from l2t_ray.data.sets import DATA_SETS, DataSet
 from l2t_ray.data.splits import choose_balanced
@@ -41,6 +42,7 @@ def load(
     verify: bool = True,
     download: bool = True,
     image_size: int | None = None,
+    shrink: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> AnyDataset:
     """Opens a data set; the first time, converts (and where needed downloads) it.
@@ -57,6 +59,7 @@ def load(
         image_size: height and width to reduce the images to, by averaging squares of pixels; None: as they are. The
             reduced images have Arrow files of their own. Mean and standard deviation stay those of the full size.
             Own images are scaled to any size.
+        shrink: how many times less height and width images with masks are to have (`MaskedSet.shrunk`).
         options: keyword arguments of the function that opens the set.
 
     Raises:
@@ -69,15 +72,14 @@ def load(
     make = _function(entry.make, name)
     given = {"name": name, "root": root.absolute(), "verify": verify, "download": download, "image_size": image_size}
     arguments = _arguments(name, make, given, options or {})
-    key = (name, cache_directory(), json.dumps(arguments, sort_keys=True, default=str))
+    key = (name, cache_directory(), shrink, json.dumps(arguments, sort_keys=True, default=str))
 
     def state() -> Hashable:
         return _function(entry.state, name)(**_known(given, entry.state)) if entry.state else None
 
     def opened() -> AnyDataset:
-        if name in DATA_SETS:
-            return make(**arguments)
-        return _own(name, make, arguments)
+        dataset = make(**arguments) if name in DATA_SETS else _own(name, make, arguments)
+        return dataset.shrunk(shrink) if shrink > 1 and isinstance(dataset, MaskedDataset) else dataset
 
     return _opened_once(key, state, opened)
 

@@ -110,6 +110,8 @@ Enlargement = Annotated[Real, Field(ge=0.1, le=10)]
 class MasksConfig(Record):
     """The crops of images with masks, and how many of its pixels are trained on."""
 
+    shrink: Annotated[Whole, Field(ge=1, le=64)] = 1
+    """How many times less height and width images and masks are given once they are read; 1: they stay as they are."""
     crop: Annotated[Whole, Field(ge=8, le=4096)] = 64
     """Height and width of the crops (paper: 380)."""
     scale: tuple[Enlargement, Enlargement] = (0.5, 2.0)

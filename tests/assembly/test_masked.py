@@ -89,3 +89,11 @@ def test_what_needs_one_label_an_image_refuses_masks():
     config, _ = served()
     with pytest.raises(UserError, match=r"data\.name=digit_scenes has masks, and this needs images with a label each"):
         load_dataset(config.data)
+
+
+def test_shrunk_scenes_are_served_and_told_from_whole_ones():
+    whole, _ = served()
+    config, data = served(data__masks__shrink=2, data__masks__crop=16)
+    assert data.round(0).val.inputs.shape == (3, 1, 32, 32)
+    prints = [fingerprint(each, open_dataset(each.data))["data"]["test images"] for each in (whole, config)]
+    assert prints[0] != prints[1]

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,3 +186,36 @@ def test_what_does_not_count_may_have_any_number(ignore, dtype):
 def test_more_pixels_than_a_crop_has_are_refused():
     with pytest.raises(UserError, match=r"data\.masks\.pixels=257 is more than the 256 pixels"):
         images(pixels=257)
+
+
+def test_shrunk_images_are_averaged_and_masks_are_not():
+    stripes = np.zeros((1, 40, 64), dtype=np.uint8)
+    stripes[:, :, 1::2] = 200
+    mask, other = painted(40, 64, seed=5)[1], painted(36, 50)
+    small = MaskedSet.of([(stripes, mask), other], "abcdefgh").shrunk(4)
+    assert small.sizes.tolist() == [[10, 16], [9, 12]] and isinstance(small.pairs, list)
+    assert [pixels.shape for pixels, _ in small.pairs] == [(1, 10, 16), (1, 9, 12)]
+    pixels, classes = small.pairs[0]
+    assert np.abs(pixels.astype(int) - 100).max() < 15
+    np.testing.assert_array_equal(classes, mask[2::4, 2::4])  # its blocks are 4 x 4
+
+
+def test_shrunk_sets_too_large_for_memory_are_read_when_they_are_asked_for(monkeypatch):
+    whole = MaskedSet.of([painted(40, 64, seed=seed) for seed in range(3)], "abcdefgh")
+    kept = whole.shrunk(2)
+    monkeypatch.setattr("l2t_ray.data.masked_sets.IN_MEMORY", 0)
+    asked = whole.shrunk(2)
+    assert not isinstance(asked.pairs, list) and len(asked.pairs) == 3
+    for ours, theirs in zip(asked.pairs[1:], kept.pairs[1:], strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+def test_the_digest_tells_how_far_images_of_files_were_shrunk():
+    of_files = replace(SET, content="files")
+    assert len({of_files.digest(), of_files.shrunk(2).digest()}) == 2
+
+
+def test_images_of_which_too_little_is_left_are_refused():
+    with pytest.raises(UserError, match=r"data\.masks\.shrink=3 leaves 6x10 pixels of image 11, which has 19x31"):
+        SET.shrunk(3)

@@ -8,12 +8,9 @@ import numpy as np
 
 from l2t_ray.data.image_files import content_of, read_all_once, statistics, tracked
 from l2t_ray.data.mask_sets.coding import IGNORE, Coding
-from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet, Pair
+from l2t_ray.data.masked_sets import IN_MEMORY, MaskedDataset, MaskedSet, Pair
 from l2t_ray.data.pictures import Look, Picture, Reading, agree, look_at, pixels_of, shown, stored_values
 from l2t_ray.interfaces import UserError
-
-IN_MEMORY = 2 << 30
-"""Bytes of pixels and masks up to which a set is kept in memory, in each process."""
 
 
 class MaskFile(NamedTuple):
