@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.core.loss import file as loss_file
+from l2t_ray.core.loss.adjusted import AdjustedLoss
 from l2t_ray.core.loss.family import KeptFamily, LossFamily, Picture
 from l2t_ray.core.loss.pair_loss import PairLoss
 from l2t_ray.core.loss.terms import TermLoss
@@ -17,12 +18,13 @@ from l2t_ray.interfaces import Task
 FAMILIES: dict[str, Any] = {
     PairLoss.family: PairLoss,
     TermLoss.family: TermLoss,
+    AdjustedLoss.family: AdjustedLoss,
 }
 """By the name that stands in files."""
 
 
 class LearnedLoss(nn.Module):
-    """A loss to train with: `loss(logits, labels)` for the loss network, `loss(terms)` for a combination of terms.
+    """A loss to train with: `loss(logits, labels)` if it reads class decisions, `loss(terms)` if it combines terms.
 
     >>> loss = LearnedLoss.load("loss.safetensors").to("cuda")
     >>> loss(student(images), labels).backward()
