@@ -219,7 +219,10 @@ def fit(
         def sample() -> Sequence[Terms]:
             return _parts(config, FlatModule(copied(student)), source, task).term_sample()
 
-        facts = LossFacts(task or Classification(), num_classes, config.seed, sample)
+        def class_counts() -> np.ndarray:
+            return _parts(config, FlatModule(copied(student)), source, task).class_counts()
+
+        facts = LossFacts(task or Classification(), num_classes, config.seed, sample, class_counts=class_counts)
         first_loss = _first_loss(loss, config, facts, sets.num_classes)
 
         def try_a_round() -> None:

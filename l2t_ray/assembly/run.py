@@ -74,12 +74,15 @@ def loss_facts(config: ExperimentConfig, num_classes: int, source: AnySource | N
     """
 
     @cache
-    def sample() -> list[Terms]:
+    def parts() -> Parts:
         own = source or source_of(config)
-        trainee = build_trainee(config, own, SingleProcess())
-        return Parts(trainee, own, config.training.num_rounds, config.seed).term_sample()
+        return Parts(build_trainee(config, own, SingleProcess()), own, config.training.num_rounds, config.seed)
 
-    return LossFacts(build_task(config), num_classes, config.seed, sample)
+    @cache
+    def sample() -> list[Terms]:
+        return parts().term_sample()
+
+    return LossFacts(build_task(config), num_classes, config.seed, sample, class_counts=lambda: parts().class_counts())
 
 
 def first_teacher(config: ExperimentConfig, num_classes: int) -> LocalTeacher:

@@ -7,7 +7,6 @@ from torch import Tensor
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.core.suspects import Suspects, suspects
 from l2t_ray.methods.learned_loss import LearnedLossSettings
-from l2t_ray.methods.loss_network import LossNetworkConfig
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.training.checkpoint import Checkpoint
 
@@ -33,7 +32,6 @@ def suspects_of(method: MethodSettings, checkpoint: Checkpoint, source: Examples
 def _channel(method: LearnedLossSettings, checkpoint: Checkpoint, num_classes: int) -> Tensor | None:
     """As the loss had it at the end; None: the noise was never estimated, or no teacher has changed the loss."""
     snapshots = checkpoint.snapshots.get(method.arm)
-    if not snapshots or not method.warm_share or not isinstance(method.loss, LossNetworkConfig):
+    if not snapshots or not method.warm_share:
         return None
-    parts = method.loss.bare(num_classes).spec.parts
-    return parts.noise(snapshots[max(snapshots)])
+    return method.loss.noise(snapshots[max(snapshots)], num_classes)

@@ -43,7 +43,8 @@ class LearnedLossSettings(MethodSettings):
 
     loss: LossConfig = DEFAULT_LOSS()
     """The family of losses that is learned: `pairs`, the paper's loss network; `terms`, a combination of the task's own
-    loss terms; or the import path of one of your own (docs/extending.md)."""
+    loss terms; `adjusted`, cross-entropy with few numbers that change it; or the import path of one of your own
+    (docs/extending.md)."""
     warm_share: Fraction = 0
     """Share of the rounds, the first ones, that train with plain cross-entropy. A channel is then estimated from the
     student's embeddings (`core/noise_estimate.py`)."""
@@ -118,9 +119,10 @@ class LearnedLossSettings(MethodSettings):
         """
         loss = self.first_loss(parts.loss_facts, begun=not self.has_teacher)
         is_estimated = self.loss.has_channel and self.warm_share > 0
+        channel, without = self.loss.channel_setting
         for key, needs_images, instead in (
             ("memory", loss.reads_memory, "memory=null"),
-            ("label_entries=channel", is_estimated, "label_entries=table"),
+            (channel, is_estimated, without),
         ):
             if needs_images:
                 check_rows_are_examples(parts, f"method.loss.{key}", f"method.loss.{instead}")

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
+from jaxtyping import Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.network import DynamicLossNetwork, LossNetworkSpec
@@ -79,6 +81,9 @@ class LossNetworkConfig(LossSettings):
         if self.slope == "free" or not isinstance(family, PairLoss):
             return None
         return SlopeBound(family.spec, family.phi)
+
+    def noise(self, phi: Float[Tensor, " m"], num_classes: int) -> Float[Tensor, "c c"] | None:
+        return self.bare(num_classes).spec.parts.noise(phi)
 
     @staticmethod
     def of(spec: LossNetworkSpec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ one. One line in `known_losses.LOSSES` adds it to the configuration; one's own i
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,9 @@ from l2t_ray.settings.record import PathNamed
 
 class LossSettings(PathNamed):
     """A family of learned losses: its name and its settings."""
+
+    channel_setting: ClassVar[tuple[str, str]] = ("label_entries=channel", "label_entries=table")
+    """What gives it a channel of label noise, and what takes it away."""
 
     name: str
 
@@ -36,6 +40,11 @@ class LossSettings(PathNamed):
         """
         del facts, begun
         raise UserError(f"loss {self.name!r} says not what it is; define family in its class.")
+
+    def noise(self, phi: Float[Tensor, " m"], num_classes: int) -> Float[Tensor, "c c"] | None:
+        """The channel of label noise of a loss with these weights; None: it has none."""
+        del phi, num_classes
+        return None
 
     def bound(self, family: LossFamily) -> Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]] | None:
         """What phi is held to after each move; None: nothing."""

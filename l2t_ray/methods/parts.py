@@ -68,6 +68,10 @@ class Source(Protocol):
         ...
 
 
+def _nobody_knows_the_labels() -> Int[np.ndarray, " c"]:
+    raise UserError("class shares are counted from the training labels, and here are none.")
+
+
 @dataclass(frozen=True)
 class LossFacts:
     """What a learned loss is made for.
@@ -76,6 +80,7 @@ class LossFacts:
         seed: of the run.
         sample: gives what the task makes of some training examples, of a student at its beginning: the same on every
             worker. It is computed when it is asked for.
+        class_counts: gives how many of the training labels each class has (`Parts.class_counts`).
         given: the loss that is there already, whatever the settings say; None: as they say.
     """
 
@@ -84,6 +89,7 @@ class LossFacts:
     seed: int
     sample: Callable[[], Sequence[Terms]] = tuple
     given: LossFamily | None = None
+    class_counts: Callable[[], Int[np.ndarray, " c"]] = _nobody_knows_the_labels
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,14 @@ class Parts:
 
     @property
     def loss_facts(self) -> LossFacts:
-        return LossFacts(self.trainee.task, self.num_classes, self.seed, self.sample or self.term_sample, self.loss)
+        return LossFacts(
+            self.trainee.task,
+            self.num_classes,
+            self.seed,
+            self.sample or self.term_sample,
+            self.loss,
+            self.class_counts,
+        )
 
     @torch.no_grad()
     def term_sample(self) -> list[Terms]:

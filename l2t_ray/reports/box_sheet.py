@@ -35,7 +35,7 @@ def box_sheet(sheet: Sheet) -> Figure:
     colours = class_colours(len(sheet.class_names))
     everything = [*truths, *(marks for own in answers.values() for marks in own)]
     present = sorted({label for marks in everything for label in marks.labels.tolist()})
-    legend = [(sheet.class_names[k], colours[k]) for k in present]
+    legend = [(str(sheet.class_names[k]), colours[k]) for k in present]
     if any(_crowd(truth).any() for truth in truths):
         legend.append(("does not count", GREY))
     frames = [image.shape[1:] for image in sheet.images]

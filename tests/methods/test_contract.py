@@ -75,6 +75,19 @@ METHODS = {
         "label": "l2t_dln-memory_beside_layers",
         "loss": {"hidden": 6, "memory": 1},
     },
+    "l2t_dln-adjusted": {
+        "name": "l2t_dln",
+        "label": "l2t_dln-adjusted",
+        "loss": {
+            "name": "adjusted",
+            "start": "counted",
+            "smoothing": True,
+            "power": True,
+            "channel": True,
+            "memory": 1,
+        },
+        "teacher": "adam",
+    },
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
@@ -306,7 +319,7 @@ def test_learns_what_is_easy(method, digits):
 
 WEIGHING = [
     *("l2t_dln", "l2t_dln-channel", "l2t_dln-channel_alone", "l2t_dln-memory", "l2t_dln-memory_beside_layers"),
-    "l2t_dln-warm_reweighted",
+    *("l2t_dln-warm_reweighted", "l2t_dln-adjusted"),
     *("static_dln", "static_dln-trusted", "mw_net", "mentornet", "mentornet-dd", "l2r"),
 ]
 

@@ -45,6 +45,10 @@ class Channel(Part):
         """log (p T)_y of each row; finite where p vanishes."""
         return (log_p + self.log_matrix(entries).t()[labels]).logsumexp(dim=1)
 
+    def log_seen_each(self, entries: Float[Tensor, " m"], log_p: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """log (p T)_j of each label j; finite, since no entry of T is zero."""
+        return self.seen(entries, log_p.exp()).log()
+
     def describe(self, numbers: Float[Tensor, " m"]) -> str:
         wrong = 1 - self.log_matrix(numbers).exp().diagonal().mean().item()
         return (
@@ -73,6 +77,10 @@ class NoChannel(Part):
     ) -> Float[Tensor, " n"]:
         del entries
         return log_p.gather(1, labels[:, None])[:, 0]
+
+    def log_seen_each(self, entries: Float[Tensor, " m"], log_p: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        del entries
+        return log_p
 
 
 def _log_floored(matrix: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.core.loss import file as loss_file
+from l2t_ray.core.loss.adjusted import AdjustedLoss
 from l2t_ray.core.loss.criterion import Options, class_weights, criterion
 from l2t_ray.core.loss.family import CalledFamily, KeptFamily, LossFamily, LossPicture, RowFamily
 from l2t_ray.core.loss.memory import nothing_remembered, remembered
@@ -20,6 +21,7 @@ from l2t_ray.interfaces import Task
 FAMILIES: dict[str, Any] = {
     PairLoss.family: PairLoss,
     TermLoss.family: TermLoss,
+    AdjustedLoss.family: AdjustedLoss,
 }
 """By the name that stands in files."""
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import l2t_ray
 from l2t_ray.core.loss import file as loss_file
+from l2t_ray.core.loss.adjusted import AdjustedLoss, AdjustedSpec
 from l2t_ray.core.loss.family import Bars, Curve, KeptFamily, Surface
 from l2t_ray.core.loss.learned import FAMILIES, LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
@@ -45,7 +46,12 @@ def of_terms():
     return LearnedLoss(family, some(family.num_weights))
 
 
-LOSSES = {**{kind: lambda kind=kind: of_pairs(kind) for kind in PARTS}, "terms": of_terms}
+def of_numbers():
+    spec = AdjustedSpec(shifts=(0.0, 1.0, -1.0), smoothing=True, power=True, temperature=True, channel=3, memory=1.0)
+    return LearnedLoss(AdjustedLoss(spec), some(spec.num_weights).abs())
+
+
+LOSSES = {**{kind: lambda kind=kind: of_pairs(kind) for kind in PARTS}, "terms": of_terms, "numbers": of_numbers}
 
 
 @pytest.fixture
@@ -195,7 +201,7 @@ def test_the_example_on_its_page_runs(path, kind, monkeypatch):
         "device": "cpu",
     }
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == (2 if kind == "all" else 1)
+    assert len(examples) == (2 if kind in ("all", "numbers") else 1)
     for example in examples:
         logits.grad = None
         exec(example, names)
@@ -286,4 +292,7 @@ def test_a_family_of_ones_own_is_kept_and_named_when_it_is_loaded(path):
     loss.save(path)
     logits, labels = torch.randn(3, 4), torch.tensor([0, 3, 1])
     assert torch.equal(LearnedLoss.load(path, families={"power": Power})(logits, labels), loss(logits, labels))
-    refused("holds a loss of the family 'power', and 'pairs' or 'terms' was asked for", lambda: LearnedLoss.load(path))
+    refused(
+        "holds a loss of the family 'power', and 'pairs' or 'terms' or 'adjusted' was asked for",
+        lambda: LearnedLoss.load(path),
+    )
