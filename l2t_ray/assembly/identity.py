@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.boxed_sets import BoxedSet
 from l2t_ray.data.checked import AnyDataset
-from l2t_ray.data.masked_sets import MaskedSet
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import masked_tree
 from l2t_ray.settings import yaml_file
@@ -57,7 +55,8 @@ def settings(config: ExperimentConfig) -> dict[str, Any]:
 def fingerprint(config: ExperimentConfig, dataset: AnyDataset) -> Fingerprint:
     """The settings, the checksums of images and labels, and the versions of the code."""
     data = {"training images": _digest(dataset.train), "test images": _digest(dataset.test)}
-    data["pixel statistics"] = repr((dataset.mean, dataset.std))
+    if dataset.mean:
+        data["pixel statistics"] = repr((dataset.mean, dataset.std))
     if dataset.validation is not None:
         data["validation images"] = hashlib.sha256(np.ascontiguousarray(dataset.validation).tobytes()).hexdigest()
     if config.data.noise.file is not None:
@@ -84,8 +83,8 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-def _digest(images: ImageSet | MaskedSet | BoxedSet) -> str:
-    if isinstance(images, MaskedSet | BoxedSet):
+def _digest(images: Any) -> str:
+    if not isinstance(images, ImageSet):
         return images.digest()
     digest = hashlib.sha256(repr((images.images.shape, images.class_names)).encode())
     for array in (images.images, images.labels):

@@ -19,8 +19,7 @@ from l2t_ray.bilevel.flat import clone_buffers
 from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
 from l2t_ray.bilevel.unroll import plain_steps
 from l2t_ray.core.meta_step import L2TDLN
-from l2t_ray.data.boxed_sets import BoxedDataset
-from l2t_ray.data.masked_sets import MaskedDataset
+from l2t_ray.core.student import outputs_of
 from l2t_ray.interfaces import Batch, Method, StudentState, UserError
 from l2t_ray.methods.phases import methods_of
 from l2t_ray.parallel.group import SingleProcess
@@ -29,7 +28,7 @@ from l2t_ray.settings.experiment import ExperimentConfig
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a trained student predicts: the confusion matrix of the test images (row the class, column the
+    """What a trained student predicts: the confusion matrix of all rows of the test set (row the class, column the
     prediction), and the share of wrong training labels that it has memorised; None where none is known to be wrong."""
 
     confusion: Int[np.ndarray, "c c"]
@@ -40,30 +39,34 @@ class Inspection:
 def inspect_students(
     config: ExperimentConfig, source: AnySource, students: Mapping[str, StudentState]
 ) -> dict[str, Inspection]:
-    """Evaluates each trained student on all test images and all training images with wrong labels; none where images
-    have boxes."""
-    if isinstance(source.dataset, BoxedDataset):
-        return {}  # boxes that are found have no confusion matrix
+    """Evaluates each trained student on all test examples and all training examples with wrong labels; none where a
+    task decides nothing between classes."""
     trainee, data, device = build_trainee(config, source, SingleProcess()), source.plain(), source.device
-    num_classes, corrupted = data.num_classes, source.corrupted
-    ignored = source.dataset.train.ignore if isinstance(source.dataset, MaskedDataset) else None
+    task, num_classes, corrupted = trainee.task, data.num_classes, source.corrupted
+    if getattr(task, "scores_are_rows", False):
+        return {}  # what is ranked, such as boxes that are found, has no confusion matrix
     inspections = {}
     for arm, state in students.items():
         theta = state.theta.to(device)
         buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
 
-        def answers(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
-            return trainee.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
+        def decisions(batch: Batch, theta=theta, buffers=buffers) -> tuple[Tensor, Tensor] | None:
+            outputs = outputs_of(trainee.student, theta, buffers, batch, training=False)
+            rows = task.terms(outputs, batch).rows
+            return rows and (rows.labels, rows.logits.argmax(dim=1))
 
         confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         for batch in data.test():
-            truth, said = batch.targets.cpu().numpy(), answers(batch).cpu().numpy()
-            counts = truth != ignored
-            np.add.at(confusion, (truth[counts], said[counts]), 1)
+            decided = decisions(batch)
+            if decided is None:
+                return {}
+            truth, said = (part.cpu().numpy() for part in decided)
+            np.add.at(confusion, (truth, said), 1)
         memorised = None
         if corrupted is not None:
-            batches = source.images(corrupted.rows[corrupted.is_wrong])
-            memorised = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
+            wrong = [decisions(batch) for batch in source.images(corrupted.rows[corrupted.is_wrong])]
+            is_said = torch.cat([decided[0] == decided[1] for decided in wrong if decided is not None])
+            memorised = is_said.double().mean().item()
         inspections[arm] = Inspection(confusion, memorised)
     return inspections
 

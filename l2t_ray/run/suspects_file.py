@@ -5,6 +5,7 @@ from pathlib import Path
 
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.example_sets import ExampleSet
 
 SUSPECTS = "suspects.csv"
 PATTERN = "suspects*.csv"
@@ -15,7 +16,7 @@ def file_name(arm: str, *, is_method: bool) -> str:
     return SUSPECTS if is_method else f"suspects-{arm}.csv"
 
 
-def write_suspects(path: Path, found: Suspects, images: ImageSet) -> None:
+def write_suspects(path: Path, found: Suspects, images: ImageSet | ExampleSet) -> None:
     """Writes a line for each training image, the most suspicious first: `index`, `image` where images have names,
     `given_label`, `suggested_label`, `score` (empty: never seen).
 

@@ -1,6 +1,7 @@
 """The page on bringing one's own keeps its word: its files run as printed, and their hypergradient is exact."""
 
 import re
+import shutil
 import sys
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -8,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +29,7 @@ from l2t_ray.tracking.metrics import read_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+OWN_YAML = re.search(r"<!-- configuration: own.yaml -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
 FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 
 
@@ -48,6 +51,7 @@ def assembly(tmp_path_factory):
 def test_each_file_is_short():
     assert sorted(FILES) == [
         "assembly",
+        "corpus",
         "sentences",
         "small_loss",
         "smoothing",
@@ -77,6 +81,49 @@ def command_with(part):
     """Configuration and overrides of the page's command that has this part."""
     (command,) = (line for line in PAGE.splitlines() if line.startswith("python jobs/train.py") and part in line)
     return command.split()[3:]
+
+
+PLAIN = ["ray.enabled=false", "tracking.mlflow=false", "name=page"]
+
+
+@pytest.fixture(scope="module")
+def whole(assembly):
+    """The page's job, in this process, with everything that it leaves behind."""
+    (assembly.directory / "own.yaml").write_text(OWN_YAML)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(assembly.directory)
+        yield Experiment.from_yaml("own.yaml", PLAIN).run(quiet=True)
+
+
+def test_the_page_trains_as_a_job_with_nothing_but_parts_of_ones_own(whole):
+    learned = whole.summaries[-1]
+    assert [one["arm"] for one in whole.summaries] == ["cross_entropy", "SmallLossConfig", "l2t_dln"]
+    assert min(one["test_accuracy"] for one in whole.summaries) > 0.6  # chance is a quarter
+    assert len({one["val_error"] for one in whole.summaries}) == 3
+    amounts = [row["smoothing"] for row in read_rows(whole.directory / "metrics.parquet") if row["arm"] == "l2t_dln"]
+    assert amounts[0] == pytest.approx(0.1) and len(set(amounts)) == 4
+    with np.load(whole.directory / "confusion.npz") as confusions:
+        confusion = confusions["l2t_dln"]
+    assert confusion.shape == (4, 4) and confusion.sum() < 150 * 12  # padding is no word
+    assert confusion.trace() / confusion.sum() == pytest.approx(learned["test_accuracy"])
+    assert (whole.directory / "figures/confusion.png").exists()
+
+
+def test_the_page_s_job_goes_on_where_it_was_stopped_bit_for_bit(whole, assembly, monkeypatch):
+    monkeypatch.chdir(assembly.directory)
+    parts = ["name=again", "training.checkpoint_every=1", "controls=[]"]
+    first = Experiment.from_yaml("own.yaml", [*PLAIN, *parts]).run(quiet=True, figures=False)
+    for path in sorted((first.directory / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    (first.directory / "summary.json").unlink()
+    again = Experiment.resume(first.directory).run(quiet=True, figures=False)
+    assert again.summaries[-1]["val_error"] == first.summaries[-1]["val_error"] == whole.summaries[-1]["val_error"]
+
+
+def test_the_hypergradient_of_the_page_s_job_is_exact(whole, assembly, monkeypatch):
+    monkeypatch.chdir(assembly.directory)
+    errors, is_exact = Experiment.from_yaml("own.yaml", [*PLAIN, "name=checked"]).check_hypergradient()
+    assert is_exact and errors["float64"] < 1e-9
 
 
 def test_the_job_takes_the_student_by_its_import_path(assembly, monkeypatch):
