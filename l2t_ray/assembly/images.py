@@ -33,7 +33,8 @@ def load_dataset(data: DataConfig) -> Dataset:
     if not isinstance(dataset, Dataset):
         kinds = {MaskedDataset: "masks", BoxedDataset: "boxes", ExampleDataset: "examples of its own"}
         raise UserError(
-            f"data.name={data.name} has {kinds[type(dataset)]}, and this needs images with a label each; name another set."
+            f"data.name={data.name} has {kinds[type(dataset)]}, and this needs images with a label each; name another "
+            "set."
         )
     return dataset
 

@@ -75,8 +75,8 @@ def _own(settings: TaskSettings, config: ExperimentConfig) -> Task:
     members = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
     if lacking := sorted(name for name in members if not hasattr(task, name)):
         raise UserError(
-            f"task {settings.name!r} gives a {type(task).__name__} without {', '.join(lacking)}; give it what `Task` in "
-            "l2t_ray/interfaces.py has."
+            f"task {settings.name!r} gives a {type(task).__name__} without {', '.join(lacking)}; give it what `Task` "
+            "in l2t_ray/interfaces.py has."
         )
     if not task.metrics:
         raise UserError(f"task {settings.name!r} has no metrics; name at least one, by which students are chosen.")

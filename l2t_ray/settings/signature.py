@@ -74,7 +74,8 @@ def factory(kind: type[MadeSettings], name: str) -> Callable[..., Any]:
     found = imported(name)
     if not callable(found):
         raise ValueError(
-            f"{kind.maker.makes} {name!r} must be a function that makes {kind.maker.result}, and is of type {type(found).__name__}"
+            f"{kind.maker.makes} {name!r} must be a function that makes {kind.maker.result}, and is of type "
+            f"{type(found).__name__}"
         )
     return found
 
