@@ -11,6 +11,7 @@ import torch
 
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.checked import AnyDataset
+from l2t_ray.import_path import sources
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import masked_tree
 from l2t_ray.settings import yaml_file
@@ -53,7 +54,7 @@ def settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: ExperimentConfig, dataset: AnyDataset) -> Fingerprint:
-    """The settings, the checksums of images and labels, and the versions of the code."""
+    """The settings, the checksums of the examples, the versions of packages, the checksums of modules of one's own."""
     data = {"training images": _digest(dataset.train), "test images": _digest(dataset.test)}
     if dataset.mean:
         data["pixel statistics"] = repr((dataset.mean, dataset.std))
@@ -61,7 +62,8 @@ def fingerprint(config: ExperimentConfig, dataset: AnyDataset) -> Fingerprint:
         data["validation images"] = hashlib.sha256(np.ascontiguousarray(dataset.validation).tobytes()).hexdigest()
     if config.data.noise.file is not None:
         data[f"labels of data.noise.file ({config.data.noise.kind})"] = _file_digest(config.data.noise.file)
-    return {"settings": settings(config), "data": data, "code": {"l2t_ray": _version(), "torch": torch.__version__}}
+    code = {"l2t_ray": _version(), "torch": torch.__version__, **sources(config.import_paths())}
+    return {"settings": settings(config), "data": data, "code": code}
 
 
 def shown_yaml(config: ExperimentConfig) -> str:

@@ -5,8 +5,9 @@ the same dotted keys (`training.learning_rate=0.05`). Unknown keys, wrong types 
 refused with one sentence.
 """
 
+import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from l2t_ray.data.sets import DATA_SETS
+from l2t_ray.import_path import directories, is_import_path, look_in
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.registry import DEFAULT_CONTROL, DEFAULT_METHOD, METHODS
 from l2t_ray.methods.settings import MethodSettings
@@ -169,12 +171,25 @@ class ExperimentConfig(Record):
     def _methods(self) -> list[MethodSettings]:
         return [*self.controls, self.method]
 
+    def import_paths(self) -> list[str]:
+        """Of all parts that the user brings."""
+        return sorted(set(_import_paths(self.model_dump(mode="json"))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process has to find the user's modules before it can take what is made of their classes."""
+        return _arrived, (directories(self.import_paths()), pickle.dumps(dict(self)), self.model_fields_set)
+
     def to_yaml(self) -> str:
         return yaml_file.dump(self.model_dump(mode="json"))
 
     def flat(self) -> dict[str, Any]:
         """Dotted keys and values, for tracking."""
         return _flatten(self.model_dump(mode="json"))
+
+
+def _arrived(places: Sequence[str], fields: bytes, given: set[str]) -> ExperimentConfig:
+    look_in(places)
+    return ExperimentConfig.model_construct(given, **pickle.loads(fields))
 
 
 def load(
@@ -233,6 +248,14 @@ def _is_valid(record: type[BaseModel], settings: Settings) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _import_paths(tree: Any) -> Iterator[str]:
+    """Of every section that has one for a name."""
+    if isinstance(tree, Mapping) and is_import_path(tree.get("name")):
+        yield tree["name"]
+    for part in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ():
+        yield from _import_paths(part)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
