@@ -9,7 +9,7 @@ from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.box_noise import NoisyBoxes, noisy_boxes
 from l2t_ray.data.boxed_images import BoxedImages
 from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
-from l2t_ray.interfaces import Group, UserError
+from l2t_ray.interfaces import Group, Task, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.settings.sections import BOX_NOISE
@@ -24,12 +24,23 @@ class BoxedSource(ExamplesSource):
 
     Attributes:
         noisy: the boxes under noise, for all images of the training set; None: there is no noise.
+
+    Args:
+        task: a user's own; None: detection, in which each image counts as one row.
     """
 
     corrupted = None
     """Boxes that are shifted, scaled or dropped have no matrix; `noisy` says which were hit."""
 
-    def __init__(self, config: ExperimentConfig, dataset: BoxedDataset, *, group: Group, device: torch.device):
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        dataset: BoxedDataset,
+        *,
+        group: Group,
+        device: torch.device,
+        task: Task | None = None,
+    ):
         """
         Raises:
             UserError: if a setting is of images with labels or masks, or there are too few images.
@@ -83,6 +94,7 @@ class BoxedSource(ExamplesSource):
             at_pass_end=data.at_pass_end,
             augment_validation=data.augment_validation,
             test_batch=test.at_once,
+            task=task,
         )
 
 

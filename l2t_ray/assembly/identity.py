@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from l2t_ray.data.arrow import ImageSet
-from l2t_ray.data.boxed_sets import BoxedSet
 from l2t_ray.data.checked import AnyDataset
-from l2t_ray.data.masked_sets import MaskedSet
+from l2t_ray.import_path import sources
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import masked_tree
 from l2t_ray.settings import yaml_file
@@ -61,14 +60,16 @@ def settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: ExperimentConfig, dataset: AnyDataset) -> Fingerprint:
-    """The settings, the checksums of images and labels, and the versions of the code."""
+    """The settings, the checksums of the examples, the versions of packages, the checksums of modules of one's own."""
     data = {"training images": _digest(dataset.train), "test images": _digest(dataset.test)}
-    data["pixel statistics"] = repr((dataset.mean, dataset.std))
+    if dataset.mean:
+        data["pixel statistics"] = repr((dataset.mean, dataset.std))
     if dataset.validation is not None:
         data["validation images"] = hashlib.sha256(np.ascontiguousarray(dataset.validation).tobytes()).hexdigest()
     if config.data.noise.file is not None:
         data[f"labels of data.noise.file ({config.data.noise.kind})"] = _file_digest(config.data.noise.file)
-    return {"settings": settings(config), "data": data, "code": {"l2t_ray": _version(), "torch": torch.__version__}}
+    code = {"l2t_ray": _version(), "torch": torch.__version__, **sources(config.import_paths())}
+    return {"settings": settings(config), "data": data, "code": code}
 
 
 def shown_yaml(config: ExperimentConfig) -> str:
@@ -90,8 +91,8 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-def _digest(images: ImageSet | MaskedSet | BoxedSet) -> str:
-    if isinstance(images, MaskedSet | BoxedSet):
+def _digest(images: Any) -> str:
+    if not isinstance(images, ImageSet):
         return images.digest()
     digest = hashlib.sha256(repr((images.images.shape, images.class_names)).encode())
     for array in (images.images, images.labels):

@@ -8,6 +8,7 @@ from l2t_ray.data import catalog, imbalance, label_files, noise, splits
 from l2t_ray.data.boxed_sets import BoxedDataset
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.checked import AnyDataset
+from l2t_ray.data.example_sets import ExampleDataset
 from l2t_ray.data.masked_sets import MaskedDataset
 from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
@@ -26,12 +27,15 @@ def data_root(environment: str | None, configured: Path | None) -> Path:
 def load_dataset(data: DataConfig) -> Dataset:
     """
     Raises:
-        UserError: if it cannot be opened, or is one of images with masks or boxes, where labels are needed.
+        UserError: if it cannot be opened, or is no set of images with labels.
     """
     dataset = open_dataset(data)
     if not isinstance(dataset, Dataset):
-        what = "boxes" if isinstance(dataset, BoxedDataset) else "masks"
-        raise UserError(f"data.name={data.name} has {what}, and this needs images with a label each; name another set.")
+        kinds = {MaskedDataset: "masks", BoxedDataset: "boxes", ExampleDataset: "examples of its own"}
+        raise UserError(
+            f"data.name={data.name} has {kinds[type(dataset)]}, and this needs images with a label each; name another "
+            "set."
+        )
     return dataset
 
 
@@ -61,8 +65,8 @@ def refuse_other_sections(data: DataConfig, what: str) -> None:
 
 
 def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
-    """Which images are trained and validated on. Parts are balanced by class, but for an imbalance that is set; those
-    of images with masks or boxes, which have several classes, are not.
+    """Which examples are trained and validated on. Parts are balanced by class, where each example has one, but for an
+    imbalance that is set.
 
     Raises:
         UserError: if there are too few images, or an imbalance is set where images have several classes.
@@ -70,21 +74,20 @@ def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
     policy, setting = _balanced_policy(config, dataset), config.data.imbalance
     if setting.kind == "none":
         return policy
-    if isinstance(dataset, MaskedDataset | BoxedDataset):
+    labels = getattr(dataset.train, "labels", None)
+    if labels is None:
         raise UserError(
-            f"data.imbalance.kind is {setting.kind!r}, which is of images with one label each, and {config.data.name} "
-            "has others; set data.imbalance.kind=none."
+            f"data.imbalance.kind is {setting.kind!r}, which is of examples with one label each, and {config.data.name} has "
+            "others; set data.imbalance.kind=none."
         )
-    images = dataset.train
-    return imbalance.thinned(policy, images.labels, setting.kind, setting.factor, config.seed, images.class_names)
+    return imbalance.thinned(policy, labels, setting.kind, setting.factor, config.seed, dataset.train.class_names)
 
 
 def _balanced_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
-    data, has_several = config.data, isinstance(dataset, MaskedDataset | BoxedDataset)
-    if isinstance(dataset, MaskedDataset | BoxedDataset):
+    data, labels = config.data, getattr(dataset.train, "labels", None)
+    has_several, class_names = labels is None, dataset.train.class_names
+    if labels is None:
         labels, class_names = np.zeros(len(dataset.train), dtype=np.int64), None
-    else:
-        labels, class_names = dataset.train.labels, dataset.train.class_names
     shared = {"num_train": data.num_train, "class_names": class_names}
     if dataset.validation is not None:
         if data.split == "redivide":

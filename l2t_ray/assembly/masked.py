@@ -5,11 +5,9 @@ import torch
 
 from l2t_ray.assembly.images import build_policy, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
-from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.masked_images import MaskedImages
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
-from l2t_ray.data.row_shares import RowShares
-from l2t_ray.interfaces import Data, Group, Task, UserError
+from l2t_ray.interfaces import Group, Task, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
 
@@ -28,7 +26,7 @@ class MaskedSource(ExamplesSource):
         Raises:
             UserError: if a setting is of images with labels alone, or there are too few images.
         """
-        self.dataset, self._task, self._workers = dataset, task, group
+        self.dataset = dataset
         _refuse_settings_of_labels(config)
         policy, data = build_policy(config, dataset), config.data
         is_validation = policy.in_validation(len(dataset.train))
@@ -59,10 +57,8 @@ class MaskedSource(ExamplesSource):
             at_pass_end=data.at_pass_end,
             augment_validation=data.augment_validation,
             test_batch=min(train.at_once, test.at_once),
+            task=task,
         )
-
-    def served(self, loader: RoundLoader) -> Data:
-        return RowShares(loader, self._task, self._workers)
 
 
 def _refuse_settings_of_labels(config: ExperimentConfig) -> None:

@@ -42,7 +42,7 @@ def build_run(
     source = source_of(config, group=group, device=device)
     trainee = build_trainee(config, source, group)
     parts = Parts(trainee, source, config.training.num_rounds, config.seed)
-    probe = build_probe(trainee.student, source, seed=config.seed)
+    probe = build_probe(trainee, source, seed=config.seed)
     run = run_of(config, parts, make_teacher or build_teacher, probe)
     return replace(run, trace_dir=run_dir / "profile" if run_dir and config.tracking.profile else None)
 
@@ -96,13 +96,14 @@ def build_trainee(config: ExperimentConfig, source: AnySource, group: Group) -> 
     return Trainee(student, build_task(config), build_schedule(config.training), group, source.device)
 
 
-def build_probe(student: FlatModule, source: AnySource, *, seed: int) -> Probe | None:
-    """A probe on `PROBED` of the training images while an arm trains; None where no label is known to be wrong."""
+def build_probe(trainee: Trainee, source: AnySource, *, seed: int) -> Probe | None:
+    """A probe on `PROBED` of the training images while an arm trains; None where no label is known to be wrong, or a
+    label is no answer of the task."""
     corrupted = source.corrupted
-    if corrupted is None or corrupted.is_wrong.all():
+    if corrupted is None or corrupted.is_wrong.all() or not trainee.task.row_is_example:
         return None
     chosen = np.sort(numpy_generator(seed, "probe").permutation(len(corrupted.rows))[:PROBED])
-    return Probe(student, source.images(corrupted.rows[chosen]), corrupted.is_wrong[chosen])
+    return Probe(trainee.student, trainee.task, source.images(corrupted.rows[chosen]), corrupted.is_wrong[chosen])
 
 
 def build_store(config: ExperimentConfig, run_dir: Path) -> CheckpointStore:

@@ -16,10 +16,11 @@ from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.examples import Examples
 from l2t_ray.data.labelled_images import LabelledImages
 from l2t_ray.data.loader import RoundLoader
+from l2t_ray.data.row_shares import RowShares
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy, Split
 from l2t_ray.import_path import is_import_path
-from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, UserError
+from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, Task, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig, TrainingConfig
 
@@ -52,6 +53,7 @@ class ExamplesSource:
         balance: by row of the training set, classes by which folds of the validation part are balanced.
         seed: of orders and of what is drawn for the examples.
         test_batch: examples in a batch of an evaluation.
+        task: says how many rows of each example count; None: one.
 
     Attributes:
         teaches_validation: some method has asked for batches in which the validation part is trained on.
@@ -75,8 +77,9 @@ class ExamplesSource:
         at_pass_end: Literal["wrap", "lose_step"] = "wrap",
         augment_validation: bool = False,
         test_batch: int = 1_000,
+        task: Task | None = None,
     ):
-        self.device = device
+        self.device, self._task = device, task
         self._examples, self._test, self._labels = examples, test, labels
         self._policy, self._training = policy, training
         self._balance, self._seed, self._group = balance, seed, group
@@ -101,8 +104,8 @@ class ExamplesSource:
         return self.served(self._plain)
 
     def served(self, loader: RoundLoader) -> Data:
-        """The minibatches as methods get them."""
-        return loader
+        """The minibatches as methods get them: each example has the share of one of its rows (`Batch.weights`)."""
+        return loader if self._task is None else RowShares(loader, self._task, self._group)
 
     @cached_property
     def _plain(self) -> RoundLoader:
@@ -158,9 +161,21 @@ class ExamplesSource:
 
 
 class ImageSource(ExamplesSource):
-    """The images that a configuration names, with labels that are corrupted as it says."""
+    """The images that a configuration names, with labels that are corrupted as it says.
 
-    def __init__(self, config: ExperimentConfig, dataset: Dataset, *, group: Group, device: torch.device):
+    Args:
+        task: a user's own; None: classification.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        dataset: Dataset,
+        *,
+        group: Group,
+        device: torch.device,
+        task: Task | None = None,
+    ):
         """
         Raises:
             UserError: if images or labels cannot be divided or corrupted as the configuration says.
@@ -199,6 +214,7 @@ class ImageSource(ExamplesSource):
             device=device,
             at_pass_end=data.at_pass_end,
             augment_validation=data.augment_validation,
+            task=task,
         )
 
     @cached_property

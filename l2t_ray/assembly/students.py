@@ -11,7 +11,8 @@ from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Group, UserError
 from l2t_ray.parallel.global_batch_norm import with_global_batch_norm
 from l2t_ray.settings.experiment import TrainingConfig
-from l2t_ray.settings.student_section import StudentSettings, factory
+from l2t_ray.settings.signature import factory, required, takes
+from l2t_ray.settings.student_section import SHAPE, StudentSettings
 from l2t_ray.students.initialise import seeded
 
 
@@ -19,13 +20,17 @@ def build_student(student: StudentSettings, dataset: AnyDataset, *, group: Group
     """The student at its beginning.
 
     Raises:
-        UserError: if it cannot be made for these images.
+        UserError: if it cannot be made for these examples.
     """
-    channels, image_size = dataset.image_shape
-    shape = {"num_classes": dataset.num_classes, "in_channels": channels, "image_size": image_size}
+    make, given = factory(StudentSettings, student.name), dataset.student_arguments
+    if of_images := [key for key in required(make) if key in SHAPE and key not in given]:
+        raise UserError(
+            f"student {student.name!r} is for images, as its {' and '.join(of_images)} say, and {dataset.name} has "
+            "none; name another student."
+        )
 
     def build() -> torch.nn.Module:
-        model = factory(student.name)(**shape, **student.options())
+        model = make(**takes(make, given), **student.options())
         if not isinstance(model, torch.nn.Module):
             kind = type(model).__name__
             raise UserError(f"student {student.name!r} must give a torch.nn.Module, and gives a {kind}; mend it.")

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.examples import Examples, Joined
-from l2t_ray.data.loader import RoundLoader
-from l2t_ray.data.row_shares import RowShares
 from l2t_ray.data.tensor_examples import TensorSets, test_batch_of
-from l2t_ray.interfaces import Data, Task
+from l2t_ray.interfaces import Task
 from l2t_ray.methods.parts import Labels
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import TrainingConfig
@@ -34,7 +32,6 @@ class TensorSource(ExamplesSource):
         device: torch.device,
         task: Task | None = None,
     ):
-        self._task = task
         num_train, num_rows = len(sets.train), len(sets.train) + len(sets.validation)
         labels = _labels(sets, num_classes, task)
 
@@ -55,10 +52,8 @@ class TensorSource(ExamplesSource):
             group=SingleProcess(),
             device=device,
             test_batch=test_batch_of(training.val_batch_size),
+            task=task,
         )
-
-    def served(self, loader: RoundLoader) -> Data:
-        return loader if self._task is None else RowShares(loader, self._task, SingleProcess())
 
 
 def _labels(sets: TensorSets, num_classes: int, task: Task | None) -> Int[np.ndarray, " n"]:

@@ -61,7 +61,7 @@ def inspect_students(config: ExperimentConfig, source: AnySource, students: Mapp
         for arm, state in students.items()
     }
     if not isinstance(trainee.task, ShowsAnswers):
-        return Inspected({arm: _of_classifier(trainee, source, state) for arm, state in on_device.items()})
+        return Inspected({arm: _of_decisions(trainee, source, state) for arm, state in on_device.items()})
     images, truths = _first_examples(source, trainee.task)
     answered = {arm: _answering(trainee, trainee.task, source, state) for arm, state in on_device.items()}
     return Inspected(answered, images, truths)
@@ -90,17 +90,24 @@ def _answering(trainee: Trainee, task: ShowsAnswers, source: AnySource, state: S
 
 
 @torch.no_grad()
-def _of_classifier(trainee: Trainee, source: AnySource, state: StudentState) -> Inspection:
+def _of_decisions(trainee: Trainee, source: AnySource, state: StudentState) -> Inspection:
+    """Nothing, where a task decides nothing between classes."""
     data, corrupted = source.plain(), source.corrupted
+    if getattr(trainee.task, "scores_are_rows", False):
+        return Inspection([])  # what is ranked has no confusion matrix
 
-    def answers(batch: Batch) -> Tensor:
-        return trainee.outputs(state.theta, state.buffers, batch, training=False).argmax(dim=1)
+    def decisions(batch: Batch) -> tuple[Tensor, Tensor] | None:
+        rows = trainee.task.terms(trainee.outputs(state.theta, state.buffers, batch, training=False), batch).rows
+        return rows and (rows.labels, rows.logits.argmax(dim=1))
 
     confusion = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)
     for batch in data.test():
-        np.add.at(confusion, (batch.targets.cpu().numpy(), answers(batch).cpu().numpy()), 1)
+        if (decided := decisions(batch)) is None:
+            return Inspection([])
+        np.add.at(confusion, tuple(part.cpu().numpy() for part in decided), 1)
     memorised = None
     if corrupted is not None:
-        batches = source.images(corrupted.rows[corrupted.is_wrong])
-        memorised = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
+        wrong = [decisions(batch) for batch in source.images(corrupted.rows[corrupted.is_wrong])]
+        is_said = torch.cat([decided[0] == decided[1] for decided in wrong if decided is not None])
+        memorised = is_said.double().mean().item()
     return Inspection([ClassMatrix(confusion)], memorised)

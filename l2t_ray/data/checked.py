@@ -5,10 +5,11 @@ import numpy as np
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, clipped
 from l2t_ray.data.dataset import Dataset
+from l2t_ray.data.example_sets import ExampleDataset, ExampleSet, check_examples
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
 from l2t_ray.interfaces import UserError
 
-AnyDataset = Dataset | MaskedDataset | BoxedDataset
+AnyDataset = Dataset | MaskedDataset | BoxedDataset | ExampleDataset
 
 
 def checked(name: str, made: object) -> AnyDataset:
@@ -19,12 +20,12 @@ def checked(name: str, made: object) -> AnyDataset:
     """
     if not isinstance(made, AnyDataset):
         raise UserError(
-            f"{name} must return a Dataset, a MaskedDataset or a BoxedDataset (l2t_ray.data), got a "
+            f"{name} must return a Dataset, a MaskedDataset, a BoxedDataset or an ExampleDataset (l2t_ray.data), got a "
             f"{type(made).__name__}."
         )
     parts = {"train": made.train, "test": made.test}
     if type(made.train) is not type(made.test):
-        raise UserError(f"train and test of {name} are of two kinds; give both labels, both masks, or both boxes.")
+        raise UserError(f"train and test of {name} are of two kinds; give both the same.")
     ignored = [part.ignore for part in parts.values() if isinstance(part, MaskedSet)]
     if len(set(ignored)) > 1:
         raise UserError(f"train of {name} ignores the number {ignored[0]}, test {ignored[1]}; give both the same.")
@@ -32,10 +33,12 @@ def checked(name: str, made: object) -> AnyDataset:
     for part, images in parts.items():
         where = f"the {part} part of {name}"
         if not len(images):
-            raise UserError(f"{where} is empty; give at least one image.")
+            raise UserError(f"{where} is empty; give at least one example.")
         match images:
             case MaskedSet():
                 channels.add(_masked_channels(where, images))
+            case ExampleSet():
+                check_examples(where, images)
             case BoxedSet():
                 channels.add(_boxed_channels(where, images))
             case _:
@@ -46,7 +49,8 @@ def checked(name: str, made: object) -> AnyDataset:
         raise UserError(
             f"images of {name} have {' and '.join(map(str, sorted(channels)))} channels; give all the same."
         )
-    _check_statistics(name, made, channels.pop())
+    if channels:
+        _check_statistics(name, made, channels.pop())
     if made.validation is not None and not _are_rows(made.validation, len(made.train)):
         raise UserError(
             f"validation of {name} must be different row numbers of train, at least one and not all of its "

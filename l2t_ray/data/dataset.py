@@ -32,9 +32,10 @@ class OpenedSet:
         return len(self.train.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int]:
-        """Channels, and the height of the largest."""
-        return len(self.mean), self.train.height
+    def student_arguments(self) -> dict[str, Any]:
+        """What a student is made for, as the function that makes it is given it; `image_size` is the height of the
+        largest image."""
+        return {"num_classes": self.num_classes, "in_channels": len(self.mean), "image_size": self.train.height}
 
 
 @dataclass(frozen=True)

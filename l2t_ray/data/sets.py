@@ -2,8 +2,8 @@
 
 A function is given what it has parameters for: the settings `name`, `root`, `verify`, `download` and `image_size` of
 the section `data`, and the keys of `data.options`. It returns a `Dataset` (images with one label each), a
-`MaskedDataset` (images with a class for each pixel) or a `BoxedDataset` (images with boxes). Somebody's own is named by
-its import path.
+`MaskedDataset` (images with a class for each pixel), a `BoxedDataset` (images with boxes) or an `ExampleDataset`
+(anything else, for a task of one's own). Somebody's own is named by its import path.
 """
 
 from typing import Literal, NamedTuple

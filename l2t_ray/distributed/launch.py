@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -119,6 +120,7 @@ def ray_session(config: ExperimentConfig) -> Iterator[None]:
 
 def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopRequest | None) -> dict[str, str]:
     import ray
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
@@ -171,8 +173,23 @@ def _train(config: ExperimentConfig, run_dir: Path, on_rows: OnRows, stop: StopR
                 f"training failed more than ray.max_failures={settings.max_failures} times, at last by "
                 f"{describe(failures) if failures else error}; go on from the last checkpoint with --resume {run_dir}."
             ) from error
+        except RayError as error:
+            if (absent := absent_module(error)) is not None:
+                raise UserError(absent) from error
+            raise
     assert result.return_value is not None  # every worker says how it ended
     return result.return_value
+
+
+def absent_module(error: Exception) -> str | None:
+    """What to do about a module of the user's own that a machine of the cluster lacks; None: none is."""
+    found = re.search(r"'[\w.]+:[\w.]+' cannot be imported \([^\n]*?\)", str(error))
+    if found is None:
+        return None
+    return (
+        f"on a machine of the cluster {found[0]}; submit the job with its directory (ray job submit --working-dir), or "
+        "put the module on every machine's PYTHONPATH."
+    )
 
 
 def _board(run_dir: Path, make: Any) -> Any:

@@ -29,6 +29,7 @@ from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table, suspects_table
 from l2t_ray.training.checkpoint import FINGERPRINT, Checkpoint, CheckpointStore
+from l2t_ray.training.fingerprint import changed_modules
 
 SHOWN_SUSPECTS = 10
 """Labels that are listed on the screen when the run is done."""
@@ -57,6 +58,7 @@ class Conduct:
         store = build_store(self.config, self.directory)
         start = store.latest()
         self.place.has_begun = start is not None
+        changed = [] if start is None else changed_modules(store.fingerprint_of(start), store.fingerprint or {})
         self._write_identity(store)
         if start is not None:
             store.share(start)
@@ -64,6 +66,11 @@ class Conduct:
         self.screen.message(
             f"run {self.directory}" + ("" if start is None else f", from round {start.round} of {start.arm}")
         )
+        if changed:
+            self.screen.message(
+                f"warning: {', '.join(changed)} changed since the checkpoint was written: from here on the run is "
+                "trained by what is there now; start a new run (another name=) for numbers of one code."
+            )
         for note in open_dataset(self.config.data).notes:
             self.screen.message(f"data: {note}")
         arms = [(name, self.config.training.num_rounds) for name in self.config.arms()]

@@ -21,6 +21,7 @@ from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.checked import AnyDataset
+from l2t_ray.data.example_sets import ExampleSet
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
@@ -106,7 +107,7 @@ def _write_suspects(
 ) -> dict[str, Suspects]:
     """A list for each arm that remembers what its student said of its images."""
     found, train = {}, source.dataset.train
-    if not isinstance(train, ImageSet):
+    if not isinstance(train, ImageSet | ExampleSet):
         return found  # there is more than one label an image
     for arm, method in config.arms().items():
         suspected = suspects_of(method, checkpoint, source)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.example_sets import ExampleSet
 
 SUSPECTS = "suspects.csv"
 PATTERN = "suspects*.csv"
@@ -26,7 +27,7 @@ def worst(path: Path, count: int) -> list[dict[str, str]]:
         return list(islice(differing, count))
 
 
-def write_suspects(path: Path, found: Suspects, images: ImageSet) -> None:
+def write_suspects(path: Path, found: Suspects, images: ImageSet | ExampleSet) -> None:
     """Writes a line for each training image, the most suspicious first: `index`, `image` where images have names,
     `given_label`, `suggested_label`, `score` (empty: never seen).
 

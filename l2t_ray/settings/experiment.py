@@ -5,8 +5,9 @@ the same dotted keys (`training.learning_rate=0.05`). Unknown keys, wrong types 
 refused with one sentence.
 """
 
+import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
@@ -20,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from l2t_ray.data.sets import DATA_SETS
+from l2t_ray.import_path import directories, is_import_path, look_in
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.registry import DEFAULT_CONTROL, DEFAULT_METHOD, METHODS
 from l2t_ray.methods.settings import MethodSettings
@@ -27,7 +30,8 @@ from l2t_ray.settings import yaml_file
 from l2t_ray.settings.record import FilePath, Natural, Record, Text, named, one_of
 from l2t_ray.settings.sections import DataConfig, NoiseConfig, RayConfig, TrackingConfig, TrainingConfig
 from l2t_ray.settings.sentence import sentence
-from l2t_ray.settings.student_section import StudentSettings, own_student, student_record
+from l2t_ray.settings.student_section import StudentSettings, lacking_of_images, own_student, student_record
+from l2t_ray.settings.task_section import TaskSettings, own_task
 from l2t_ray.settings.tree import COMMAND_LINE, Settings, parsed
 from l2t_ray.students.known import DEFAULT_STUDENT, STUDENTS
 
@@ -67,6 +71,7 @@ def _student_of_ones_own(value: Any, by_name: Callable[[Any], Any]) -> Any:
 if TYPE_CHECKING:
     MethodConfig = ControlConfig = MethodSettings
     StudentConfig = StudentSettings
+    TaskConfig = TaskSettings
 else:
     _Known = one_of(METHODS, MethodSettings)
     MethodConfig = Annotated[_Known, named(DEFAULT_METHOD.model_fields["name"].default)]
@@ -78,6 +83,7 @@ else:
         SerializeAsAny(),
         named(DEFAULT_STUDENT),
     ]
+    TaskConfig = Annotated[TaskSettings, WrapValidator(lambda value, handler: own_task(value)), SerializeAsAny()]
 
 
 class ExperimentConfig(Record):
@@ -94,6 +100,9 @@ class ExperimentConfig(Record):
     data: DataConfig = DataConfig()
     student: StudentConfig = student_record(DEFAULT_STUDENT)()  # pyright: ignore[reportCallIssue]
     """What is taught: a student by its name or by the import path of a function that makes one."""
+    task: TaskConfig | None = None
+    """What outputs and targets mean, by the import path of a task of one's own; null: what the data is labelled with
+    says."""
     training: TrainingConfig = TrainingConfig()
     method: MethodConfig = DEFAULT_METHOD()
     controls: Annotated[tuple[ControlConfig, ...], BeforeValidator(_as_list)] = (DEFAULT_CONTROL(),)
@@ -110,6 +119,11 @@ class ExperimentConfig(Record):
                     f"training.{key} is {getattr(training, key)}, fewer than ray.num_workers={workers}; "
                     "each worker needs at least one image"
                 )
+        if self.data.name in DATA_SETS and (lacking := lacking_of_images(self.student.name)):
+            raise ValueError(
+                f"student {self.student.name!r} cannot be made for images: it must take "
+                f"num_classes, in_channels, image_size by name, and lacks {', '.join(lacking)}"
+            )
         names = [method.arm for method in self._methods()]
         for name in names:
             if names.count(name) > 1:
@@ -157,12 +171,25 @@ class ExperimentConfig(Record):
     def _methods(self) -> list[MethodSettings]:
         return [*self.controls, self.method]
 
+    def import_paths(self) -> list[str]:
+        """Of all parts that the user brings."""
+        return sorted(set(_import_paths(self.model_dump(mode="json"))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process has to find the user's modules before it can take what is made of their classes."""
+        return _arrived, (directories(self.import_paths()), pickle.dumps(dict(self)), self.model_fields_set)
+
     def to_yaml(self) -> str:
         return yaml_file.dump(self.model_dump(mode="json"))
 
     def flat(self) -> dict[str, Any]:
         """Dotted keys and values, for tracking."""
         return _flatten(self.model_dump(mode="json"))
+
+
+def _arrived(places: Sequence[str], fields: bytes, given: set[str]) -> ExperimentConfig:
+    look_in(places)
+    return ExperimentConfig.model_construct(given, **pickle.loads(fields))
 
 
 def load(
@@ -221,6 +248,14 @@ def _is_valid(record: type[BaseModel], settings: Settings) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _import_paths(tree: Any) -> Iterator[str]:
+    """Of every section that has one for a name."""
+    if isinstance(tree, Mapping) and is_import_path(tree.get("name")):
+        yield tree["name"]
+    for part in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ():
+        yield from _import_paths(part)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,14 +3,15 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from l2t_ray.settings.record import Record, own_record
-from l2t_ray.settings.student_section import own_student
+from l2t_ray.settings.signature import own_made
+from l2t_ray.settings.student_section import StudentSettings
+from l2t_ray.settings.task_section import TaskSettings
 from l2t_ray.settings.tree import Settings
 
 LONGEST_VALUE = 80
@@ -126,7 +127,7 @@ def record_at(model: type[BaseModel], location: list[str], value: Any) -> type[B
         return record_at(model, rest, inner)
     if rest and rest[0].isdigit():
         inner, rest = _at(inner, int(rest[0])), rest[1:]
-    if (own := _own(inner)) is not None:
+    if (own := _own(head, inner)) is not None:
         return record_at(own, rest, inner)
     for candidate in _records(model.model_fields[head].annotation):
         is_tagged = bool(rest) and rest[0] in _tags(model)
@@ -140,12 +141,11 @@ def _at(value: Any, part: str | int) -> Any:
     return value[part] if _has(value, part) else None
 
 
-def _own(section: Any) -> type[Record] | None:
-    """The record of a method's or a student's section that has an import path for a name."""
-    for find in (partial(own_record, kind=Record), own_student):
-        with suppress(ValueError):  # which is what there is to say then
-            if (found := find(section)) is not None:
-                return found
+def _own(key: str, section: Any) -> type[Record] | None:
+    """The record of a section that has an import path for a name."""
+    kind = {"student": StudentSettings, "task": TaskSettings}.get(key)
+    with suppress(ValueError):  # which is what there is to say then
+        return own_record(section, Record) if kind is None else own_made(kind, section)
     return None
 
 

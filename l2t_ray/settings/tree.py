@@ -19,8 +19,10 @@ VARIANTS: dict[str, str] = {
     "teacher": DEFAULT_TEACHER,
     "loss": DEFAULT_LOSS.model_fields["name"].default,
     "student": DEFAULT_STUDENT,
+    "task": "",
 }
-"""Sections that hold one of several variants, told apart by their `name`; and the variant meant without one."""
+"""Sections that hold one of several variants, told apart by their `name`; and the variant meant without one (a task
+always has a name)."""
 
 COMMAND_LINE = "on the command line"
 LONGEST_CHAIN = 20

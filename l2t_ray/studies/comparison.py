@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from l2t_ray.assembly.images import build_policy, load_dataset
+from l2t_ray.assembly.images import build_policy, open_dataset
 from l2t_ray.assembly.run import resolve_device
 from l2t_ray.assembly.tasks import headline_for
 from l2t_ray.headline import HEADLINE
@@ -125,7 +125,7 @@ class Comparison:
         training, schedule = self.config.training, method.paper_schedule
         if self.budget == "parity" or arm == SHORT or schedule is None:
             return training
-        num_train = len(build_policy(self.config, load_dataset(self.config.data)).at(0).train)
+        num_train = len(build_policy(self.config, open_dataset(self.config.data)).at(0).train)
         return training.model_copy(update=schedule.training(num_train, training.num_steps))
 
     def run(self, *, quiet: bool = False) -> str:
@@ -214,7 +214,7 @@ class Comparison:
         order = {arm: place for place, arm in enumerate(self.methods())}
         rows.sort(key=lambda row: (order.get(row["arm"], len(order)), row["round"]))
         confusions = table.summed_confusions(self.directory, results)
-        names = load_dataset(self.config.data).train.class_names
+        names = open_dataset(self.config.data).train.class_names
         write_figures(self.directory, rows, confusions=confusions, class_names=names, headline=self.headline)
         if lines:
             # Beside a smaller size the paper's figures would squeeze ours together; they stay in the table.
@@ -229,7 +229,7 @@ class Comparison:
 
     def _caption(self) -> str:
         data, training = self.config.data, self.config.training
-        noise, validation = data.noise, protocol(self.config, load_dataset(data))
+        noise, validation = data.noise, protocol(self.config, open_dataset(data))
         what = f"{noise.kind} {noise.rate:g}" if noise.file is None else f"{noise.kind} of {noise.file.name}"
         options = ", ".join(f"{key} {value}" for key, value in self.config.student.options().items())
         student = f"{self.config.student.name} ({options})" if options else self.config.student.name

@@ -174,6 +174,10 @@ class CheckpointStore:
                 "--resume."
             ) from None
 
+    def fingerprint_of(self, checkpoint: Checkpoint) -> Fingerprint:
+        """Of the experiment as it was when a checkpoint was written that was read from here."""
+        return json.loads((self._directory / checkpoint.name / FINGERPRINT).read_text())
+
     def share(self, checkpoint: Checkpoint) -> None:
         """Copies a checkpoint that was read to storage, if that has none as new: by one process at a time.
 

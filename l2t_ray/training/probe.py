@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.student import outputs_of
-from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, Weighing
+from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, Task, Weighing
 
 
 class Probe:
@@ -23,17 +23,18 @@ class Probe:
     - `weight_right`, `weight_wrong`: mean weight of either kind.
     """
 
-    def __init__(self, student: FlatModule, batches: Sequence[Batch], is_wrong: Bool[np.ndarray, " n"]):
+    def __init__(self, student: FlatModule, task: Task, batches: Sequence[Batch], is_wrong: Bool[np.ndarray, " n"]):
         """
         Args:
+            task: one whose rows are examples.
             batches: training images with the labels that the student is taught, unaugmented, the same on each worker.
             is_wrong: for each of them in order, whether that label is wrong.
         """
-        self._student, self._batches, self._is_wrong = student, batches, is_wrong
+        self._student, self._task, self._batches, self._is_wrong = student, task, batches, is_wrong
 
     @torch.no_grad()
     def __call__(self, method: Method, state: MethodState, index: int) -> Metrics:
-        is_predicted = self._each(lambda batch: self._predictions(state, batch) == batch.targets)
+        is_predicted = self._each(lambda batch: self._is_predicted(state, batch))
         metrics = {"reproduced": float(is_predicted[self._is_wrong].mean())}
         weights = self._weights(method, state, index)
         if weights is not None:
@@ -49,9 +50,12 @@ class Probe:
         known = [piece.double().cpu() for piece in weights if piece is not None]
         return torch.cat(known).numpy() if len(known) == len(weights) else None
 
-    def _predictions(self, state: MethodState, batch: Batch) -> torch.Tensor:
-        student = state.student
-        return outputs_of(self._student, student.theta, student.buffers, batch, training=False).argmax(dim=1)
+    def _is_predicted(self, state: MethodState, batch: Batch) -> torch.Tensor:
+        """Whether the student gives each label."""
+        outputs = outputs_of(self._student, state.student.theta, state.student.buffers, batch, training=False)
+        rows = self._task.terms(outputs, batch).rows
+        assert rows is not None  # of class decisions labels are wrong
+        return rows.logits.argmax(dim=1) == rows.labels
 
     def _each(self, measure) -> np.ndarray:
         return torch.cat([measure(batch).double().cpu() for batch in self._batches]).numpy()

@@ -1,6 +1,7 @@
 """The page on bringing one's own keeps its word: its files run as printed, and their hypergradient is exact."""
 
-import re
+import json
+import shutil
 import sys
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -8,8 +9,10 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from extending_page import FILES, PAGE, write_files
 
 import l2t_ray
 from l2t_ray.bilevel.engines import ENGINES
@@ -26,16 +29,13 @@ from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import read_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
-FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 
 
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory):
     """What the page's last file defines, run once from a directory that has all of them, and what it printed."""
     directory = tmp_path_factory.mktemp("page")
-    for name, text in FILES.items():
-        (directory / f"{name}.py").write_text(text)
+    write_files(directory)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(directory)
         with torch.random.fork_rng(), redirect_stdout(StringIO()) as printed:
@@ -48,6 +48,7 @@ def assembly(tmp_path_factory):
 def test_each_file_is_short():
     assert sorted(FILES) == [
         "assembly",
+        "corpus",
         "sentences",
         "small_loss",
         "smoothing",
@@ -77,6 +78,79 @@ def command_with(part):
     """Configuration and overrides of the page's command that has this part."""
     (command,) = (line for line in PAGE.splitlines() if line.startswith("python jobs/train.py") and part in line)
     return command.split()[3:]
+
+
+PLAIN = ["ray.enabled=false", "tracking.mlflow=false", "name=page"]
+
+
+@pytest.fixture(scope="module")
+def whole(assembly):
+    """The page's job, in this process, with everything that it leaves behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(assembly.directory)
+        yield Experiment.from_yaml("own.yaml", PLAIN).run(quiet=True)
+
+
+def test_the_page_trains_as_a_job_with_nothing_but_parts_of_ones_own(whole):
+    learned = whole.summaries[-1]
+    assert [one["arm"] for one in whole.summaries] == ["cross_entropy", "SmallLossConfig", "l2t_dln"]
+    assert min(one["test_accuracy"] for one in whole.summaries) > 0.6  # chance is a quarter
+    assert len({one["val_error"] for one in whole.summaries}) == 3
+    amounts = [row["smoothing"] for row in read_rows(whole.directory / "metrics.parquet") if row["arm"] == "l2t_dln"]
+    assert amounts[0] == pytest.approx(0.1) and len(set(amounts)) == 4
+    with np.load(whole.directory / "confusion.npz") as confusions:
+        confusion = confusions["l2t_dln"]
+    assert confusion.shape == (4, 4) and confusion.sum() < 150 * 12  # padding is no word
+    assert confusion.trace() / confusion.sum() == pytest.approx(learned["test_accuracy"])
+    assert (whole.directory / "figures/confusion.png").exists()
+
+
+@pytest.fixture(scope="module")
+def ended(assembly):
+    """The page's job without controls, with a checkpoint after each of its last rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(assembly.directory)
+        parts = ["name=ended", "training.checkpoint_every=1", "controls=[]"]
+        yield Experiment.from_yaml("own.yaml", [*PLAIN, *parts]).run(quiet=True, figures=False)
+
+
+@pytest.fixture
+def stopped(ended, assembly, tmp_path, monkeypatch):
+    """A directory of the same job, stopped one round before its end."""
+    monkeypatch.chdir(assembly.directory)
+    shutil.copytree(ended.directory, tmp_path / "stopped")
+    for path in sorted((tmp_path / "stopped/checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    (tmp_path / "stopped/summary.json").unlink()
+    return tmp_path / "stopped"
+
+
+def test_the_page_s_job_goes_on_where_it_was_stopped_bit_for_bit(whole, ended, stopped, capsys):
+    again = Experiment.resume(stopped).run(figures=False)
+    assert "from round 3 of l2t_dln" in " ".join((said := capsys.readouterr().out).split())
+    assert "changed since" not in said
+    assert again.summaries[-1]["val_error"] == ended.summaries[-1]["val_error"] == whole.summaries[-1]["val_error"]
+
+
+def test_a_run_whose_modules_changed_goes_on_with_a_warning_that_names_them(stopped, assembly, capsys):
+    """`tagging` is named by the job and imported by `corpus`, which stays as it was."""
+    code = json.loads((stopped / "fingerprint.json").read_text())["code"]
+    assert {"tagging", "corpus", "tagger", "smoothing"} <= code.keys() and "l2t_ray.interfaces" not in code
+    path = assembly.directory / "tagging.py"
+    text = path.read_text()
+    path.write_text(text + "# mended\n")
+    try:
+        Experiment.resume(stopped).run(figures=False)
+    finally:
+        path.write_text(text)
+    (said,) = " ".join(capsys.readouterr().out.split()).split("warning: ")[1:]
+    assert said.startswith("tagging changed since the checkpoint was written: from here on the run is trained by what")
+
+
+def test_the_hypergradient_of_the_page_s_job_is_exact(whole, assembly, monkeypatch):
+    monkeypatch.chdir(assembly.directory)
+    errors, is_exact = Experiment.from_yaml("own.yaml", [*PLAIN, "name=checked"]).check_hypergradient()
+    assert is_exact and errors["float64"] < 1e-9
 
 
 def test_the_job_takes_the_student_by_its_import_path(assembly, monkeypatch):

@@ -11,7 +11,7 @@ from l2t_ray.assembly.students import build_student
 from l2t_ray.interfaces import UserError
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings import experiment as configuration
-from l2t_ray.settings.student_section import student_record
+from l2t_ray.settings.signature import record_of
 
 MODULE = '''
 from typing import Literal
@@ -47,7 +47,7 @@ def load(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield lambda *overrides: configuration.load(tmp_path / "x.yaml", overrides)
     sys.modules.pop("ours", None)
-    student_record.cache_clear()
+    record_of.cache_clear()
 
 
 def built(config):
@@ -90,7 +90,7 @@ def test_a_configuration_reaches_another_process_as_it_is(load):
     """Workers are sent it; the class of a student's settings is made in each process."""
     for name in ("resnet8", "ours:make"):
         config = load(f"student={name}", "method=gce")
-        student_record.cache_clear()
+        record_of.cache_clear()
         again = pickle.loads(pickle.dumps(config))
         assert again.to_yaml() == config.to_yaml() and again.student.options() == config.student.options()
 

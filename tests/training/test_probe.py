@@ -8,6 +8,7 @@ from torch import nn
 
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.interfaces import Batch, MethodState, StudentState
+from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.probe import Probe, roc_auc
 
 
@@ -54,7 +55,7 @@ def probe_and_state():
     batches = [Batch(logits[i], labels[i], torch.ones(2) / 4, torch.tensor([0, 1])) for i in (slice(2), slice(2, 4))]
     student = FlatModule(Answers())
     state = MethodState(StudentState(torch.zeros(1), torch.zeros(1), {}), {})
-    return Probe(student, batches, np.array([False, False, True, True])), state
+    return Probe(student, Classification(), batches, np.array([False, False, True, True])), state
 
 
 def test_what_is_given_back_and_which_weights_it_has(probe_and_state):
