@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -102,19 +101,10 @@ def overrides(generator: random.Random) -> list[str]:
 
 
 def train(settings: list[str]) -> None:
-    train_from(DIGITS, settings, Path.cwd())
-
-
-def train_from(config: Path, settings: list[str], modules: Path) -> None:
-    """
-    Args:
-        modules: where modules of the user's own are.
-    """
-    sys.path.insert(0, str(modules))
     with exit_codes():
         from l2t_ray.run import Experiment
 
-        Experiment.from_yaml(config, settings).run(quiet=True, figures=False)
+        Experiment.from_yaml(DIGITS, settings).run(quiet=True, figures=False)
 
 
 def is_finite(directory: Path) -> bool:
