@@ -36,12 +36,29 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there. What a list or an annotation names may be no name of a file at all."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
+
+
+def check_class_name(name: object, path: Path) -> None:
+    """
+    Raises:
+        UserError: if it is no name that can be shown in a table; `path` is the file that has it.
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise UserError(f"{shown(path)} has the class name {name!r}; give the class a name of printable characters.")
+
+
 def existing(path: Path, listed: Path) -> Path:
     """The path, if a file is there.
 
     Raises:
         UserError: if not; `listed` is the file that names it.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{shown(listed)} lists {shown(path)}, which is not there; add the file or remove the line.")
     return path

@@ -235,7 +235,7 @@ VALUES: dict[str, tuple[str, ...]] = {
         "os:getcwd",
     ),
     "student": STUDENTS,
-    "student.width": ("1", "8", "0.03125", "0.25", "0", "1.5", "-2"),
+    "student.width": ("1", "0.03125", "0.25", "0", "1.5", "-2"),
     "student.depth": ("tiny", "53", "50", "18", "1", "0"),
     "student.halved": ("true", "false"),
     "student.anchors": ANCHORS,

@@ -108,8 +108,11 @@ def _check_disjoint(name: str, parts: Mapping[str, Sequence[BoxFile]]) -> None:
     part_of: dict[Path, str] = {}
     for part, files in parts.items():
         for file in files:
-            before = part_of.setdefault(file.image.resolve(), part)
-            if before != part:
+            path = file.image.resolve()
+            if (before := part_of.get(path)) == part:
+                raise UserError(f"data.name={name}: {shown(file.image)} is in the {part} part twice; list it once.")
+            part_of[path] = part
+            if before is not None:
                 raise UserError(
                     f"data.name={name}: {shown(file.image)} is in the {before} part and in the {part} part; take it "
                     "out of one."

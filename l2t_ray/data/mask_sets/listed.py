@@ -76,6 +76,11 @@ def _voc_files(folder: Path, path: Path, masks: Path) -> list[MaskFile]:
 
 def _check_disjoint(name: str, files: Mapping[str, Sequence[MaskFile]]) -> None:
     parts = {part: {file.image for file in listed} for part, listed in files.items()}
+    for part, listed in files.items():
+        if len(listed) > len(parts[part]):
+            images = [file.image for file in listed]
+            twice = next(image for image in images if images.count(image) > 1)
+            raise UserError(f"data.name={name}: {shown(twice)} is in the list of the {part} part twice; leave one.")
     for part in [*parts][:-1]:
         if both := sorted(parts[part] & parts["test"]):
             raise UserError(
