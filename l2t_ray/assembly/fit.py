@@ -21,6 +21,7 @@ from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.refusals import is_compiled
+from l2t_ray.core.loss.brought import checked_family
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
@@ -333,8 +334,10 @@ def _first_loss(
     if not isinstance(method, LearnedLossSettings):
         return None
     if given is None or isinstance(given, str | Mapping):
-        return method.loss.family(facts)
-    return PairLoss(copied(given, "loss"), facts.task) if isinstance(given, DynamicLossNetwork) else given
+        return method.first_loss(facts)
+    if isinstance(given, DynamicLossNetwork):
+        return PairLoss(copied(given, "loss"), facts.task)
+    return checked_family(given, "loss")
 
 
 def _last_loss(family: LossFamily | None, end: Checkpoint) -> LearnedLoss | None:

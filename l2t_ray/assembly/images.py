@@ -77,8 +77,8 @@ def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
     labels = getattr(dataset.train, "labels", None)
     if labels is None:
         raise UserError(
-            f"data.imbalance.kind is {setting.kind!r}, which is of examples with one label each, and {config.data.name} has "
-            "others; set data.imbalance.kind=none."
+            f"data.imbalance.kind is {setting.kind!r}, which is of examples with one label each, and that is not what "
+            f"{config.data.name} has; set data.imbalance.kind=none."
         )
     return imbalance.thinned(policy, labels, setting.kind, setting.factor, config.seed, dataset.train.class_names)
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from l2t_ray.bilevel.unroll import InnerProblem
+from l2t_ray.core.loss.brought import fixed_of, losses_of, report_of
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.memory import Memory
 from l2t_ray.core.reweight import ClassCenters
@@ -94,7 +95,7 @@ class LearnedObjective:
 
     def report(self, phi: Float[Tensor, " m"], state: MethodState) -> Metrics:
         """What the loss in use says of itself."""
-        return self.loss.report(self.in_use(phi, state))
+        return report_of(self.loss, self.in_use(phi, state))
 
     def _loss(
         self,
@@ -105,10 +106,10 @@ class LearnedObjective:
         memory: Float[Tensor, "images c"] | None,
     ) -> tuple[Float[Tensor, ""], Tensor]:
         terms = self.trainee.terms(theta, buffers, batch)
-        losses = self.loss.losses(phi, terms, None if memory is None else memory[batch.indices])
+        losses = losses_of(self.loss, phi, terms, None if memory is None else memory[batch.indices])
         values = losses.values
         if self._is_clean is not None:
-            values = torch.where(self._is_clean[batch.indices[losses.owner]], self.loss.fixed(terms), values)
+            values = torch.where(self._is_clean[batch.indices[losses.owner]], fixed_of(self.loss, terms), values)
         total = (losses.weights * values).sum()
         rest = terms.rest if losses.rest is None else losses.rest
         return total if rest is None else total + rest, terms.outputs
@@ -129,7 +130,7 @@ class LearnedObjective:
         terms = terms._replace(outputs=logits, rows=rows._replace(logits=logits))
         with torch.enable_grad():
             own_memory = None if memory is None else memory[batch.indices]
-            losses = self.loss.losses(self.in_use(phi, state), terms, own_memory)
+            losses = losses_of(self.loss, self.in_use(phi, state), terms, own_memory)
             if not losses.values.requires_grad:
                 return None
             (push,) = torch.autograd.grad(losses.values.sum(), logits)

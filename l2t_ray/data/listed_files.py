@@ -36,13 +36,30 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there. What a list or an annotation names may be no name of a file at all."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
+
+
+def check_class_name(name: object, path: Path) -> None:
+    """
+    Raises:
+        UserError: if it is no name that can be shown in a table; `path` is the file that has it.
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise UserError(f"{shown(path)} has the class name {name!r}; give the class a name of printable characters.")
+
+
 def existing(path: Path, listed: Path) -> Path:
     """The path, if a file is there.
 
     Raises:
         UserError: if not; `listed` is the file that names it.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{shown(listed)} lists {shown(path)}, which is not there; add the file or remove the line.")
     return path
 
@@ -50,14 +67,18 @@ def existing(path: Path, listed: Path) -> Path:
 def check_disjoint(name: str, parts: Mapping[str, Sequence[Path]]) -> None:
     """
     Raises:
-        UserError: if an image is in two parts of the set called `name`.
+        UserError: if an image is in two parts of the set called `name`, or in one of them twice.
     """
     part_of: dict[Path, str] = {}
     for part, images in parts.items():
         for image in images:
-            before = part_of.setdefault(image.resolve(), part)
-            if before != part:
+            path = image.resolve()
+            before = part_of.get(path)
+            if before == part:
+                raise UserError(f"data.name={name}: {shown(image)} is in the {part} part twice; list it once.")
+            if before is not None:
                 raise UserError(
                     f"data.name={name}: {shown(image)} is in the {before} part and in the {part} part; take it out of "
                     "one."
                 )
+            part_of[path] = part

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from l2t_ray.core.loss.brought import checked_family
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.memory import Memory
@@ -22,6 +23,7 @@ from l2t_ray.methods.known_losses import DEFAULT_LOSS, LossConfig
 from l2t_ray.methods.parts import LossFacts, Parts, check_rows_are_examples
 from l2t_ray.methods.phases import Phase, rounds_of
 from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.own_code import own_code
 from l2t_ray.settings.record import Count, Fraction
 
 _LOG = logging.getLogger(__name__)
@@ -53,8 +55,17 @@ class LearnedLossSettings(MethodSettings):
     a better student each time. Each estimate takes the place of the channel as it was learned until then."""
 
     def first_loss(self, facts: LossFacts, *, begun: bool = True) -> LossFamily:
-        """The loss at its beginning (see `LossSettings.family`)."""
-        return facts.given or self.loss.family(facts, begun=begun)
+        """The loss at its beginning (see `LossSettings.family`).
+
+        Raises:
+            UserError: if somebody's own class makes none.
+        """
+        if facts.given is not None:
+            return facts.given
+        what = f"loss {self.loss.name!r}"
+        with own_code(what, self.loss):
+            family = self.loss.family(facts, begun=begun)
+        return checked_family(family, what)
 
     def learned_loss(self, phi: Float[Tensor, " m"], facts: LossFacts) -> LearnedLoss | None:
         return LearnedLoss(self.first_loss(facts, begun=False), phi)

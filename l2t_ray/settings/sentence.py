@@ -35,6 +35,8 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
         case "union_tag_invalid":
             origin = settings.origin([*keys, "name"])
             return f"{key}.name {origin} must be one of {context['expected_tags']}, got {value_text(context['tag'])}."
+        case "missing" if isinstance(first["loc"][-1], int):
+            return f"{key} {origin} has too few entries, got {value_text(first['input'])}."
         case "missing":
             lacking = shown_key([*keys, str(first["loc"][-1])])
             return f"{settings.place.removeprefix('in ')} lacks {lacking}, which must be given."

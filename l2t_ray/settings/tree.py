@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from reprlib import Repr
+from typing import Any, NamedTuple
 
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.known_losses import DEFAULT_LOSS
@@ -14,12 +15,12 @@ from l2t_ray.settings.student_section import settings_of
 from l2t_ray.settings.yaml_file import KeyPath
 from l2t_ray.students.known import DEFAULT_STUDENT
 
-VARIANTS: dict[str, str] = {
-    "method": DEFAULT_METHOD.model_fields["name"].default,
-    "teacher": DEFAULT_TEACHER,
-    "loss": DEFAULT_LOSS.model_fields["name"].default,
-    "student": DEFAULT_STUDENT,
-    "task": "",
+VARIANTS: dict[KeyPath, str] = {
+    ("method",): DEFAULT_METHOD.model_fields["name"].default,
+    ("method", "teacher"): DEFAULT_TEACHER,
+    ("method", "loss"): DEFAULT_LOSS.model_fields["name"].default,
+    ("student",): DEFAULT_STUDENT,
+    ("task",): "",
 }
 """Sections that hold one of several variants, told apart by their `name`; and the variant meant without one (a task
 always has a name)."""
@@ -48,12 +49,23 @@ class Settings:
         return _read(path, seen=())
 
     def with_settings(self, settings: Mapping[str, Any], *, place: str) -> "Settings":
-        """With values by dotted key on top, one after another."""
+        """With values by dotted key on top, one after another.
+
+        Raises:
+            UserError: if a key is below something that is no section, but a list or a single value.
+        """
         if not settings:
             return self
         tree, origins = self.tree, dict(self.origins)
         for key, value in settings.items():
             keys = tuple(key.split("."))
+            if (found := _no_section(tree, keys[:-1])) is not None:
+                above = ".".join(found.keys)
+                origin = Settings(tree, self.place, origins).origin(found.keys)
+                raise UserError(
+                    f"{key} {place} is below {above}, which is {_SHOWN.repr(found.value)} {origin} and has no keys; "
+                    f"write {above} as a whole."
+                )
             patch = value
             for part in reversed(keys):
                 patch = {part: patch}
@@ -122,27 +134,52 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Settings:
 _KINDS = {list: "list", str: "text"}
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], above: KeyPath = ()) -> dict[str, Any]:
     """`over` on top of `base`. Another variant of a section takes its place: the old one's options do not apply. (Those
-    of a student do, as far as the other one has them too.)"""
+    of a student do, as far as the other one has them too.)
+
+    Args:
+        above: keys of the section that both are.
+    """
     result = dict(base)
     for key, value in over.items():
-        old, new = _spelt_out(key, result.get(key)), _spelt_out(key, value)
+        place = (*above, key)
+        old, new = _spelt_out(place, result.get(key)), _spelt_out(place, value)
         if isinstance(old, dict) and isinstance(new, dict):
-            default = VARIANTS.get(key)
+            default = VARIANTS.get(place)
             old_name = old.get("name", default)
             is_other = default is not None and new.get("name", old_name) != old_name
             if is_other:
-                kept = settings_of(new["name"]) - {"name"} if key == "student" else frozenset()
+                kept = settings_of(new["name"]) - {"name"} if place == ("student",) else frozenset()
                 old = {option: value for option, value in old.items() if option in kept}
-            result[key] = _merged(old, new)
-        elif isinstance(new, dict) and old is not None:
-            result[key] = old  # no section: what is wrong with it is said where it stands, and not hidden by the other
+            result[key] = _merged(old, new, place)
         else:
             result[key] = new
     return result
 
 
-def _spelt_out(key: str, value: Any) -> Any:
+class _NoSection(NamedTuple):
+    keys: KeyPath
+    value: Any
+
+
+def _no_section(tree: Mapping[str, Any], keys: Sequence[str]) -> _NoSection | None:
+    """The first of nested keys that has a value without keys of its own; None: all are sections, or are not set."""
+    value: Any = tree
+    for number, key in enumerate(keys, start=1):
+        place = tuple(keys[:number])
+        value = _spelt_out(place, value.get(key))
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            return _NoSection(place, value)
+    return None
+
+
+_SHOWN = Repr()
+_SHOWN.maxstring = 60
+
+
+def _spelt_out(place: KeyPath, value: Any) -> Any:
     """A variant may stand as its bare name."""
-    return {"name": value} if key in VARIANTS and isinstance(value, str) else value
+    return {"name": value} if place in VARIANTS and isinstance(value, str) else value

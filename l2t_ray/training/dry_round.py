@@ -131,6 +131,7 @@ def dry_round(
 
 
 def _try_products(method: L2TDLN, batches: RoundBatches, words: Words, place: DryPlace) -> None:
+    method.objective.report(method.objective.initial_phi(), method.init())
     result = method.dry_unroll(batches)
     check_finite(result.gradient, "second derivative", words, place)
     problem, student, phi = method.objective.dry_problem(batches)

@@ -116,9 +116,11 @@ def in_place(
     is_right: Callable[[Any], bool],
     *,
     refusals: tuple[type[Exception], ...],
+    diverges: tuple[type[Exception], ...] = (),
     timeout: float | int = 10,
 ) -> tuple[Verdict, str]:
-    """Calls `read()` here: right where `is_right` says so of what it gives, refused where it raises one sentence.
+    """Calls `read()` here: right where `is_right` says so of what it gives, refused where it raises one sentence, and
+    diverged where it says that.
 
     Returns:
         The verdict, and what there is to see of it.
@@ -129,6 +131,8 @@ def in_place(
     except refusals as error:
         text = str(error)
         return (Verdict.REFUSED if text and len(text.splitlines()) == 1 else Verdict.WRONG), text
+    except diverges as error:
+        return Verdict.DIVERGED, str(error)
     except TimeoutError:
         return Verdict.HANG, f"more than {timeout} s"
     except Exception:

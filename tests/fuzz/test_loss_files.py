@@ -2,20 +2,33 @@
 
 import random
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from harness import in_place
 
+from l2t_ray.core.loss.family import KeptFamily
+from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.terms import TermLoss
 
 
-def originals() -> list[DynamicLossNetwork]:
-    return [
+def originals() -> list[LearnedLoss]:
+    networks = [
         DynamicLossNetwork(hidden=3, layers=2),
         DynamicLossNetwork(hidden=4, layers=3, pairs="softmax", activation="silu", label_table=3, memory=3.0),
         DynamicLossNetwork(layers=0, pairs="softmax", channel=4),
     ]
+    spread = {"l_box": [[0.5, 0.5, 1.0], [1.0, 2.0, 3.0]]}
+    terms = [
+        TermLoss({"cross_entropy": ["sky", "road"], "jaccard": ["all"]}, shares={"cross_entropy": [0.7, 0.3]}),
+        TermLoss({"l_box": ["8", "16"]}, shares={"l_box": [2.0, 3.0]}, knots={"l_box": [0.5, 1.5]}, spread=spread),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    moved = [LearnedLoss(family, torch.randn(family.num_weights, generator=generator)) for family in terms]
+    return [*(LearnedLoss(PairLoss(network)) for network in networks), *moved]
 
 
 def damaged(data: bytes, other: bytes, generator: random.Random) -> bytes:
@@ -46,19 +59,20 @@ def damaged(data: bytes, other: bytes, generator: random.Random) -> bytes:
 
 
 def try_loss_files(tally, path: Path, number: int, seed: int) -> None:
-    generator, networks = random.Random(seed), originals()
+    generator, losses = random.Random(seed), originals()
     whole = []
-    for network in networks:
-        network.save(path)
+    for loss in losses:
+        loss.save(path)
         whole.append(path.read_bytes())
     for _ in range(number):
-        which = generator.randrange(len(networks))
+        which = generator.randrange(len(losses))
         path.write_bytes(damaged(whole[which], generator.choice(whole), generator))
 
-        def is_right(loaded: DynamicLossNetwork, network=networks[which]) -> bool:
-            return loaded.spec == network.spec and torch.equal(loaded.phi, network.phi)
+        def is_right(loaded: LearnedLoss, loss=losses[which]) -> bool:
+            one, other = (cast(KeptFamily, each.family).spec for each in (loaded, loss))
+            return one == other and torch.equal(loaded.phi, loss.phi)
 
-        verdict, seen = in_place(lambda: DynamicLossNetwork.load(path), is_right, refusals=(ValueError,))
+        verdict, seen = in_place(lambda: LearnedLoss.load(path), is_right, refusals=(ValueError,))
         if verdict == "wrong":  # pieces of two files may make up the other one
             verdict = "right" if path.read_bytes() in whole else verdict
         tally.add(path.read_bytes()[:400], verdict, seen)

@@ -1,5 +1,7 @@
 """Settings from files and the command line: which one counts, and who is told to have made a mistake."""
 
+import re
+
 import pytest
 
 from l2t_ray.interfaces import UserError
@@ -61,6 +63,41 @@ def test_a_variant_that_the_file_names_keeps_its_name_under_overrides(path):
 def test_the_last_of_two_overrides_of_one_key_counts(path):
     assert configuration.load(path, ["seed=4", "seed=5"]).seed == 5
     assert configuration.load(path, ["method.q=0.5", "method=gce", "method.q=0.6"]).method == GCEConfig(q=0.6)
+
+
+@pytest.mark.parametrize(
+    ("override", "above"),
+    [
+        ("training.learning_rate.x=1", r"training\.learning_rate, which is 0\.1 in .*\.yaml, line 1 and has no keys"),
+        ("controls.0.q=9", r"controls, which is \['gce'\] in .*\.yaml, line 2 and"),
+        ("tracking.mlflow.uri=x", r"tracking\.mlflow, which is False in .*; write tracking\.mlflow as a whole\."),
+        ("data.noise=3 data.noise.kind=none", r"data\.noise, which is 3 on the command line and"),
+    ],
+)
+def test_a_key_below_something_that_is_no_section_is_refused(path, override, above):
+    path.write_text("training: {learning_rate: 0.1}\ncontrols: [gce]\ntracking: {mlflow: false}\n")
+    overrides = override.split()
+    key = overrides[-1].partition("=")[0]
+    assert re.search(rf"{key} on the command line is below {above}", refused(path, *overrides))
+
+
+def test_keys_and_values_in_place_of_a_list_or_a_number_count(path):
+    """As any later value does: right where they may stand there, refused where they may not."""
+    path.write_text("controls: [gce]\ntraining: {learning_rate: 0.1}\n")
+    assert configuration.load(path, ["controls={name: gce, q: 0.5}"]).controls == (GCEConfig(q=0.5),)
+    assert "must be a number, got {'a': 1}" in refused(path, "training.learning_rate={a: 1}")
+
+
+def test_a_key_that_is_called_as_a_section_of_variants_is_none_elsewhere(path):
+    """The terms of boxes are `loss` too, and an option of a data set may be called anything."""
+    options = ["data.options.teacher=a", "data.options.student=b"]
+    data = configuration.load(path, ["data.boxes.loss=paper", *options]).data
+    assert (data.boxes.loss, data.options) == ("paper", {"teacher": "a", "student": "b"})
+
+
+def test_a_pair_with_one_number_has_too_few_entries(path):
+    path.write_text("student: {name: yolo, anchors: [[1]]}\n")
+    assert "student.anchors.0" in refused(path) and "has too few entries, got [1]" in refused(path)
 
 
 def test_text_on_the_command_line_has_no_comments():

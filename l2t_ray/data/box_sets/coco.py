@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from l2t_ray.data.box_sets.box_files import BoxFile, open_files
 from l2t_ray.data.boxed_sets import BoxedDataset, Boxes
-from l2t_ray.data.listed_files import folder_with
+from l2t_ray.data.listed_files import check_class_name, folder_with, is_file
 from l2t_ray.data.own_folders import SUFFIXES
 from l2t_ray.data.pictures import shown
 from l2t_ray.interfaces import UserError
@@ -104,8 +104,9 @@ class _Annotation(NamedTuple):
         classes: dict[int, str] = {}
         for entry in _entries(tree, "categories", path):
             number, name = _id(entry, "id", "categories", path), entry.get("name")
-            if not isinstance(name, str) or not name:
+            if name is None or name == "":
                 raise UserError(f"{shown(path)}: the category {number} has no name; give it one.")
+            check_class_name(name, path)
             if number in classes or name in classes.values():
                 raise UserError(f"{shown(path)} has the category {number} ({name!r}) twice; leave one there.")
             classes[number] = name
@@ -141,19 +142,21 @@ class _Annotation(NamedTuple):
             if not isinstance(name, str) or not name:
                 raise UserError(f"{shown(self.path)}: the image {image} has no file_name; add it.")
             path = folder / name
-            if not path.is_file():
+            if not is_file(path):
                 raise UserError(
-                    f"{shown(self.path)} lists {name}, which is not in {shown(folder)}; add the file, or take the "
-                    "image and its annotations out."
+                    f"{shown(self.path)} lists {shown(Path(name))}, which is not in {shown(folder)}; add the file, or "
+                    "take the image and its annotations out."
                 )
             if path in seen:
-                raise UserError(f"{shown(self.path)} lists {name} twice; leave one of the two images there.")
+                raise UserError(
+                    f"{shown(self.path)} lists {shown(Path(name))} twice; leave one of the two images there."
+                )
             seen.add(path)
             entries = self.boxes.get(image, ())
             boxes = Boxes.of(
                 [_corners(box, self.path) for box in entries],
                 [numbers[self.classes[box["category_id"]]] for box in entries],
-                [bool(box.get("iscrowd", 0)) for box in entries],
+                [_is_crowd(box, self.path) for box in entries],
             )
             files.append(BoxFile(path, boxes, self._size(image, entry), shown(self.path)))
         return files
@@ -209,6 +212,13 @@ def _corners(entry: Mapping[str, Any], path: Path) -> list[float]:
         raise UserError(f"{shown(path)}: {_named(entry)} has the bbox {box!r}; give x, y, width and height in pixels.")
     x, y, width, height = map(float, box)
     return [x, y, x + width, y + height]
+
+
+def _is_crowd(entry: Mapping[str, Any], path: Path) -> bool:
+    value = entry.get("iscrowd", 0)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise UserError(f"{shown(path)}: {_named(entry)} has the iscrowd {value!r}; give 0 or 1, or leave it out.")
+    return bool(value)
 
 
 def _named(entry: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from l2t_ray.data.box_sets.box_files import BoxFile, open_files
 from l2t_ray.data.boxed_sets import BoxedDataset, Boxes
-from l2t_ray.data.listed_files import existing, folder_with, lines_of
+from l2t_ray.data.listed_files import check_class_name, existing, folder_with, is_file, lines_of
 from l2t_ray.data.pictures import shown
 from l2t_ray.interfaces import UserError
 
@@ -56,7 +56,7 @@ def _marked(folder: Path, listed: Path, line: str) -> _Marked:
     stem = line.split()[0]
     path = existing(folder / f"Annotations/{stem}.xml", listed)
     image = next(
-        (place for ending in (".jpg", ".jpeg", ".png") if (place := folder / f"JPEGImages/{stem}{ending}").is_file()),
+        (place for ending in (".jpg", ".jpeg", ".png") if is_file(place := folder / f"JPEGImages/{stem}{ending}")),
         folder / f"JPEGImages/{stem}.jpg",
     )
     existing(image, listed)
@@ -69,6 +69,7 @@ def _marked(folder: Path, listed: Path, line: str) -> _Marked:
         name = (entry.findtext("name") or "").strip()
         if not name:
             raise UserError(f"{shown(path)} has an object without a name; give it its class, or take it out.")
+        check_class_name(name, path)
         x1, y1, x2, y2 = (_number(entry, f"bndbox/{key}", path) for key in ("xmin", "ymin", "xmax", "ymax"))
         corners.append([x1 - 1, y1 - 1, x2, y2])  # VOC counts pixels from 1, and the last one belongs to the box
         names.append(name)
@@ -99,6 +100,8 @@ def _class_names(folder: Path, train: Sequence[_Marked]) -> tuple[str, ...]:
     table = folder / "classes.txt"
     if table.exists():
         names = lines_of(table)
+        for name in names:
+            check_class_name(name, table)
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"{shown(table)} names the class {twice!r} twice; give each a name of its own.")
         return tuple(names)

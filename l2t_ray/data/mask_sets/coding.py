@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from l2t_ray.data.listed_files import check_class_name
 from l2t_ray.data.pictures import Stored, shown
 from l2t_ray.interfaces import UserError
 
@@ -152,14 +153,17 @@ def classes_below(root: Path) -> Classes:
 
 
 def _from_table(path: Path) -> Classes:
-    lines = [line for line in csv.reader(_text(path).splitlines()) if any(cell.strip() for cell in line)]
+    try:
+        lines = [line for line in csv.reader(_text(path).splitlines()) if any(cell.strip() for cell in line)]
+    except csv.Error as error:  # a NUL, or a line that has no end
+        raise UserError(f"{shown(path)} is no table ({error}); write a line name,r,g,b for each class.") from None
     if lines and len(lines[0]) == 4 and not lines[0][1].strip().isdecimal():
         lines = lines[1:]  # the columns' names
     colours: dict[tuple[int, ...], int] = {}
     names: list[str] = []
     for line in lines:
         cells = [cell.strip() for cell in line]
-        if len(cells) != 4 or not all(cell.isdecimal() and int(cell) < 256 for cell in cells[1:]):
+        if len(cells) != 4 or not all(map(_is_byte, cells[1:])):
             raise UserError(
                 f"{shown(path)} has the line {','.join(line)!r}; expected name,r,g,b, colours from 0 to 255."
             )
@@ -175,9 +179,15 @@ def _from_table(path: Path) -> Classes:
     return Classes(tuple(names), Coloured(colours, path))
 
 
+def _is_byte(cell: str) -> bool:
+    return cell.isdecimal() and len(cell) <= 9 and int(cell) < 256  # Python refuses thousands of digits
+
+
 def _check_names(names: Sequence[str], path: Path) -> None:
     if not 2 <= len(names) <= IGNORE:
         raise UserError(f"{shown(path)} names {len(names)} classes; 2 to {IGNORE} are understood.")
+    for name in names:
+        check_class_name(name, path)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{shown(path)} names the class {twice!r} twice; give each a name of its own.")
 

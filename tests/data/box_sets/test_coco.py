@@ -111,6 +111,17 @@ def changed(where, index, **values):
         (changed("categories", 1, id=90), r"has the category 90 \('cat'\) twice"),
         (changed("categories", 1, name="dog"), r"has the category 7 \('dog'\) twice"),
         (changed("categories", 1, name=None), r"the category 7 has no name"),
+        (changed("categories", 1, name="a\nb"), r"has the class name 'a\\nb'; give .* of printable characters"),
+        (changed("categories", 1, name="\ud800"), r"has the class name '\\ud800'"),
+        (changed("categories", 1, name=3), r"has the class name 3"),
+        (changed("annotations", 1, iscrowd="0"), r"the annotation 2 has the iscrowd '0'; give 0 or 1"),
+        (changed("annotations", 1, iscrowd=2), r"has the iscrowd 2"),
+        (changed("images", 1, file_name="a" * 300), r"lists a+, which is not in .*train; add the file"),
+        (changed("images", 1, file_name="two\nlines"), r"lists two\\nlines, which is not in"),
+        (
+            changed("images", 1, file_name="../train/train0.png"),
+            r"train0\.png is in the train part twice; list it once",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_in_one_sentence(coco, change, message):

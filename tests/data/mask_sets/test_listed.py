@@ -78,6 +78,12 @@ def test_what_is_wrong_with_lists_is_said(tmp_path):
     (tmp_path / "CamVid/val.txt").write_text("val/no.png valannot/no.png\n")
     with pytest.raises(UserError, match=r"val\.txt lists .*val/no\.png, which is not there"):
         open_camvid(tmp_path)
+    (tmp_path / "CamVid/val.txt").write_text("val/val0.png valannot/val0.png\n" * 2)
+    with pytest.raises(UserError, match=r"val0\.png is in the validation part twice"):
+        open_camvid(tmp_path)
+    (tmp_path / "CamVid/val.txt").write_text(f"val/{'a' * 300} valannot/val0.png\n")
+    with pytest.raises(UserError, match=r"val\.txt lists .*/val/a+, which is not there"):
+        open_camvid(tmp_path)
     (tmp_path / "CamVid/val.txt").write_text("\n")
     with pytest.raises(UserError, match=r"val\.txt lists no image"):
         open_camvid(tmp_path)
