@@ -4,9 +4,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from l2t_ray.assembly.images import build_policy, refuse_other_sections
+from l2t_ray.assembly.images import build_policy, observed_boxes, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
-from l2t_ray.data.box_noise import NoisyBoxes, noisy_boxes
 from l2t_ray.data.boxed_images import BoxedImages
 from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
 from l2t_ray.interfaces import Group, UserError
@@ -38,11 +37,7 @@ class BoxedSource(ExamplesSource):
         _refuse_settings_of_others(config)
         policy = build_policy(config, dataset)
         num_images = len(dataset.train)
-        self.noisy: NoisyBoxes | None = None
-        if data.noise.kind in BOX_NOISE:
-            self.noisy = noisy_boxes(
-                dataset.train, data.noise.kind, data.noise.rate, strength=data.noise.strength, seed=config.seed
-            )
+        self.noisy = observed_boxes(config, dataset)
         clean = np.full(num_images, CLEAN)
         observed = clean if self.noisy is None else np.full(num_images, NOISY)
 
