@@ -53,6 +53,6 @@ def _training_boxes(config: ExperimentConfig, dataset: BoxedDataset) -> Float[np
     noisy = observed_boxes(config, dataset)
     boxes = dataset.train.boxes if noisy is None else noisy.boxes
     rows, frame = build_policy(config, dataset).at(0).train.tolist(), config.data.boxes.size
-    sizes = dataset.train.sizes.tolist()
-    moved = [moved_boxes(boxes[row], letterbox(*sizes[row], frame)) for row in rows]
+    heights, widths = dataset.train.sizes.T.tolist()
+    moved = [moved_boxes(boxes[row], letterbox(heights[row], widths[row], frame)) for row in rows]
     return np.concatenate([own.corners[~own.crowd] for own in moved])

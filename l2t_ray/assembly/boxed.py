@@ -80,6 +80,16 @@ class BoxedSource(ExamplesSource):
             test_batch=test.at_once,
         )
 
+    def hit_by_class(self) -> dict[str, tuple[int, int]]:
+        """By class, the boxes of the training part that noise has hit, and all of them; empty where there is none."""
+        if self.noisy is None:
+            return {}
+        train, rows = self.dataset.train, self.split(0).train.tolist()
+        labels = np.concatenate([train.boxes[row].labels for row in rows])
+        is_hit = np.concatenate([self.noisy.is_hit[row] for row in rows])
+        names = enumerate(train.class_names)
+        return {name: (int(is_hit[labels == k].sum()), int((labels == k).sum())) for k, name in names}
+
 
 def _refuse_settings_of_others(config: ExperimentConfig) -> None:
     data = config.data

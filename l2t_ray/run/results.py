@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
+from l2t_ray.assembly.boxed import BoxedSource
 from l2t_ray.assembly.inspection import Inspection, inspect_students
 from l2t_ray.assembly.run import loss_facts, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
@@ -218,7 +219,10 @@ def final_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise that the training images really have, for tracking."""
-    noise = source_of(config).corrupted
+    source = source_of(config)
+    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
+        return {"noise.realised_rate": round(_rate(hit), 5), "noise.seed": config.seed}
+    noise = source.corrupted
     if noise is None:
         return {}
     return {
@@ -229,7 +233,16 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
+def _rate(hit: Mapping[str, tuple[int, int]]) -> float:
+    """The share of boxes that were hit."""
+    return sum(count for count, _ in hit.values()) / max(1, sum(number for _, number in hit.values()))
+
+
 def _write_noise(config: ExperimentConfig, source: AnySource, folder: Path) -> CorruptedLabels | None:
+    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
+        own = config.data.noise.model_dump(mode="json", include={"kind", "rate", "strength"})
+        facts = {**own, "seed": config.seed, "realised_rate": _rate(hit), "hit_and_all_by_class": hit}
+        (folder / "noise.json").write_text(json.dumps(facts, indent=1))
     dataset, noise = source.dataset, source.corrupted
     if noise is not None:
         facts = {
