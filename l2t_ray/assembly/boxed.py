@@ -4,9 +4,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from l2t_ray.assembly.images import build_policy, refuse_other_sections
+from l2t_ray.assembly.images import build_policy, observed_boxes, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
-from l2t_ray.data.box_noise import NoisyBoxes, noisy_boxes
 from l2t_ray.data.boxed_images import BoxedImages
 from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet, Boxes
 from l2t_ray.interfaces import Group, Task, UserError
@@ -49,11 +48,7 @@ class BoxedSource(ExamplesSource):
         _refuse_settings_of_others(config)
         policy = build_policy(config, dataset)
         num_images = len(dataset.train)
-        self.noisy: NoisyBoxes | None = None
-        if data.noise.kind in BOX_NOISE:
-            self.noisy = noisy_boxes(
-                dataset.train, data.noise.kind, data.noise.rate, strength=data.noise.strength, seed=config.seed
-            )
+        self.noisy = observed_boxes(config, dataset)
         clean = np.full(num_images, CLEAN)
         observed = clean if self.noisy is None else np.full(num_images, NOISY)
 
@@ -96,6 +91,16 @@ class BoxedSource(ExamplesSource):
             test_batch=test.at_once,
             task=task,
         )
+
+    def hit_by_class(self) -> dict[str, tuple[int, int]]:
+        """By class, the boxes of the training part that noise has hit, and all of them; empty where there is none."""
+        if self.noisy is None:
+            return {}
+        train, rows = self.dataset.train, self.split(0).train.tolist()
+        labels = np.concatenate([train.boxes[row].labels for row in rows])
+        is_hit = np.concatenate([self.noisy.is_hit[row] for row in rows])
+        names = enumerate(train.class_names)
+        return {name: (int(is_hit[labels == k].sum()), int((labels == k).sum())) for k, name in names}
 
 
 def _refuse_settings_of_others(config: ExperimentConfig) -> None:

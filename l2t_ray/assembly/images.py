@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from l2t_ray.data import catalog, imbalance, label_files, noise, splits
+from l2t_ray.data.box_noise import NoisyBoxes, noisy_boxes
 from l2t_ray.data.boxed_sets import BoxedDataset
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.checked import AnyDataset
@@ -14,7 +15,7 @@ from l2t_ray.data.similar import similar_classes
 from l2t_ray.data.splits import Policy
 from l2t_ray.interfaces import UserError
 from l2t_ray.settings.experiment import DataConfig, ExperimentConfig
-from l2t_ray.settings.sections import BoxesConfig, MasksConfig
+from l2t_ray.settings.sections import BOX_NOISE, BoxesConfig, MasksConfig
 
 DEFAULT_ROOT = Path("data")
 
@@ -144,3 +145,11 @@ def observed_labels(config: ExperimentConfig, dataset: Dataset) -> tuple[np.ndar
             num_own = None if dataset.validation is None else len(labels) - len(dataset.validation)
             observed = label_files.read_labels(setting.file, dataset.train, column=setting.column, num_own=num_own)
             return observed, noise.realised(labels, observed, num_classes)
+
+
+def observed_boxes(config: ExperimentConfig, dataset: BoxedDataset) -> NoisyBoxes | None:
+    """The boxes of the training set under noise; None: there is none."""
+    noise = config.data.noise
+    if noise.kind not in BOX_NOISE:
+        return None
+    return noisy_boxes(dataset.train, noise.kind, noise.rate, strength=noise.strength, seed=config.seed)

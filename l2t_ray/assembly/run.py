@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from l2t_ray.assembly.anchor_sizes import with_anchors
 from l2t_ray.assembly.identity import fingerprint, shown_yaml
 from l2t_ray.assembly.images import open_dataset
 from l2t_ray.assembly.methods import build_arm
@@ -92,6 +93,7 @@ def first_teacher(config: ExperimentConfig, num_classes: int) -> LocalTeacher:
 
 def build_trainee(config: ExperimentConfig, source: AnySource, group: Group) -> Trainee:
     """The student at its beginning, with its task and its optimiser."""
+    config = with_anchors(config, source.dataset)
     student = FlatModule(build_student(config.student, source.dataset, group=group, seed=config.seed))
     return Trainee(student, build_task(config), build_schedule(config.training), group, source.device)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from l2t_ray.assembly.anchor_sizes import with_anchors
 from l2t_ray.assembly.images import open_dataset
 from l2t_ray.assembly.students import build_student
 from l2t_ray.data.boxed_sets import BoxedDataset
@@ -46,6 +47,7 @@ def build_task(config: ExperimentConfig) -> Task:
 
 def _detection(config: ExperimentConfig, dataset: BoxedDataset) -> Detection:
     """The task of a student's own anchors and strides, which it has as attributes; no weights are drawn to see them."""
+    config = with_anchors(config, dataset)
     with torch.device("meta"):
         student = build_student(config.student, dataset, group=SingleProcess(), seed=config.seed)
     anchors, strides = (getattr(student, name, None) for name in ("anchors", "strides"))

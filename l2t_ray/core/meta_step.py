@@ -46,6 +46,7 @@ class L2TDLN:
         schedule: Schedule = "pipelined",
         engine: EngineName | Literal["auto"] = "store",
         horizon: int | None = None,
+        per_rate: bool = False,
         keeps_buffers: bool = True,
     ):
         """See `docs/notation.md` for the symbols.
@@ -55,11 +56,13 @@ class L2TDLN:
             engine: how second-order products are computed (`ENGINES`); `auto`: chosen, and logged, at the first
                 round; the workers agree on one.
             horizon: student steps the hypergradient goes back through; None: all of a round's.
+            per_rate: hypergradients are divided by the student's learning rate, mean over the round's steps.
             keeps_buffers: False reproduces the released code, which trains a copy and copies back parameters alone,
                 so that batch-norm statistics stay as initialised (docs/released.md, D5).
         """
         self.objective, self._trainee, self._teacher = objective, objective.trainee, teacher
         self._schedule, self._horizon, self._keeps_buffers = schedule, horizon, keeps_buffers
+        self._per_rate = per_rate
         self._engine: EngineName | Literal["auto"] = engine
 
     @property
@@ -99,7 +102,7 @@ class L2TDLN:
     def _hypergradient(
         self, problem: InnerProblem, student: StudentState, phi: Tensor, batches: RoundBatches, rates: list[float]
     ) -> Hypergradient:
-        return hypergradient(
+        result = hypergradient(
             problem,
             student,
             phi,
@@ -109,6 +112,8 @@ class L2TDLN:
             engine=self._chosen_engine(problem, student, phi, batches),
             horizon=self._horizon,
         )
+        rate = sum(rates) / len(rates)
+        return result._replace(gradient=result.gradient / rate) if self._per_rate and rate else result
 
     def _chosen_engine(
         self, problem: InnerProblem, student: StudentState, phi: Tensor, batches: RoundBatches

@@ -197,6 +197,19 @@ def outputs_of(
     return model(theta, buffers, batch.inputs, training=training, **options)
 
 
+def own_loss(terms: Terms, task: Task | None) -> Float[Tensor, ""]:
+    """This worker's share of the task's own loss: the sum of its terms, or cross-entropy on its rows.
+
+    Raises:
+        UserError: if the task has neither.
+    """
+    if not terms.values:
+        rows = rows_of(terms, task)
+        return rows.total(cross_entropy(rows.logits, rows.labels))
+    total = torch.stack([(term.weights * term.values).sum() for term in terms.values.values()]).sum()
+    return total if terms.rest is None else total + terms.rest
+
+
 def rows_of(terms: Terms, task: Task | None) -> Rows:
     """The class decisions of a minibatch, with what is minimised beside them.
 

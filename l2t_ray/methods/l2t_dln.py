@@ -125,6 +125,9 @@ class L2TDLNConfig(LearnedLossSettings):
     last step alone) and `finite_difference`, which are there to be compared with."""
     horizon: Count | None = None
     """Student steps the hypergradient goes back through; null: all of a round's."""
+    per_rate: bool = False
+    """Divide hypergradients by the student's learning rate, with which they grow and fall. Where that rate falls to
+    zero, Adam's memory of the first rounds else keeps the loss from moving in the later ones."""
     teacher: Annotated[LstmConfig | AdamConfig, Field(discriminator="name"), named(DEFAULT_TEACHER)] = LstmConfig()
     """What rewrites the loss."""
     clean_folds: Annotated[Whole, Field(ge=2, le=1000)] | None = 5
@@ -159,6 +162,7 @@ class L2TDLNConfig(LearnedLossSettings):
             schedule=self.schedule,
             engine=self.engine,
             horizon=self.horizon,
+            per_rate=self.per_rate,
             keeps_buffers=self.batch_norm_buffers == "kept",
         )
 

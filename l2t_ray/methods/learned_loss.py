@@ -16,9 +16,7 @@ from l2t_ray.core.loss.memory import Memory
 from l2t_ray.core.noise_estimate import estimate_noise
 from l2t_ray.core.objective import LearnedObjective, shifted
 from l2t_ray.core.reweight import ClassCenters
-from l2t_ray.core.student import cross_entropy
 from l2t_ray.interfaces import Data, Method, MethodState, StudentState
-from l2t_ray.methods.fixed_loss import FixedLoss
 from l2t_ray.methods.known_losses import DEFAULT_LOSS, LossConfig
 from l2t_ray.methods.parts import LossFacts, Parts, check_rows_are_examples
 from l2t_ray.methods.phases import Phase, rounds_of
@@ -48,8 +46,9 @@ class LearnedLossSettings(MethodSettings):
     loss terms; `adjusted`, cross-entropy with few numbers that change it; or the import path of one of your own
     (docs/extending.md)."""
     warm_share: Fraction = 0
-    """Share of the rounds, the first ones, that train with plain cross-entropy. A channel is then estimated from the
-    student's embeddings (`core/noise_estimate.py`)."""
+    """Share of the rounds, the first ones, that train with plain cross-entropy (`loss: terms`: with the task's own
+    loss); teaching begins after them. A channel is then estimated from the student's embeddings
+    (`core/noise_estimate.py`)."""
     channel_estimates: Count = 1
     """How often a channel is estimated: after the warm rounds, and then evenly spaced until half of all are done, with
     a better student each time. Each estimate takes the place of the channel as it was learned until then."""
@@ -83,6 +82,9 @@ class LearnedLossSettings(MethodSettings):
         """The method's own batches where validation images are trained on under it."""
         return parts.source.mixed()
 
+    def plain(self, parts: Parts) -> Method:
+        return self.loss.warm_up(parts.trainee)
+
     def phases(self, parts: Parts) -> list[Phase]:
         """The learned loss, after its warm-up, and begun anew with each estimate of the label noise."""
         objective = self._objective(parts)
@@ -108,7 +110,7 @@ class LearnedLossSettings(MethodSettings):
             return [Phase(0, learner, own)]
         warm_data = own if self.clean_images == "mixed" else plain
         memory = self._memory(parts) if objective.loss.reads_memory else None
-        warm_up = Phase(0, FixedLoss(parts.trainee, cross_entropy, memory=memory), warm_data)
+        warm_up = Phase(0, self.loss.warm_up(parts.trainee, memory), warm_data)
         loss = objective.loss
         if not (self.loss.has_channel and isinstance(loss, ShiftedByNoise)):
             return [warm_up, Phase(warm, learner, own)]

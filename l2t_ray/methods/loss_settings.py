@@ -11,7 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2t_ray.core.loss.family import LossFamily
-from l2t_ray.interfaces import UserError
+from l2t_ray.core.loss.memory import Memory
+from l2t_ray.core.student import Trainee, cross_entropy
+from l2t_ray.interfaces import Method, UserError
+from l2t_ray.methods.fixed_loss import FixedLoss
 from l2t_ray.methods.parts import LossFacts
 from l2t_ray.settings.record import PathNamed
 
@@ -45,6 +48,14 @@ class LossSettings(PathNamed):
         """The channel of label noise of a loss with these weights; None: it has none."""
         del phi, num_classes
         return None
+
+    def warm_up(self, trainee: Trainee, memory: Memory | None = None) -> Method:
+        """The fixed loss that it stands in for: of warm rounds, and of rounds on clean images alone.
+
+        Args:
+            memory: kept up to date for the rounds behind; None: they read none.
+        """
+        return FixedLoss(trainee, cross_entropy, memory=memory)
 
     def bound(self, family: LossFamily) -> Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]] | None:
         """What phi is held to after each move; None: nothing."""

@@ -4,9 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from l2t_ray.core.loss.memory import Memory
 from l2t_ray.core.loss.terms import TermLoss
+from l2t_ray.core.student import Trainee
 from l2t_ray.methods.loss_settings import LossSettings
 from l2t_ray.methods.parts import LossFacts
+from l2t_ray.methods.task_loss import TaskLoss
 from l2t_ray.settings.record import Whole
 
 
@@ -16,6 +19,11 @@ class TermLossConfig(LossSettings):
     name: Literal["terms"] = "terms"  # pyright: ignore[reportIncompatibleVariableOverride]
     pieces: Annotated[Whole, Field(ge=1, le=100)] = 1
     """Straight pieces of each term's curve; 1: none, the weights are all that is learned."""
+
+    def warm_up(self, trainee: Trainee, memory: Memory | None = None) -> TaskLoss:
+        """The task's own loss."""
+        del memory  # it reads none
+        return TaskLoss(trainee)
 
     def family(self, facts: LossFacts, *, begun: bool = True) -> TermLoss:
         del begun  # it always begins with the task's own loss

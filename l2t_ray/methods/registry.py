@@ -15,6 +15,7 @@ from l2t_ray.methods.recommended import RecommendedConfig
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.methods.slf import SLFConfig
 from l2t_ray.methods.static_dln import StaticDLNConfig
+from l2t_ray.methods.task_loss import TaskLossConfig
 
 METHODS: tuple[type[MethodSettings], ...] = (
     RecommendedConfig,
@@ -22,6 +23,7 @@ METHODS: tuple[type[MethodSettings], ...] = (
     CrossEntropyConfig,
     GCEConfig,
     StaticDLNConfig,
+    TaskLossConfig,
     ForwardCorrectionConfig,
     GLCConfig,
     MWNetConfig,

@@ -104,6 +104,10 @@ class MethodSettings(PathNamed):
             )
         return FixedLoss(parts.trainee, loss)
 
+    def plain(self, parts: Parts) -> Method:
+        """What clean images are trained with, where they are trained on alone."""
+        return FixedLoss(parts.trainee, cross_entropy)
+
     def phases(self, parts: Parts) -> list[Phase]:
         """The whole training: the method, and what `clean_images` adds to it.
 
@@ -123,8 +127,7 @@ class MethodSettings(PathNamed):
             UserError: if noisy images are to go on under the method's loss, and it has none.
         """
         if self.clean_images == "fine_tuned":
-            method = FixedLoss(parts.trainee, cross_entropy)
-            return [Phase(self.ending_start(parts.num_rounds), method, parts.source.validation_alone())]
+            return [Phase(self.ending_start(parts.num_rounds), self.plain(parts), parts.source.validation_alone())]
         if self.clean_images == "trusted":
             loss = self.fixed_loss(parts)
             if loss is None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from l2t_ray.assembly.anchor_sizes import with_anchors
 from l2t_ray.assembly.inspection import check_hypergradient
 from l2t_ray.assembly.run import build_run, resolve_device
 from l2t_ray.assembly.teachers import idle_teacher
@@ -66,9 +67,13 @@ class Experiment:
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> "Experiment":
-        """The experiment of a configuration with a name, which goes on from its newest checkpoint where it has one."""
+        """The experiment of a configuration with a name, which goes on from its newest checkpoint where it has one.
+
+        Raises:
+            UserError: if a setting is to follow from the data, and they do not say.
+        """
         assert config.name is not None
-        config, name = with_absolute_paths(config), config.name
+        config, name = with_anchors(with_absolute_paths(config)), config.name
         return cls(config, config.runs / name)
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
+from l2t_ray.assembly.boxed import BoxedSource
 from l2t_ray.assembly.run import loss_facts, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
@@ -233,6 +234,8 @@ def final_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise and the imbalance that the training images really have, for tracking."""
     source = source_of(config)
+    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
+        return {"noise.realised_rate": round(_rate(hit), 5), "noise.seed": config.seed}
     facts, noise = {}, source.corrupted
     if config.data.imbalance.kind != "none":
         facts["imbalance.images"] = str(_imbalance(config, source)["images"])
@@ -249,7 +252,7 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
 def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
     """The training images of each class, and how many are labelled so."""
     train, names = source.dataset.train, list(source.dataset.train.class_names)
-    assert isinstance(train, ImageSet)  # images of other kinds have no imbalance
+    assert isinstance(train, ImageSet | ExampleSet) and train.labels is not None  # without labels there is no imbalance
     rows = source.split(0).train
     images, labelled = (
         np.bincount(labels[rows], minlength=len(names)) for labels in (train.labels, source.labels().observed)
@@ -267,7 +270,16 @@ def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
     }
 
 
+def _rate(hit: Mapping[str, tuple[int, int]]) -> float:
+    """The share of boxes that were hit."""
+    return sum(count for count, _ in hit.values()) / max(1, sum(number for _, number in hit.values()))
+
+
 def _write_noise(config: ExperimentConfig, source: AnySource, folder: Path) -> CorruptedLabels | None:
+    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
+        own = config.data.noise.model_dump(mode="json", include={"kind", "rate", "strength"})
+        facts = {**own, "seed": config.seed, "realised_rate": _rate(hit), "hit_and_all_by_class": hit}
+        (folder / "noise.json").write_text(json.dumps(facts, indent=1))
     dataset, noise = source.dataset, source.corrupted
     if noise is not None:
         facts = {

@@ -11,6 +11,9 @@ from l2t_ray.interfaces import UserError
 Anchor = tuple[float, float]
 """Width and height in pixels."""
 
+KMEANS = "kmeans"
+"""In place of sizes: those that follow from the boxes of the training part."""
+
 PUBLISHED: dict[str, tuple[Anchor, ...]] = {
     "darknet53": (
         *((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)),

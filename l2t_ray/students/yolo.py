@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from l2t_ray.interfaces import UserError
-from l2t_ray.students.anchors import PUBLISHED, Anchor, by_scale
+from l2t_ray.students.anchors import KMEANS, PUBLISHED, Anchor, by_scale
 from l2t_ray.students.resnet import ConvNorm, Norm
 from l2t_ray.students.sizes import Ratio
 
@@ -206,12 +206,19 @@ def yolo(
     image_size: int,
     depth: Depth = "tiny",
     width: Ratio = 1.0,
-    anchors: tuple[tuple[Ratio, Ratio], ...] = (),
+    anchors: tuple[tuple[Ratio, Ratio], ...] | Literal["kmeans"] = (),
     halved: bool = False,
     norm: Norm = "batch",
 ) -> Yolo:
-    """See `Yolo`. Images may be of any size whose sides the largest stride divides."""
+    """See `Yolo`. Images may be of any size whose sides the largest stride divides. `kmeans` stands for anchors that a
+    job takes from its data (`assembly/anchor_sizes.py`).
+
+    Raises:
+        UserError: if it is made with `kmeans`, where no data say which anchors these are.
+    """
     del image_size
+    if anchors == KMEANS:
+        raise UserError(f"student.anchors={KMEANS} is for jobs, which have boxes to take them from; give sizes.")
     return Yolo(
         num_classes=num_classes,
         in_channels=in_channels,

@@ -1,7 +1,8 @@
 """Detection of objects by YOLO-v3's cells: a row is a cell that has a box, the score is COCO's average precision."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from copy import copy
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +54,7 @@ class Detection:
     metrics = (AP, AP50, AP75)
     row_is_example = False
     scores_are_rows = True
+    forms: Sequence[DetectionLoss] = get_args(DetectionLoss)
 
     def __init__(
         self,
@@ -70,11 +72,9 @@ class Detection:
         if len(anchors) != len(strides):
             raise UserError(f"anchors must be given for each of {len(strides)} strides, got {len(anchors)} groups.")
         self._num_classes, self._anchors, self._strides = len(class_names), anchors, strides
-        self._loss: DetectionLoss = loss
         self._error, self._ignore, self._by_class = error, ignore, by_class
-        loc, back = _WEIGHTS[loss]
-        self._loc_weight = loc if loc_weight is None else loc_weight
-        self._background_weight = back if background_weight is None else background_weight
+        self._given_weights = (loc_weight, background_weight)
+        self._take_form(loss)
         scales = tuple(f"stride {stride}" for stride in strides)
         self.kinds: Mapping[str, Sequence[str]] = {
             "l_loc": scales,
@@ -82,6 +82,18 @@ class Detection:
             "l_conf_object": scales,
             "l_conf_background": scales,
         }
+
+    def in_form(self, form: DetectionLoss) -> "Detection":
+        """The same task with another form of its own loss, weighed as that form is where no weights were given."""
+        other = copy(self)
+        other._take_form(form)
+        return other
+
+    def _take_form(self, form: DetectionLoss) -> None:
+        self._loss: DetectionLoss = form
+        self._loc_weight, self._background_weight = (
+            usual if given is None else given for usual, given in zip(_WEIGHTS[form], self._given_weights, strict=True)
+        )
 
     def num_rows(self, targets: Mapping[str, Tensor]) -> Int[Tensor, " n"]:
         """One an image, whatever is in it."""

@@ -1,14 +1,21 @@
 """Images with boxes go through the same assembly as images with labels and with masks."""
 
+import numpy as np
 import pytest
 import torch
 from replicas import run_alone, run_interrupted, run_on_both
 
+from l2t_ray.assembly.boxed import BoxedSource
+from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.sources import source_of
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.interfaces import UserError
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run import Experiment
+from l2t_ray.run.results import noise_facts
 from l2t_ray.settings.experiment import validate
+from l2t_ray.tracking.metrics import read_rows
 
 CANVASES = {
     "data": {
@@ -78,3 +85,38 @@ def test_a_run_leaves_a_loss_that_fits_its_task(tmp_path):
 def test_a_student_that_finds_no_boxes_is_refused():
     with pytest.raises(UserError, match=r"has boxes, and student 'resnet8' finds none: .*student\.name=yolo"):
         build_task(canvases(student="resnet8"))
+
+
+def test_a_job_trains_on_noisy_boxes_by_the_loss_in_both_forms_and_says_how_many_were_hit(tmp_path):
+    noise = {"noise": {"kind": "mixed", "rate": 0.5}, "augment": "none"}
+    one_round = CANVASES["training"] | {"num_rounds": 1}
+    arms = [{"name": "task_loss", "form": form} for form in ("darknet", "paper")]
+    config = canvases(data=CANVASES["data"] | noise, training=one_round, method=arms[0], controls=[arms[1]])
+    config = config.model_copy(update={"runs": tmp_path, "name": "noisy"})
+    result = Experiment(config, tmp_path / "noisy").run(quiet=True, figures=False)
+    assert [summary["arm"] for summary in result.summaries] == ["paper", "darknet"]
+    clean = run_alone(config.model_copy(update={"data": canvases().data.model_copy(update={"augment": "none"})}))
+    first, other = (next(row for row in rows if row["arm"] == "darknet") for rows in
+                    (read_rows(tmp_path / "noisy/metrics.parquet"), clean.rows))  # fmt: skip
+    assert first["train_loss"] != pytest.approx(other["train_loss"], rel=1e-3)
+    assert noise_facts(config)["noise.realised_rate"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_noise_is_written_down_by_class(tmp_path):
+    noise = {"kind": "dropped", "rate": 0.5}
+    source = source_of(canvases(data=CANVASES["data"] | {"noise": noise}))
+    rows = source.split(0).train
+    assert isinstance(source, BoxedSource) and source.noisy is not None
+    hit = source.hit_by_class()
+    clean = np.concatenate([source.dataset.train.boxes[row].labels for row in rows])
+    left = np.concatenate([source.noisy.boxes[row].labels for row in rows])
+    for k, (count, number) in enumerate(hit.values()):
+        assert number == (clean == k).sum() and number - count == (left == k).sum()
+    quiet = source_of(canvases())
+    assert isinstance(quiet, BoxedSource) and quiet.hit_by_class() == {}
+
+
+@pytest.mark.parametrize("method", ["glc", "mentornet", "mw_net", "l2r", "slf", "recommended", "forward_correction"])
+def test_methods_that_go_by_whole_images_are_refused_in_a_sentence(method):
+    with pytest.raises(UserError, match=r"^[^\n]*(images|labels?)[^\n]*; [^\n]*\.$"):
+        build_run(canvases(method=method, controls=[]), group=SingleProcess(), device=CPU)

@@ -109,7 +109,7 @@ def make_objective(loss_network, *, sgd=None, data=None, task=None, student=None
 
 
 def make_method(teacher, loss_network, *, schedule="pipelined", **options):
-    own = {key: options.pop(key) for key in ("engine", "horizon", "keeps_buffers") if key in options}
+    own = {key: options.pop(key) for key in ("engine", "horizon", "per_rate", "keeps_buffers") if key in options}
     return L2TDLN(make_objective(loss_network, **options), teacher, schedule=schedule, **own)
 
 
@@ -610,6 +610,16 @@ def test_hypergradient_horizon_reaches_the_engine():
     assert metrics["val_error"] == cut_metrics["val_error"]
     assert metrics["hypergradient_norm"] != pytest.approx(cut_metrics["hypergradient_norm"], rel=1e-3)
     assert not torch.equal(teacher.read().phi, cut_teacher.read().phi)
+
+
+def test_hypergradients_by_the_rate_do_not_fall_with_it():
+    sgd = StudentSchedule(lambda step: RATE / (1 + step), NUM_STEPS)
+    (whole, _, _), (divided, _, _) = adam_method(sgd=sgd), adam_method(sgd=sgd, per_rate=True)
+    _, (metrics,) = run(whole, 1)
+    _, (by_rate,) = run(divided, 1)
+    mean = sum(sgd.rates(0, NUM_STEPS)) / NUM_STEPS
+    assert by_rate["hypergradient_norm"] == pytest.approx(metrics["hypergradient_norm"] / mean)
+    assert by_rate["val_error"] == metrics["val_error"]
 
 
 @pytest.mark.parametrize(("free", "chosen"), [(1 << 40, "store"), (1 << 10, "recompute")])

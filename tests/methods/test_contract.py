@@ -91,6 +91,8 @@ METHODS = {
     "cross_entropy": {"name": "cross_entropy"},
     "cross_entropy-mixed": {"name": "cross_entropy", "clean_images": "mixed"},
     "cross_entropy-fine_tuned": {"name": "cross_entropy", "clean_images": "fine_tuned"},
+    "task_loss": {"name": "task_loss"},
+    "task_loss-trusted": {"name": "task_loss", "clean_images": "trusted"},
     "gce": {"name": "gce"},
     "gce-trusted": {"name": "gce", "clean_images": "trusted"},
     "static_dln": {"name": "static_dln", "loss": {"hidden": 6}},

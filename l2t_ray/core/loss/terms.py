@@ -231,8 +231,8 @@ class TermLoss:
         """The weighed sum of the terms.
 
         Args:
-            terms: what the task gives; or by name the values `[n]` of a term, whose rows then count 1 / n, with
-                the kind `[n]` of each where there are several: `{"cross_entropy": (losses, classes)}`.
+            terms: what the task gives; or by name the values `[n]` of a term, whose rows then count 1 / n, or their
+                mean `[]`, with the kind `[n]` of each where there are several: `{"cross_entropy": (losses, classes)}`.
 
         Raises:
             ValueError: if these are other terms or kinds than those that the loss was learned for.
@@ -258,6 +258,7 @@ class TermLoss:
             raise ValueError(
                 f"{name} has the kinds {', '.join(self.kinds[name])}; give (values, kinds), with the kind of each row."
             )
+        values = values.reshape(-1)
         rows = torch.arange(len(values), device=values.device)
         kinds = torch.zeros_like(rows) if kinds is None else kinds
         return Term(values, torch.full_like(values, 1 / max(1, len(values))), kinds, rows)
