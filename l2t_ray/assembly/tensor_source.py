@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Int
 
 from l2t_ray.assembly.source import ExamplesSource
-from l2t_ray.data.examples import Examples, Joined
+from l2t_ray.data.examples import Examples
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.row_shares import RowShares
 from l2t_ray.data.tensor_examples import TensorSets, test_batch_of
@@ -35,16 +35,13 @@ class TensorSource(ExamplesSource):
     ):
         self._task = task
         num_train, num_rows = len(sets.train), len(sets.train) + len(sets.validation)
+        labels = np.zeros(num_rows, dtype=np.int64)
         if task is None:
-            labels = np.concatenate([part.targets.cpu().numpy() for part in (sets.train, sets.validation)])
-        else:
-            labels = np.zeros(num_rows, dtype=np.int64)
+            parts = [part.targets for part in (sets.train, sets.validation)]
+            labels = np.concatenate([part.cpu().numpy() for part in parts if part is not None])
 
         def examples(taught: Int[np.ndarray, " n"]) -> Examples:
-            if task is not None:
-                return Joined(sets.train, sets.validation)
-            pieces = torch.from_numpy(taught).split([num_train, len(sets.validation)])
-            return Joined(*(part.taught(own) for part, own in zip((sets.train, sets.validation), pieces, strict=True)))
+            return sets.both(torch.from_numpy(taught) if task is None else None)
 
         super().__init__(
             examples,

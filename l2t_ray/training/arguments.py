@@ -46,11 +46,12 @@ def _is_sound(loss: Any) -> bool:
 
 
 _COUNT = Rule("a whole number of at least 1", lambda value: _whole(value, 1))
+_COUNT_OR_NONE = Rule("None or a whole number of at least 1", lambda value: value is None or _whole(value, 1))
 _RULES: dict[str, Rule] = {
     "num_rounds": _COUNT,
     "num_steps": _COUNT,
-    "batch_size": _COUNT,
-    "val_batch_size": _COUNT,
+    "batch_size": _COUNT_OR_NONE,
+    "val_batch_size": _COUNT_OR_NONE,
     "learning_rate": Rule(
         "None or a finite number above 0", lambda value: value is None or _number(value, lambda x: x > 0)
     ),

@@ -43,8 +43,8 @@ COUNT = "must be a whole number of at least 1, got"
 WRONG = {
     "num_rounds": ([0, -1, 2.0, True, NAN, INF, "3", None], COUNT),
     "num_steps": ([0, -3, 2.5, True, None], COUNT),
-    "batch_size": ([0, -1, 2.5, False, [4]], COUNT),
-    "val_batch_size": ([0, -1, 2.5, False, [4]], COUNT),
+    "batch_size": ([0, -1, 2.5, False, [4]], COUNT.replace("be a", "be None or a")),
+    "val_batch_size": ([0, -1, 2.5, False, [4]], COUNT.replace("be a", "be None or a")),
     "learning_rate": (
         [0, -0.1, NAN, INF, True, "0.1", torch.tensor(0.1)],
         "must be None or a finite number above 0, got",
@@ -61,7 +61,7 @@ WRONG = {
         "must be 'sgd', 'adam', 'adamw', or one of them as 'name' beside nesterov, betas, eps, eps_root, clip, got",
     ),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
-    "device": (["gpu", "cuda:99", "meta", None, True, 1.5], "must be one that this machine has"),
+    "device": (["gpu", "cuda:99", "meta", True, 1.5], "must be one that this machine has"),
 }
 
 
