@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2t_ray import theory
     from l2t_ray.assembly.fit import fit
+    from l2t_ray.assembly.fit_result import Fit
     from l2t_ray.bilevel.flat import FlatModule
     from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
     from l2t_ray.core.loss.learned import LearnedLoss
@@ -30,6 +31,7 @@ __all__ = [
     "DivergenceError",
     "DynamicLossNetwork",
     "Experiment",
+    "Fit",
     "FlatModule",
     "LSTMTeacher",
     "LearnedLoss",
@@ -52,6 +54,7 @@ _HOMES = {
     "DivergenceError": "interfaces",
     "DynamicLossNetwork": "core.loss.network",
     "Experiment": "run",
+    "Fit": "assembly.fit_result",
     "FlatModule": "bilevel.flat",
     "LSTMTeacher": "core.lstm_teacher",
     "LearnedLoss": "core.loss.learned",

@@ -146,6 +146,7 @@ def fit(
             end.rows,
             parts.estimates[-1] if parts.estimates else None,
             suspects_of(config.method, end, parts.source),
+            are_logits=task is None,
         )
 
 

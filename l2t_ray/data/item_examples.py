@@ -5,10 +5,11 @@ their own for each item of each minibatch, so that a round has the same examples
 that is resumed those of the undisturbed one. Generators that a dataset keeps for itself are beyond that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,18 +40,59 @@ _CPU = torch.device("cpu")
 _LABELS = ("labels", "label")
 
 
-class Items(NamedTuple):
+@dataclass(frozen=True)
+class Items:
     """What a dataset or a loader says of its items.
 
     Attributes:
+        name: what its user calls it.
         dataset: gives item i.
         collate: makes inputs and targets of a list of items.
         batch_size: of the loader; None: it has none.
     """
 
+    name: str
     dataset: Any
     collate: Callable[[list[Any]], Any]
     batch_size: int | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, rows: Int[np.ndarray, " n"], seeds: Sequence[int] | np.ndarray | None = None) -> Any:
+        """A minibatch as the collate function makes it; what its items draw follows from their seeds.
+
+        Args:
+            seeds: in [0, 2^63), of each item; None: they are only looked at, and the same each time.
+
+        Raises:
+            UserError: if an item cannot be read, or not put into a minibatch.
+        """
+        seeds, items = _seeds(rows) if seeds is None else seeds, []
+        with unmoved_draws(_CPU):
+            for row, seed in zip(rows.tolist(), seeds, strict=True):
+                begun_from(int(seed), _CPU)
+                try:
+                    items.append(self.dataset[row])
+                except Exception as error:
+                    raise UserError(
+                        f"{self.name}[{row}] cannot be read: {_reason(error)}; mend the dataset, or leave that item "
+                        "out, as with torch.utils.data.Subset."
+                    ) from error
+            try:
+                return _pair(self.collate(items))
+            except Exception as error:
+                raise UserError(
+                    f"items of {self.name} cannot be put into a minibatch: {_reason(error)}; let each be (input, "
+                    "target), tensors of one shape (of an image, by a transform), or give a DataLoader with a "
+                    "collate_fn."
+                ) from error
+
+    def inputs_in_order(self, batch_size: int) -> Iterator[Any]:
+        """Inputs alone, minibatch by minibatch, whether or not items have targets."""
+        for rows in _in_order(len(self), batch_size):
+            minibatch = self.read(rows)
+            yield minibatch[0] if isinstance(minibatch, tuple | list) and len(minibatch) in (1, 2) else minibatch
 
 
 class ItemExamples:
@@ -59,7 +101,6 @@ class ItemExamples:
     All are read once at first, for their labels and for values that cannot be trained on.
 
     Args:
-        name: what its user calls the set.
         items: of the set.
         are_labels: the targets are class numbers; the first reading's are kept.
 
@@ -76,13 +117,13 @@ class ItemExamples:
 
     collates = True
 
-    def __init__(self, name: str, items: Items, *, are_labels: bool):
-        self._name, self._dataset, self._collate = name, items.dataset, items.collate
+    def __init__(self, items: Items, *, are_labels: bool):
+        self._items = items
         self.has_one_shape = items.collate is default_collate
-        if len(items.dataset) == 0:
-            raise UserError(f"{name} is empty; give at least one example of each class.")
+        if len(items) == 0:
+            raise UserError(f"{items.name} is empty; give at least one example of each class.")
         labels, extents = [], dict[str, list[tuple[Tensor, Tensor]]]()
-        for rows in _in_order(len(items.dataset)):
+        for rows in _in_order(len(items), _AT_ONCE):
             inputs, targets = self._checked(rows, are_labels=are_labels)
             for key, values in by_name(inputs).items():
                 extents.setdefault(key, []).append(bounds(values))
@@ -90,12 +131,12 @@ class ItemExamples:
             if rows[0] == 0:
                 self.form = inputs, targets
         self.targets: Tensor | None = torch.cat(labels) if are_labels else None
-        extremes = [extremes_within(name, parts) for parts in extents.values()]
+        extremes = [extremes_within(items.name, parts) for parts in extents.values()]
         self.extreme_rows: Sequence[int] = sorted({row for each in extremes for row in each.rows})
         self.largest = max(each.largest for each in extremes)
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._items)
 
     def taught(self, targets: Tensor) -> "ItemExamples":
         """The same inputs with other labels."""
@@ -106,7 +147,7 @@ class ItemExamples:
     def followed_by(self, other: "ItemExamples") -> "ItemExamples":
         """Both as one, put together by this one's rule."""
         both = copy(self)
-        both._dataset = ConcatDataset([self._dataset, other._dataset])
+        both._items = replace(self._items, dataset=ConcatDataset([self._items.dataset, other._items.dataset]))
         both.extreme_rows = [*self.extreme_rows, *(len(self) + row for row in other.extreme_rows)]
         if self.targets is not None and other.targets is not None:
             both.targets = torch.cat((self.targets, other.targets))
@@ -117,7 +158,7 @@ class ItemExamples:
         return (generator.integers(0, 2**63, size),)
 
     def batch(self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device) -> tuple[Any, Any]:
-        inputs, targets = self._read(rows, draws[0] if draws else _seeds(rows))
+        inputs, targets = self._items.read(rows, draws[0] if draws else None)
         if self.targets is not None:
             targets = self.targets[torch.from_numpy(rows)]
 
@@ -127,33 +168,12 @@ class ItemExamples:
         return combined(moved, inputs), combined(moved, targets)
 
     def _checked(self, rows: Int[np.ndarray, " n"], *, are_labels: bool) -> tuple[Any, Any]:
-        name = f"a minibatch of {self._name}"
-        inputs, targets = as_inputs_and_targets(name, self._read(rows, _seeds(rows)), are_labels=are_labels)
+        name = f"a minibatch of {self._items.name}"
+        inputs, targets = as_inputs_and_targets(name, self._items.read(rows), are_labels=are_labels)
         count = len(next(iter(by_name(inputs).values())))
         if count != len(rows):
             raise UserError(f"{name} has {count} examples of {len(rows)} items; let the collate_fn make one of each.")
         return inputs, targets
-
-    def _read(self, rows: Int[np.ndarray, " n"], seeds: Sequence[int] | np.ndarray) -> Any:
-        items = []
-        with unmoved_draws(_CPU):
-            for row, seed in zip(rows.tolist(), seeds, strict=True):
-                begun_from(int(seed), _CPU)
-                try:
-                    items.append(self._dataset[row])
-                except Exception as error:
-                    raise UserError(
-                        f"{self._name}[{row}] cannot be read: {_reason(error)}; mend the dataset, or leave that item "
-                        "out, as with torch.utils.data.Subset."
-                    ) from error
-            try:
-                return _pair(self._collate(items))
-            except Exception as error:
-                raise UserError(
-                    f"items of {self._name} cannot be put into a minibatch: {_reason(error)}; let each be (input, "
-                    "target), tensors of one shape (of an image, by a transform), or give a DataLoader with a "
-                    "collate_fn."
-                ) from error
 
 
 def items_of(name: str, given: Any) -> Items | None:
@@ -171,7 +191,7 @@ def items_of(name: str, given: Any) -> Items | None:
     if isinstance(given, Dataset) or (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         if not hasattr(given, "__len__"):
             raise UserError(f"{name} is a {type(given).__name__} without a length; give it a __len__.")
-        return Items(given, default_collate, None)
+        return Items(name, given, default_collate, None)
     return None
 
 
@@ -201,7 +221,7 @@ def _of_loader(name: str, loader: DataLoader) -> Items:
             f"{name} is a DataLoader with a {type(sampler).__name__}, and fit draws each example as often as any "
             "other; give the loader shuffle=True, or give the dataset."
         )
-    return Items(dataset, loader.collate_fn, batches.batch_size)
+    return Items(name, dataset, loader.collate_fn, batches.batch_size)
 
 
 def _is_shuffle(sampler: Any, dataset: Any) -> bool:
@@ -224,9 +244,8 @@ def _pair(minibatch: Any) -> Any:
     return minibatch
 
 
-def _in_order(count: int) -> list[Int[np.ndarray, " n"]]:
-    edges = [*range(0, count, _AT_ONCE), count]
-    return [np.arange(start, end) for start, end in pairwise(edges)]
+def _in_order(count: int, size: int) -> list[Int[np.ndarray, " n"]]:
+    return [np.arange(start, end) for start, end in pairwise([*range(0, count, size), count])]
 
 
 def _seeds(rows: Int[np.ndarray, " n"]) -> list[int]:

@@ -28,7 +28,7 @@ def as_inputs_and_targets(name: str, given: Any, *, are_labels: bool) -> tuple[A
         UserError: if these are no tensors, or not as many of each.
     """
     what = "labels" if are_labels else "targets"
-    inputs, targets = (_as_tensors(part, values) for part, values in _pair(name, given, what))
+    inputs, targets = (as_tensors(part, values) for part, values in _pair(name, given, what))
     for values in by_name(inputs).values():
         for others in by_name(targets).values():
             _check_lengths(name, values, others, what)
@@ -160,7 +160,12 @@ def _numbers(values: Tensor) -> Tensor:
     return values if values.is_floating_point() else values.double()
 
 
-def _as_tensors(name: str, values: Any) -> Any:
+def as_tensors(name: str, values: Any) -> Any:
+    """A tensor, or several by name, of what the caller calls so.
+
+    Raises:
+        UserError: if it is none.
+    """
     if not isinstance(values, Mapping):
         return _as_tensor(name, values)
     if not values or not all(isinstance(key, str) for key in values):

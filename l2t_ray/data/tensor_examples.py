@@ -113,7 +113,7 @@ class TensorSets:
 
         def examples(name: str, given: Any) -> TensorExamples | ItemExamples:
             if (items := items_of(name, given)) is not None:
-                return ItemExamples(name, items, are_labels=are_labels)
+                return ItemExamples(items, are_labels=are_labels)
             return TensorExamples(name, *as_inputs_and_targets(name, given, are_labels=are_labels))
 
         self.train, self.validation = examples("train", train), examples("validation", validation)
