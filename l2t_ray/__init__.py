@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from l2t_ray import theory
+    from l2t_ray.assembly.callbacks import EarlyStopping
     from l2t_ray.assembly.fit import fit
     from l2t_ray.assembly.fit_result import Fit
     from l2t_ray.bilevel.flat import FlatModule
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DivergenceError",
     "DynamicLossNetwork",
+    "EarlyStopping",
     "Experiment",
     "Fit",
     "FlatModule",
@@ -53,6 +55,7 @@ __all__ = [
 _HOMES = {
     "DivergenceError": "interfaces",
     "DynamicLossNetwork": "core.loss.network",
+    "EarlyStopping": "assembly.callbacks",
     "Experiment": "run",
     "Fit": "assembly.fit_result",
     "FlatModule": "bilevel.flat",

@@ -6,26 +6,24 @@ for bit.
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from l2t_ray.assembly.callbacks import Callback
 from l2t_ray.assembly.fit_parts import FitParts
 from l2t_ray.assembly.fit_result import Fit
+from l2t_ray.assembly.fit_rounds import Rounds, screen_of
 from l2t_ray.assembly.fit_settings import GivenLoss, settings_of, steps_by
-from l2t_ray.assembly.suspected_labels import suspects_of
-from l2t_ray.core.loss.family import LossFamily
-from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.data.item_examples import batch_size_of
 from l2t_ray.data.tensor_examples import TensorSets
-from l2t_ray.interfaces import DivergenceError, Task
+from l2t_ray.interfaces import Task
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.training.arguments import check_arguments, usable_device
-from l2t_ray.training.checkpoint import Checkpoint
 from l2t_ray.training.remedies import applied
-from l2t_ray.training.user_module import check_parameters, copied
+from l2t_ray.training.user_module import check_parameters
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,6 +51,9 @@ def fit(
     try_first: bool = True,
     optimizer: str | Mapping[str, Any] = "sgd",
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    callbacks: Sequence[Callback] = (),
+    eval_every: int = 25,
+    progress: bool = True,
 ) -> Fit:
     """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
 
@@ -92,7 +93,11 @@ def fit(
             trained is found where it fails, or not at all.
         optimizer: `sgd`, `adam` or `adamw`; or that as `name` with what else a configuration's section `training` has
             for it, as in `{"name": "adamw", "betas": (0.9, 0.99), "clip": 1.0}`.
-        on_row: callback, called with the metrics of each round.
+        on_row: called with the metrics of each round.
+        callbacks: each is called after each round with its number, from 0, and its metrics; one that returns True ends
+            the training. `EarlyStopping` is one.
+        eval_every: rounds between evaluations of the validation and the test set; the last round always has one.
+        progress: show a bar on standard error, where that is a terminal.
 
     Raises:
         UserError: before anything is trained, if an argument is none (`arguments`), the data does not fit together
@@ -103,7 +108,8 @@ def fit(
     config = settings_of(
         {
             "num_rounds": int(num_rounds),
-            "checkpoint_every": int(num_rounds),
+            "checkpoint_every": 1,  # of what may be given back; what is written has its own rounds
+            "eval_every": int(eval_every),
             "num_steps": int(num_steps),
             "batch_size": int(batch_size or batch_size_of(train) or 25),
             "val_batch_size": int(val_batch_size or batch_size_of(validation, share=0.5) or 100),
@@ -133,21 +139,11 @@ def fit(
         for note in (*parts.notes, *(remedy.note for remedy in remedies)):
             _LOG.warning("model %s.", note)
         _warn_of_validation(parts, has_test=test is not None)
-        run = parts.run()
+        rounds = Rounds(parts, parts.run(), callbacks, on_row, screen_of(progress))
         with warnings.catch_warnings(), applied(remedies):
-            warnings.simplefilter("ignore")  # it is raised, below
-            end = run.train(start=None, store=None, on_row=on_row)
-        if end.diverged:
-            raise DivergenceError(*end.diverged.values())
-        run.student.load(end.state.student.theta, end.state.student.buffers)
-        return Fit(
-            copied(parts.student).to(parts.home).eval(),
-            _last_loss(parts.loss, end),
-            end.rows,
-            parts.estimates[-1] if parts.estimates else None,
-            suspects_of(config.method, end, parts.source),
-            are_logits=task is None,
-        )
+            warnings.simplefilter("ignore")  # a divergence is raised
+            stopped = rounds.train()
+        return rounds.result(stopped)
 
 
 # What is no such argument is for the table of rules to say, not for a type checker at run time.
@@ -164,12 +160,3 @@ def _warn_of_validation(parts: FitParts, *, has_test: bool) -> None:
             len(parts.sets.validation),
             parts.config.training.val_batch_size,
         )
-
-
-def _last_loss(family: LossFamily | None, end: Checkpoint) -> LearnedLoss | None:
-    if family is None:
-        return None
-    if not end.snapshots:
-        return LearnedLoss(family)
-    (snapshots,) = end.snapshots.values()
-    return LearnedLoss(family, snapshots[max(snapshots)])

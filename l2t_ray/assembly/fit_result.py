@@ -37,6 +37,8 @@ class Fit:
         noise: the newest estimate of the label noise, with its standard errors; None: there was none.
         suspected: what `suspects` makes a table of; None: the method cannot say.
         are_logits: the model's outputs are logits `[n, c]`, and what it is asked for is a class.
+        num_rounds: that `model` was trained for.
+        stopped: why the training ended before its last round; None: it did not.
     """
 
     model: nn.Module
@@ -45,6 +47,8 @@ class Fit:
     noise: NoiseEstimate | None
     suspected: Suspects | None = None
     are_logits: bool = True
+    num_rounds: int = 0
+    stopped: str | None = None
 
     @property
     def history(self) -> "pandas.DataFrame":

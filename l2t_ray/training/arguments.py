@@ -41,11 +41,17 @@ def _is_optimizer(settings: Mapping[Any, Any]) -> bool:
     return isinstance(name, str) and name in OPTIMIZERS and settings.keys() <= {"name", *_OF_AN_OPTIMIZER}
 
 
+def _are_callbacks(value: Any) -> bool:
+    # A class is called as well, and would be made anew each round.
+    return isinstance(value, list | tuple) and all(callable(one) and not isinstance(one, type) for one in value)
+
+
 def _is_sound(loss: Any) -> bool:
     return isinstance(loss, DynamicLossNetwork | LossFamily) and bool(loss.phi.isfinite().all())
 
 
 _COUNT = Rule("a whole number of at least 1", lambda value: _whole(value, 1))
+_TRUTH = Rule("True or False", lambda value: isinstance(value, bool))
 _COUNT_OR_NONE = Rule("None or a whole number of at least 1", lambda value: value is None or _whole(value, 1))
 _RULES: dict[str, Rule] = {
     "num_rounds": _COUNT,
@@ -74,8 +80,11 @@ _RULES: dict[str, Rule] = {
         lambda value: value is None or isinstance(value, str | Mapping) or _is_sound(value),
     ),
     "seed": Rule("a whole number from 0 to 2^63 - 1", lambda value: _whole(value, 0, 2.0**63)),
-    "try_first": Rule("True or False", lambda value: isinstance(value, bool)),
+    "try_first": _TRUTH,
     "on_row": Rule("a function of one row", callable),
+    "callbacks": Rule("a list of functions of a round's number and its metrics", _are_callbacks),
+    "eval_every": _COUNT,
+    "progress": _TRUTH,
 }
 
 

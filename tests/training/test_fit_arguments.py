@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from l2t_ray.assembly.callbacks import EarlyStopping
 from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
@@ -61,6 +62,9 @@ WRONG = {
         "must be 'sgd', 'adam', 'adamw', or one of them as 'name' beside nesterov, betas, eps, eps_root, clip, got",
     ),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
+    "callbacks": ([print, [EarlyStopping], ["print"], None], "must be a list of functions of a round's number and"),
+    "eval_every": ([0, 2.5, None], COUNT),
+    "progress": ([1, None], "must be True or False, got"),
     "device": (["gpu", "cuda:99", "meta", True, 1.5], "must be one that this machine has"),
 }
 
