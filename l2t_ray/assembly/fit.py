@@ -7,12 +7,14 @@ for bit.
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from l2t_ray.assembly.callbacks import Callback
+from l2t_ray.assembly.fit_checkpoints import checkpoints_in
 from l2t_ray.assembly.fit_parts import FitParts
 from l2t_ray.assembly.fit_result import Fit
 from l2t_ray.assembly.fit_rounds import Rounds, screen_of
@@ -54,6 +56,8 @@ def fit(
     callbacks: Sequence[Callback] = (),
     eval_every: int = 25,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10,
 ) -> Fit:
     """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
 
@@ -98,11 +102,20 @@ def fit(
             the training. `EarlyStopping` is one.
         eval_every: rounds between evaluations of the validation and the test set; the last round always has one.
         progress: show a bar on standard error, where that is a terminal.
+        checkpoint: a directory for what has been done, written every `checkpoint_every` rounds and where the training
+            ends, by Ctrl-C as well. The same call goes on from there, bit for bit; what another call has computed is
+            refused. A model that begins with other weights is another call: seed it, or load the directory's
+            `first_weights.pt`.
+
+    Returns:
+        Model, loss and what was found; after Ctrl-C those of the latest whole round, and `stopped` says so.
 
     Raises:
         UserError: before anything is trained, if an argument is none (`arguments`), the data does not fit together
             (`TensorSets`), or the model cannot be copied, evaluated, or differentiated twice.
         DivergenceError: if the training error or a gradient is not finite.
+        Exception: what a callback, the data or the model raises. It and a divergence have an attribute `partial`, with
+            what had been reached, where a round was done.
     """
     check_arguments(locals())
     config = settings_of(
@@ -138,12 +151,15 @@ def fit(
         remedies = parts.tried() if try_first else []
         for note in (*parts.notes, *(remedy.note for remedy in remedies)):
             _LOG.warning("model %s.", note)
+        run = parts.run()
         _warn_of_validation(parts, has_test=test is not None)
-        rounds = Rounds(parts, parts.run(), callbacks, on_row, screen_of(progress))
-        with warnings.catch_warnings(), applied(remedies):
-            warnings.simplefilter("ignore")  # a divergence is raised
-            stopped = rounds.train()
-        return rounds.result(stopped)
+        with (
+            checkpoints_in(checkpoint, parts, every=int(checkpoint_every)) as checkpoints,
+            warnings.catch_warnings(),
+            applied(remedies),
+        ):
+            warnings.filterwarnings("ignore", ".* diverged in round ")  # it is raised
+            return Rounds(parts, run, callbacks, on_row, screen_of(progress), checkpoints).trained()
 
 
 # What is no such argument is for the table of rules to say, not for a type checker at run time.

@@ -5,6 +5,7 @@ their own for each item of each minibatch, so that a round has the same examples
 that is resumed those of the undisturbed one. Generators that a dataset keeps for itself are beyond that.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from torch.utils.data import (
 from l2t_ray.bilevel.draws import begun_from, unmoved_draws
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.data.examples import Draws, combined
-from l2t_ray.data.tensor_checks import as_inputs_and_targets, bounds, by_name, extremes_within
+from l2t_ray.data.tensor_checks import as_inputs_and_targets, bounds, by_name, checksum_of, extremes_within
 from l2t_ray.interfaces import UserError
 
 _AT_ONCE = 64
@@ -122,14 +123,16 @@ class ItemExamples:
         self.has_one_shape = items.collate is default_collate
         if len(items) == 0:
             raise UserError(f"{items.name} is empty; give at least one example of each class.")
-        labels, extents = [], dict[str, list[tuple[Tensor, Tensor]]]()
+        labels, extents, digest = [], dict[str, list[tuple[Tensor, Tensor]]](), hashlib.sha256()
         for rows in _in_order(len(items), _AT_ONCE):
             inputs, targets = self._checked(rows, are_labels=are_labels)
             for key, values in by_name(inputs).items():
                 extents.setdefault(key, []).append(bounds(values))
             labels.append(targets)
+            digest.update(checksum_of((inputs, targets)).encode())
             if rows[0] == 0:
                 self.form = inputs, targets
+        self._checksum = digest.hexdigest()
         self.targets: Tensor | None = torch.cat(labels) if are_labels else None
         extremes = [extremes_within(items.name, parts) for parts in extents.values()]
         self.extreme_rows: Sequence[int] = sorted({row for each in extremes for row in each.rows})
@@ -152,6 +155,10 @@ class ItemExamples:
         if self.targets is not None and other.targets is not None:
             both.targets = torch.cat((self.targets, other.targets))
         return both
+
+    def checksum(self) -> str:
+        """Of inputs and targets, as they are where nothing is drawn."""
+        return self._checksum
 
     def draws(self, generator: np.random.Generator, size: int) -> Draws:
         """A seed for each item."""

@@ -1,6 +1,7 @@
 """Tensors that people bring as a training and a validation set: made alike, or refused in a sentence."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,16 @@ def check_same_form(
                 f"{which} of train are {shapes[0]} of {dtypes[0]} each, those of {others} {shapes[1]} of "
                 f"{dtypes[1]}; give both sets the same form."
             )
+
+
+def checksum_of(parts: Iterable[Any]) -> str:
+    """Of tensors, and of several by name: of their types, shapes and values, not of where they are."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, tensor in by_name(part).items():
+            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def by_name(values: Any) -> Mapping[str, Tensor]:

@@ -14,7 +14,14 @@ from l2t_ray.data.item_examples import ItemExamples, items_of
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy, Split
-from l2t_ray.data.tensor_checks import as_inputs_and_targets, by_name, check_same_form, count_classes, extremes
+from l2t_ray.data.tensor_checks import (
+    as_inputs_and_targets,
+    by_name,
+    check_same_form,
+    checksum_of,
+    count_classes,
+    extremes,
+)
 from l2t_ray.interfaces import UserError
 
 _DEVICE_SHARE = 0.25
@@ -61,6 +68,10 @@ class TensorExamples:
 
     def keep_on(self, device: torch.device) -> None:
         self.inputs, self.targets = (combined(lambda v: v.to(device), part) for part in (self.inputs, self.targets))
+
+    def checksum(self) -> str:
+        """Of inputs and targets, wherever they are."""
+        return checksum_of(self.form)
 
     def tensors(self) -> list[Tensor]:
         return [*by_name(self.inputs).values(), *by_name(self.targets).values()]

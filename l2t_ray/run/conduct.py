@@ -19,7 +19,6 @@ from l2t_ray.bilevel.heap import keep_freed_memory
 from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
-from l2t_ray.run.place import Place
 from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
 from l2t_ray.run.suspects_file import file_name
 from l2t_ray.run.written import CONFIG
@@ -29,6 +28,7 @@ from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table
 from l2t_ray.training.checkpoint import FINGERPRINT, Checkpoint, CheckpointStore
+from l2t_ray.training.place import Place
 
 
 @dataclass(frozen=True)

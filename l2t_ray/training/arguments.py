@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -85,6 +86,10 @@ _RULES: dict[str, Rule] = {
     "callbacks": Rule("a list of functions of a round's number and its metrics", _are_callbacks),
     "eval_every": _COUNT,
     "progress": _TRUTH,
+    "checkpoint": Rule(
+        "None or a directory", lambda value: value is None or (isinstance(value, str | Path) and value != "")
+    ),
+    "checkpoint_every": _COUNT,
 }
 
 

@@ -64,6 +64,8 @@ WRONG = {
     "on_row": (["print"], "must be a function of one row, got 'print'"),
     "callbacks": ([print, [EarlyStopping], ["print"], None], "must be a list of functions of a round's number and"),
     "eval_every": ([0, 2.5, None], COUNT),
+    "checkpoint": ([True, "", ["x"]], "must be None or a directory, got"),
+    "checkpoint_every": ([0, None], COUNT),
     "progress": ([1, None], "must be True or False, got"),
     "device": (["gpu", "cuda:99", "meta", True, 1.5], "must be one that this machine has"),
 }
