@@ -23,7 +23,7 @@ from l2t_ray.data.item_examples import batch_size_of
 from l2t_ray.data.tensor_examples import TensorSets
 from l2t_ray.interfaces import Task
 from l2t_ray.methods.settings import MethodSettings
-from l2t_ray.training.arguments import check_arguments, usable_device
+from l2t_ray.training.arguments import autocast_of, check_arguments, usable_device
 from l2t_ray.training.remedies import applied
 from l2t_ray.training.user_module import check_parameters
 
@@ -58,6 +58,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
+    precision: str | None = None,
 ) -> Fit:
     """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
 
@@ -106,6 +107,9 @@ def fit(
             ends, by Ctrl-C as well. The same call goes on from there, bit for bit; what another call has computed is
             refused. A model that begins with other weights is another call: seed it, or load the directory's
             `first_weights.pt`.
+        precision: `bf16`: the model's operations are computed in bfloat16 where torch holds that to be safe
+            (`torch.autocast`), in the second-order products too. Parameters, the loss, and what is carried from step to
+            step and back stay in float32. None: as the model has it.
 
     Returns:
         Model, loss and what was found; after Ctrl-C those of the latest whole round, and `stopped` says so.
@@ -138,6 +142,7 @@ def fit(
     )
     check_parameters(model)
     place = usable_device(next(model.parameters()).device if device is None else device)
+    autocast = autocast_of(precision, model, place, getattr(config.method, "engine", None))
     # Somebody may call this inside torch.no_grad() or torch.inference_mode().
     with torch.inference_mode(False), torch.enable_grad():
         sets = TensorSets(
@@ -147,7 +152,7 @@ def fit(
             device=place,
             num_classes=None if task is None else 1,
         )
-        parts = FitParts.of(model, sets, config, task=task, loss=loss, device=place)
+        parts = FitParts.of(model, sets, config, task=task, loss=loss, device=place, autocast=autocast)
         remedies = parts.tried() if try_first else []
         for note in (*parts.notes, *(remedy.note for remedy in remedies)):
             _LOG.warning("model %s.", note)

@@ -102,6 +102,7 @@ def fingerprint_of(parts: FitParts) -> Fingerprint:
     """What is computed: the settings, checksums of the sets and of the model at its beginning."""
     settings = {key: value for key, value in identity.settings(parts.config).items() if not key.startswith(_OF_A_JOB)}
     settings["model"] = type(parts.student).__qualname__
+    settings["precision"] = str(parts.autocast or "as the model has it")
     settings["task"] = "classification" if parts.task is None else _shown(parts.task)
     sets = parts.sets
     data = {

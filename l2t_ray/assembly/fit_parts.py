@@ -42,6 +42,7 @@ class FitParts:
         home: where the model is.
         loss: the learned loss at its beginning; None: the method learns none.
         notes: what the user is told of the model.
+        autocast: see `FlatModule`.
         estimates: filled with what is found of the label noise.
     """
 
@@ -54,6 +55,7 @@ class FitParts:
     loss: LossFamily | None
     words: Words
     notes: list[str]
+    autocast: torch.dtype | None = None
     estimates: list[NoiseEstimate] = field(default_factory=list)
 
     @classmethod
@@ -66,6 +68,7 @@ class FitParts:
         task: Task | None,
         loss: GivenLoss,
         device: torch.device,
+        autocast: torch.dtype | None = None,
     ) -> "FitParts":
         """
         Raises:
@@ -95,11 +98,11 @@ class FitParts:
         source = TensorSource(sets, config.training, num_classes=num_classes, **shared)
 
         def sample() -> Sequence[Terms]:
-            return _parts(config, FlatModule(copied(student)), source, task).term_sample()
+            return _parts(config, FlatModule(copied(student), autocast=autocast), source, task).term_sample()
 
         facts = LossFacts(task or Classification(), num_classes, config.seed, sample)
         begun = first_loss(loss, config, facts, sets.num_classes)
-        return cls(config, student, home, sets, source, task, begun, words, notes)
+        return cls(config, student, home, sets, source, task, begun, words, notes, autocast)
 
     def tried(self) -> list[Remedy]:
         """What it takes for a round to succeed; it is taken on a copy.
@@ -110,7 +113,7 @@ class FitParts:
         batches: RoundBatches = self.source.dry_round()
 
         def try_a_round() -> None:
-            run = self._run(FlatModule(copied(self.student)), [])
+            run = self._run(copied(self.student), [])
             dry_round(run.arms[0].method, run.student, run.task, run.group, batches, self.words)
             copied(run.student.module)
 
@@ -118,10 +121,10 @@ class FitParts:
 
     def run(self) -> Run:
         """Everything that is trained, at its beginning."""
-        return self._run(FlatModule(self.student), self.estimates)
+        return self._run(self.student, self.estimates)
 
-    def _run(self, student: FlatModule, estimates: list[NoiseEstimate]) -> Run:
-        parts = _parts(self.config, student, self.source, self.task)
+    def _run(self, student: nn.Module, estimates: list[NoiseEstimate]) -> Run:
+        parts = _parts(self.config, FlatModule(student, autocast=self.autocast), self.source, self.task)
         parts = replace(parts, loss=self.loss, on_estimate=estimates.append)
         return replace(
             run_of(self.config, parts, build_teacher),

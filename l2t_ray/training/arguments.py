@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.network import DynamicLossNetwork
@@ -14,6 +15,7 @@ from l2t_ray.interfaces import UserError
 from l2t_ray.training.user_module import first_line
 
 TEACHERS = ("adam", "lstm")
+PRECISIONS = {"bf16": torch.bfloat16}
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _OF_AN_OPTIMIZER = ("nesterov", "betas", "eps", "eps_root", "clip")
 
@@ -85,6 +87,9 @@ _RULES: dict[str, Rule] = {
     "on_row": Rule("a function of one row", callable),
     "callbacks": Rule("a list of functions of a round's number and its metrics", _are_callbacks),
     "eval_every": _COUNT,
+    "precision": Rule(
+        "None or 'bf16'", lambda value: value is None or (isinstance(value, str) and value in PRECISIONS)
+    ),
     "progress": _TRUTH,
     "checkpoint": Rule(
         "None or a directory", lambda value: value is None or (isinstance(value, str | Path) and value != "")
@@ -106,6 +111,33 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{name} must be {rule.must_be}, got {shown if len(shown) <= 60 else type(value).__name__}."
             )
+
+
+def autocast_of(
+    precision: str | None, model: nn.Module, device: torch.device, engine: str | None = None
+) -> torch.dtype | None:
+    """What the model's operations are cast to; None: nothing.
+
+    Args:
+        engine: that second-order products are computed with.
+
+    Raises:
+        UserError: if the model's parameters, the device or the engine are not for that.
+    """
+    if precision is None:
+        return None
+    own = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if own != {torch.float32}:
+        shown = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
+        raise UserError(f"precision={precision!r} is for a model of float32 parameters, got {shown}; try .float().")
+    if not torch.amp.is_autocast_available(device.type):
+        raise UserError(f"precision={precision!r} is nothing that torch has on device {device.type!r}; leave it out.")
+    if engine == "forward_over_reverse":
+        raise UserError(
+            f"precision={precision!r} is not for method.engine={engine}: torch does not cast in forward mode; take the "
+            "engine store or recompute."
+        )
+    return PRECISIONS[precision]
 
 
 def usable_device(device: Any) -> torch.device:

@@ -66,6 +66,7 @@ WRONG = {
     "eval_every": ([0, 2.5, None], COUNT),
     "checkpoint": ([True, "", ["x"]], "must be None or a directory, got"),
     "checkpoint_every": ([0, None], COUNT),
+    "precision": (["fp16", 16, torch.bfloat16, []], "must be None or 'bf16', got"),
     "progress": ([1, None], "must be True or False, got"),
     "device": (["gpu", "cuda:99", "meta", True, 1.5], "must be one that this machine has"),
 }
