@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from l2t_ray import theory
+    from l2t_ray.assembly.callbacks import EarlyStopping
     from l2t_ray.assembly.fit import fit
+    from l2t_ray.assembly.fit_result import Fit
     from l2t_ray.bilevel.flat import FlatModule
     from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
     from l2t_ray.core.loss.learned import LearnedLoss
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DivergenceError",
     "DynamicLossNetwork",
+    "EarlyStopping",
     "Experiment",
+    "Fit",
     "FlatModule",
     "LSTMTeacher",
     "LearnedLoss",
@@ -51,7 +55,9 @@ __all__ = [
 _HOMES = {
     "DivergenceError": "interfaces",
     "DynamicLossNetwork": "core.loss.network",
+    "EarlyStopping": "assembly.callbacks",
     "Experiment": "run",
+    "Fit": "assembly.fit_result",
     "FlatModule": "bilevel.flat",
     "LSTMTeacher": "core.lstm_teacher",
     "LearnedLoss": "core.loss.learned",

@@ -6,7 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from l2t_ray.assembly.source import ExamplesSource
-from l2t_ray.data.examples import Examples, Joined
+from l2t_ray.data.examples import Examples
 from l2t_ray.data.tensor_examples import TensorSets, test_batch_of
 from l2t_ray.interfaces import Task
 from l2t_ray.methods.parts import Labels
@@ -36,10 +36,7 @@ class TensorSource(ExamplesSource):
         labels = _labels(sets, num_classes, task)
 
         def examples(taught: Int[np.ndarray, " n"]) -> Examples:
-            if task is not None:
-                return Joined(sets.train, sets.validation)
-            pieces = torch.from_numpy(taught).split([num_train, len(sets.validation)])
-            return Joined(*(part.taught(own) for part, own in zip((sets.train, sets.validation), pieces, strict=True)))
+            return sets.both(torch.from_numpy(taught) if task is None else None)
 
         super().__init__(
             examples,
@@ -60,8 +57,9 @@ def _labels(sets: TensorSets, num_classes: int, task: Task | None) -> Int[np.nda
     """The class of each row of both sets; zeros where a task's targets are something else."""
     targets = [part.targets for part in (sets.train, sets.validation)]
     if task is not None and not (task.row_is_example and all(_are_classes(part, num_classes) for part in targets)):
-        return np.zeros(sum(map(len, targets)), dtype=np.int64)
-    return np.concatenate([part.cpu().numpy() for part in targets]).astype(np.int64, copy=False)
+        return np.zeros(len(sets.train) + len(sets.validation), dtype=np.int64)
+    labels = [part.cpu().numpy() for part in targets if isinstance(part, Tensor)]
+    return np.concatenate(labels).astype(np.int64, copy=False)
 
 
 def _are_classes(targets: object, num_classes: int) -> bool:

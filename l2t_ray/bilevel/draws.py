@@ -50,16 +50,21 @@ def counted_draws(seed: int, device: torch.device) -> Iterator[None]:
         seed: in [0, 2^63), as `data.counted.torch_seed` gives it.
     """
     before = standing_draws(device)
+    begun_from(seed, device)
+    try:
+        yield
+    finally:
+        _put(before, device)
+
+
+def begun_from(seed: int, device: torch.device) -> None:
+    """Puts the global streams where this seed, in [0, 2^63), begins."""
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every device
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
     random.seed(seed)
-    try:
-        yield
-    finally:
-        _put(before, device)
 
 
 @contextmanager

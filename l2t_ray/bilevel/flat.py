@@ -6,7 +6,7 @@ operation on one tensor, whatever the network.
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_map
 
 from l2t_ray.bilevel.draws import drawn_from, standing_draws, unmoved_draws
 from l2t_ray.bilevel.places import Modes, Places
@@ -60,13 +61,17 @@ class FlatModule:
     What looks weights up on the way back finds those of the call as well: whenever a call's graph is differentiated,
     for the first time or the second, they are put in place again (`_Call`).
 
+    Args:
+        autocast: in which the module's operations are computed where torch holds that to be safe; parameters and
+            outputs stay in single precision. None: nothing is cast.
+
     Raises:
         UserError: if the module cannot be trained as one vector (`refusals.refuse_unfit`).
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, *, autocast: torch.dtype | None = None):
         refuse_unfit(module)
-        self.module = module
+        self.module, self._autocast = module, autocast
         self._places, self._modes = Places(module), Modes(module)
         self._blocks = [(block, Places(block)) for block in _blocks(module)]
         self._way_back: Callable[[], None] | None = None  # puts the template in place again after one
@@ -77,7 +82,7 @@ class FlatModule:
         self._frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
 
     def __reduce__(self) -> Any:
-        return FlatModule, (self.module,)  # a copy has places of its own
+        return partial(FlatModule, autocast=self._autocast), (self.module,)  # a copy has places of its own
 
     @property
     def num_parameters(self) -> int:
@@ -123,13 +128,15 @@ class FlatModule:
         recomputed = _recomputed(self._blocks) if _recomputes_blocks.get() else nullcontext()
         operators = offered_operators() or nullcontext()
         tensors = {**weights, **buffers}
-        with self._in_place(tensors, training), recomputed, operators:
+        with self._in_place(tensors, training), recomputed, operators, _cast(theta.device, self._autocast):
             try:
                 output = self.module(*args, **kwargs)
             finally:  # what torch itself says of edited views would not help anybody
                 if version is not None and theta._version != version:
                     refuse_edited()
             assigned = self._places.changed(tensors)
+        if self._autocast is not None:
+            output = tree_map(partial(_single, self._autocast), output)
         if assigned:
             self._places.clear()
             refuse_changed(assigned, weights, buffers)
@@ -311,6 +318,8 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(*tensors[:num_inputs])
         ctx.device = next((t.device for t in tensors if t.is_cuda), torch.device("cpu"))
         ctx.draws = standing_draws(ctx.device)
+        kind = ctx.device.type
+        ctx.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return run(tensors[:num_inputs])
 
     @staticmethod
@@ -322,12 +331,21 @@ class _Recomputed(torch.autograd.Function):
         sought = [t for t in tensors if t.requires_grad]
         put_back = ctx.places.put(dict(zip(ctx.names, own, strict=True)))
         try:
-            with drawn_from(ctx.draws, ctx.device), torch.enable_grad():
+            with drawn_from(ctx.draws, ctx.device), torch.enable_grad(), _cast(ctx.device, ctx.autocast):
                 output = ctx.run(inputs)
             found = iter(torch.autograd.grad(output, sought, gradient, allow_unused=True))
         finally:
             put_back()
         return None, None, None, *(next(found) if t.requires_grad else None for t in tensors)
+
+
+def _cast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    # Without its cache, which would keep weights of one call for the next one.
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+def _single(dtype: torch.dtype, value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == dtype else value
 
 
 def clone_buffers(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,9 @@ Draws = tuple[np.ndarray, ...]
 class Examples(Protocol):
     """A set of examples, by row number. Nothing is drawn in `batch`: what is drawn comes from `draws`, for all workers.
 
+    A set whose minibatches are put together by a rule of its own has a true attribute `collates`: each of a round's is
+    then asked for by itself.
+
     Attributes:
         extreme_rows: examples to try a model on first, for derivatives are likeliest to be missing or to explode there.
     """
@@ -52,7 +55,7 @@ class Joined:
         return [*self.first.extreme_rows, *(len(self.first) + row for row in self.second.extreme_rows)]
 
     def draws(self, generator: np.random.Generator, size: int) -> Draws:
-        return self.first.draws(generator, size)
+        return self.first.draws(generator, size) or self.second.draws(generator, size)
 
     def batch(self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device) -> tuple[Any, Any]:
         is_second = rows >= len(self.first)

@@ -128,11 +128,17 @@ class RoundLoader:
         return np.array_split(whole, self._world_size)[self._rank]
 
     def _shares(self, examples: Examples, wholes: Sequence[np.ndarray], drawn: Sequence[Draws]) -> list[Batch]:
-        """This worker's slices of several global batches, gathered together."""
-        shares = [self._share(whole) for whole in wholes]
+        """This worker's slices of several global batches, gathered together where the examples can be."""
+        shares, weights = [self._share(whole) for whole in wholes], [1 / len(whole) for whole in wholes]
+        if getattr(examples, "collates", False):
+            own_draws = [tuple(map(self._share, parts)) for parts in drawn]
+            return [
+                batch
+                for rows, draws, weight in zip(shares, own_draws, weights, strict=True)
+                for batch in self._gathered(examples, rows, draws, [weight])
+            ]
         draws = tuple(np.concatenate([self._share(part) for part in parts]) for parts in zip(*drawn, strict=True))
-        sizes = [len(share) for share in shares]
-        return self._gathered(examples, np.concatenate(shares), draws, [1 / len(whole) for whole in wholes], sizes)
+        return self._gathered(examples, np.concatenate(shares), draws, weights, [len(share) for share in shares])
 
     def _gathered(
         self,

@@ -1,6 +1,7 @@
 """Tensors that people bring as a training and a validation set: made alike, or refused in a sentence."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ def as_inputs_and_targets(name: str, given: Any, *, are_labels: bool) -> tuple[A
         UserError: if these are no tensors, or not as many of each.
     """
     what = "labels" if are_labels else "targets"
-    inputs, targets = (_as_tensors(part, values) for part, values in _pair(name, given, what))
+    inputs, targets = (as_tensors(part, values) for part, values in _pair(name, given, what))
     for values in by_name(inputs).values():
         for others in by_name(targets).values():
             _check_lengths(name, values, others, what)
@@ -42,7 +43,7 @@ def as_inputs_and_targets(name: str, given: Any, *, are_labels: bool) -> tuple[A
 def _pair(name: str, given: Any, targets: str) -> list[tuple[str, Any]]:
     if not isinstance(given, tuple | list) or len(given) != 2:
         what = f"{len(given)} things" if isinstance(given, tuple | list) else f"a {type(given).__name__}"
-        raise UserError(f"{name} must be (inputs, {targets}), two tensors or NumPy arrays, got {what}.")
+        raise UserError(f"{name} must be (inputs, {targets}), two tensors or NumPy arrays, or a Dataset, got {what}.")
     return [(f"{name}[{i}] ({what})", given[i]) for i, what in enumerate(("inputs", targets))]
 
 
@@ -65,24 +66,41 @@ def extremes(name: str, inputs: Tensor) -> Extremes:
     Raises:
         UserError: if a value is not finite.
     """
-    bounds = [torch.aminmax(_numbers(piece).reshape(len(piece), -1), dim=1) for piece in inputs.split(_AT_ONCE)]
-    lowest, highest = (torch.cat(ends).double() for ends in zip(*bounds, strict=True))
+    return extremes_within(name, [bounds(piece) for piece in inputs.split(_AT_ONCE)])
+
+
+def bounds(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value of each example."""
+    lowest, highest = torch.aminmax(_numbers(inputs).reshape(len(inputs), -1), dim=1)
+    return lowest, highest
+
+
+def extremes_within(name: str, pieces: Sequence[tuple[Tensor, Tensor]]) -> Extremes:
+    """Of inputs whose `bounds` are these, piece by piece.
+
+    Raises:
+        UserError: if a value is not finite.
+    """
+    lowest, highest = (torch.cat(ends).double() for ends in zip(*pieces, strict=True))
     sizes, spreads = torch.maximum(lowest.abs(), highest.abs()), highest - lowest
     is_bad = ~sizes.isfinite()
     if is_bad.any():
         raise UserError(
-            f"{name} has values that are not finite in {int(is_bad.sum())} of {len(inputs)} inputs, the first at "
+            f"{name} has values that are not finite in {int(is_bad.sum())} of {len(sizes)} inputs, the first at "
             f"position {int(is_bad.nonzero()[0])}; replace them or leave those examples out."
         )
     rows = {int(sizes.argmin()), int(sizes.argmax()), int(spreads.argmin())}
     return Extremes(sorted(rows), float(sizes.max()))
 
 
-def check_same_form(train: Any, validation: Any, what: str = "inputs", others: str = "validation") -> None:
+def check_same_form(
+    train: Any, validation: Any, what: str = "inputs", others: str = "validation", *, has_one_shape: bool = True
+) -> None:
     """
     Args:
         train, validation: the inputs (or what else they are called) of the two sets, a tensor or several by name.
         others: what the user calls the second one.
+        has_one_shape: False: shapes may differ from minibatch to minibatch.
 
     Raises:
         UserError: if they differ in names, shapes or types.
@@ -95,12 +113,22 @@ def check_same_form(train: Any, validation: Any, what: str = "inputs", others: s
     for name, values in first.items():
         shapes = [tuple(inputs.shape[1:]) for inputs in (values, second[name])]
         dtypes = [inputs.dtype for inputs in (values, second[name])]
-        if shapes[0] != shapes[1] or dtypes[0] != dtypes[1]:
+        if (has_one_shape and shapes[0] != shapes[1]) or dtypes[0] != dtypes[1]:
             which = f"{what} {name!r}" if name else what
             raise UserError(
                 f"{which} of train are {shapes[0]} of {dtypes[0]} each, those of {others} {shapes[1]} of "
                 f"{dtypes[1]}; give both sets the same form."
             )
+
+
+def checksum_of(parts: Iterable[Any]) -> str:
+    """Of tensors, and of several by name: of their types, shapes and values, not of where they are."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, tensor in by_name(part).items():
+            digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def by_name(values: Any) -> Mapping[str, Tensor]:
@@ -143,7 +171,12 @@ def _numbers(values: Tensor) -> Tensor:
     return values if values.is_floating_point() else values.double()
 
 
-def _as_tensors(name: str, values: Any) -> Any:
+def as_tensors(name: str, values: Any) -> Any:
+    """A tensor, or several by name, of what the caller calls so.
+
+    Raises:
+        UserError: if it is none.
+    """
     if not isinstance(values, Mapping):
         return _as_tensor(name, values)
     if not values or not all(isinstance(key, str) for key in values):
@@ -152,6 +185,8 @@ def _as_tensors(name: str, values: Any) -> Any:
 
 
 def _as_tensor(name: str, values: Any) -> Tensor:
+    if callable(to_numpy := getattr(values, "to_numpy", None)):  # tables and columns, of pandas and others
+        values = to_numpy()
     if isinstance(values, np.ndarray):
         if values.dtype == object or values.dtype.kind not in "biufc":
             raise UserError(f"{name} is a NumPy array of {values.dtype}; give numbers in one array of equal shapes.")

@@ -9,11 +9,19 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from l2t_ray.data.examples import Draws, Joined, combined
+from l2t_ray.data.examples import Draws, Examples, Joined, combined
+from l2t_ray.data.item_examples import ItemExamples, items_of
 from l2t_ray.data.loader import RoundLoader
 from l2t_ray.data.sampler import RoundSampler
 from l2t_ray.data.splits import Policy, Split
-from l2t_ray.data.tensor_checks import as_inputs_and_targets, by_name, check_same_form, count_classes, extremes
+from l2t_ray.data.tensor_checks import (
+    as_inputs_and_targets,
+    by_name,
+    check_same_form,
+    checksum_of,
+    count_classes,
+    extremes,
+)
 from l2t_ray.interfaces import UserError
 
 _DEVICE_SHARE = 0.25
@@ -30,10 +38,13 @@ class TensorExamples:
 
     Attributes:
         largest: of the inputs' values, by size.
+        has_one_shape: inputs have, whichever minibatch they are in.
 
     Raises:
         UserError: if an input has a value that is not finite; `name` is what its user calls the set.
     """
+
+    has_one_shape = True
 
     def __init__(self, name: str, inputs: Any, targets: Any):
         self.inputs, self.targets = inputs, targets
@@ -44,6 +55,11 @@ class TensorExamples:
     def __len__(self) -> int:
         return len(next(iter(by_name(self.inputs).values())))
 
+    @property
+    def form(self) -> tuple[Any, Any]:
+        """Inputs and targets, by which sets are compared."""
+        return self.inputs, self.targets
+
     def taught(self, targets: Tensor) -> "TensorExamples":
         """The same inputs with other targets."""
         other = copy(self)
@@ -52,6 +68,10 @@ class TensorExamples:
 
     def keep_on(self, device: torch.device) -> None:
         self.inputs, self.targets = (combined(lambda v: v.to(device), part) for part in (self.inputs, self.targets))
+
+    def checksum(self) -> str:
+        """Of inputs and targets, wherever they are."""
+        return checksum_of(self.form)
 
     def tensors(self) -> list[Tensor]:
         return [*by_name(self.inputs).values(), *by_name(self.targets).values()]
@@ -75,7 +95,8 @@ class TensorSets:
 
     Args:
         train, validation, test: `(inputs, targets)`: each a tensor, a NumPy array, or several of them by name, an
-            example a row. `test=None`: the validation set.
+            example a row; or a `Dataset` or `DataLoader` of such pairs (`item_examples.py`). `test=None`: the
+            validation set.
         batch_size, val_batch_size: of the minibatches.
         device: where they are kept while they take a quarter of what is free there.
         num_classes: of targets that are no class numbers; None: they are class numbers, of any integer type.
@@ -99,8 +120,12 @@ class TensorSets:
         device: torch.device,
         num_classes: int | None = None,
     ):
-        def examples(name: str, given: Any) -> TensorExamples:
-            return TensorExamples(name, *as_inputs_and_targets(name, given, are_labels=num_classes is None))
+        are_labels = num_classes is None
+
+        def examples(name: str, given: Any) -> TensorExamples | ItemExamples:
+            if (items := items_of(name, given)) is not None:
+                return ItemExamples(items, are_labels=are_labels)
+            return TensorExamples(name, *as_inputs_and_targets(name, given, are_labels=are_labels))
 
         self.train, self.validation = examples("train", train), examples("validation", validation)
         self.test = self.validation if test is None else examples("test", test)
@@ -110,11 +135,13 @@ class TensorSets:
         ):
             if len(part) < size:
                 raise UserError(f"{name} has {len(part)} examples, fewer than {key}={size}; lower {key}.")
-        check_same_form(self.train.inputs, self.validation.inputs)
+        self._check_form(self.validation, "validation", are_labels=are_labels)
         if test is not None:
-            check_same_form(self.train.inputs, self.test.inputs, others="test")
+            self._check_form(self.test, "test", are_labels=True)
         if num_classes is None:
+            assert self.train.targets is not None and self.validation.targets is not None
             self.num_classes = count_classes(self.train.targets, self.validation.targets)
+            assert self.test.targets is not None
             if (foreign := int(self.test.targets.max())) >= self.num_classes:
                 raise UserError(
                     f"test has the label {foreign}, and train has classes 0 to {self.num_classes - 1}; every class "
@@ -122,11 +149,32 @@ class TensorSets:
                 )
         else:
             self.num_classes = num_classes
-            check_same_form(self.train.targets, self.validation.targets, what="targets")
-        parts = {id(part): part for part in (self.train, self.validation, self.test)}.values()
+        parts = [part for part in (self.train, self.validation, self.test) if isinstance(part, TensorExamples)]
+        parts = {id(part): part for part in parts}.values()
         if fits([tensor for part in parts for tensor in part.tensors()], device):
             for part in parts:
                 part.keep_on(device)
+
+    def _check_form(self, other: "TensorExamples | ItemExamples", name: str, *, are_labels: bool) -> None:
+        """Of the training set and this one: the inputs', and that of targets that are no labels."""
+        has_one_shape = self.train.has_one_shape and other.has_one_shape
+        compared = ("inputs",) if are_labels else ("inputs", "targets")
+        for what, first, second in zip(compared, self.train.form, other.form, strict=False):
+            check_same_form(first, second, what, name, has_one_shape=has_one_shape)
+
+    def both(self, labels: Tensor | None = None) -> Examples:
+        """The rows of the validation set after those of the training set.
+
+        Args:
+            labels: what they are taught with; None: with what they have.
+        """
+        parts: list[Any] = [self.train, self.validation]
+        if labels is not None:
+            pieces = labels.split([len(part) for part in parts])
+            parts = [part.taught(own) for part, own in zip(parts, pieces, strict=True)]
+        if all(isinstance(part, ItemExamples) for part in parts):
+            return parts[0].followed_by(parts[1])
+        return Joined(*parts)
 
     def policy(self) -> Policy:
         """The rows of the validation set are numbered on from those of the training set; the same in every epoch."""
@@ -188,7 +236,7 @@ def loader_of_tensors(
         device=device,
         num_classes=num_classes,
     )
-    both = Joined(sets.train, sets.validation)
+    both = sets.both()
     sampler = RoundSampler(
         sets.policy(),
         seed=seed,

@@ -19,7 +19,6 @@ from l2t_ray.bilevel.heap import keep_freed_memory
 from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
-from l2t_ray.run.place import RunPlace
 from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
 from l2t_ray.run.suspects_file import file_name, worst
 from l2t_ray.run.written import CONFIG
@@ -30,6 +29,7 @@ from l2t_ray.tracking.null import NullTracker
 from l2t_ray.tracking.screen import Screen, summary_table, suspects_table
 from l2t_ray.training.checkpoint import FINGERPRINT, Checkpoint, CheckpointStore
 from l2t_ray.training.fingerprint import changed_modules
+from l2t_ray.training.place import RunPlace
 
 SHOWN_SUSPECTS = 10
 """Labels that are listed on the screen when the run is done."""

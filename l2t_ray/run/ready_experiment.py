@@ -19,13 +19,13 @@ from l2t_ray.interfaces import StoppedError, Tracker
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.conduct import Conduct
 from l2t_ray.run.paths import with_absolute_paths
-from l2t_ray.run.place import RunPlace, taken
 from l2t_ray.run.results import Result
 from l2t_ray.run.written import check_same, check_unfinished, read_config, with_credentials
 from l2t_ray.settings import experiment as configuration
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.stopping import listening
 from l2t_ray.tracking.screen import Screen
+from l2t_ray.training.place import RunPlace, taken
 
 _LONGEST_STEM = 80
 

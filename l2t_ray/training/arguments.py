@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.network import DynamicLossNetwork
@@ -13,6 +15,7 @@ from l2t_ray.interfaces import UserError
 from l2t_ray.training.user_module import first_line
 
 TEACHERS = ("adam", "lstm")
+PRECISIONS = {"bf16": torch.bfloat16}
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _OF_AN_OPTIMIZER = ("nesterov", "betas", "eps", "eps_root", "clip")
 
@@ -41,6 +44,11 @@ def _is_optimizer(settings: Mapping[Any, Any]) -> bool:
     return isinstance(name, str) and name in OPTIMIZERS and settings.keys() <= {"name", *_OF_AN_OPTIMIZER}
 
 
+def _are_callbacks(value: Any) -> bool:
+    # A class is called as well, and would be made anew each round.
+    return isinstance(value, list | tuple) and all(callable(one) and not isinstance(one, type) for one in value)
+
+
 def _is_sound(loss: Any) -> bool:
     """A family of one's own is looked at where it is taken (`core/loss/brought.py`)."""
     if isinstance(loss, DynamicLossNetwork):
@@ -49,11 +57,13 @@ def _is_sound(loss: Any) -> bool:
 
 
 _COUNT = Rule("a whole number of at least 1", lambda value: _whole(value, 1))
+_TRUTH = Rule("True or False", lambda value: isinstance(value, bool))
+_COUNT_OR_NONE = Rule("None or a whole number of at least 1", lambda value: value is None or _whole(value, 1))
 _RULES: dict[str, Rule] = {
     "num_rounds": _COUNT,
     "num_steps": _COUNT,
-    "batch_size": _COUNT,
-    "val_batch_size": _COUNT,
+    "batch_size": _COUNT_OR_NONE,
+    "val_batch_size": _COUNT_OR_NONE,
     "learning_rate": Rule(
         "None or a finite number above 0", lambda value: value is None or _number(value, lambda x: x > 0)
     ),
@@ -76,8 +86,18 @@ _RULES: dict[str, Rule] = {
         lambda value: value is None or isinstance(value, str | Mapping) or _is_sound(value),
     ),
     "seed": Rule("a whole number from 0 to 2^63 - 1", lambda value: _whole(value, 0, 2.0**63)),
-    "try_first": Rule("True or False", lambda value: isinstance(value, bool)),
+    "try_first": _TRUTH,
     "on_row": Rule("a function of one row", callable),
+    "callbacks": Rule("a list of functions of a round's number and its metrics", _are_callbacks),
+    "eval_every": _COUNT,
+    "precision": Rule(
+        "None or 'bf16'", lambda value: value is None or (isinstance(value, str) and value in PRECISIONS)
+    ),
+    "progress": _TRUTH,
+    "checkpoint": Rule(
+        "None or a directory", lambda value: value is None or (isinstance(value, str | Path) and value != "")
+    ),
+    "checkpoint_every": _COUNT,
 }
 
 
@@ -94,6 +114,33 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{name} must be {rule.must_be}, got {shown if len(shown) <= 60 else type(value).__name__}."
             )
+
+
+def autocast_of(
+    precision: str | None, model: nn.Module, device: torch.device, engine: str | None = None
+) -> torch.dtype | None:
+    """What the model's operations are cast to; None: nothing.
+
+    Args:
+        engine: that second-order products are computed with.
+
+    Raises:
+        UserError: if the model's parameters, the device or the engine are not for that.
+    """
+    if precision is None:
+        return None
+    own = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if own != {torch.float32}:
+        shown = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
+        raise UserError(f"precision={precision!r} is for a model of float32 parameters, got {shown}; try .float().")
+    if not torch.amp.is_autocast_available(device.type):
+        raise UserError(f"precision={precision!r} is nothing that torch has on device {device.type!r}; leave it out.")
+    if engine == "forward_over_reverse":
+        raise UserError(
+            f"precision={precision!r} is not for method.engine={engine}: torch does not cast in forward mode; take the "
+            "engine store or recompute."
+        )
+    return PRECISIONS[precision]
 
 
 def usable_device(device: Any) -> torch.device:

@@ -54,6 +54,7 @@ class Checkpoint:
         finished: students of the arms that are done.
         diverged: arms that were given up, and why. The state is then that before the round that failed.
         memories: what the students of these arms have said of each training image, where a method remembers it.
+        aside: tensors and numbers that whoever keeps the checkpoint adds to it; training leaves them alone.
     """
 
     arm: str
@@ -65,6 +66,7 @@ class Checkpoint:
     finished: dict[str, StudentState] = field(default_factory=dict)
     diverged: dict[str, str] = field(default_factory=dict)
     memories: dict[str, Tensor] = field(default_factory=dict)
+    aside: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -87,6 +89,7 @@ class CheckpointStore:
         config: the resolved configuration, stored beside the state for people to read.
         fingerprint: what is computed; None: whatever is there is read.
         mirror: where each checkpoint is copied to, and looked for as well; None: here alone.
+        another: how the caller is told to set another place.
     """
 
     def __init__(
@@ -97,7 +100,9 @@ class CheckpointStore:
         config: str = "",
         fingerprint: Fingerprint | None = None,
         mirror: Mirror | None = None,
+        another: str = "another name=",
     ):
+        self._another = another
         self._directory, self._keep, self._config, self._mirror = directory, keep, config, mirror
         self.fingerprint = fingerprint
         self._rows = RowsFile()
@@ -133,7 +138,7 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(
                 f"cannot write the checkpoint {final}: {_reason(error)}; earlier checkpoints are untouched, "
-                "free space or choose another directory with `runs=DIR`."
+                "free space or choose another directory with `runs=DIR`, in fit with `checkpoint=DIR`."
             ) from None
         return final
 
@@ -219,6 +224,7 @@ class CheckpointStore:
                 finished=finished,
                 diverged=progress["diverged"],
                 memories=arms.get("memories", {}),  # earlier versions did not keep it
+                aside=arms.get("aside", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise _Damage(f"{type(error).__name__}: {error}") from None
@@ -264,11 +270,12 @@ class CheckpointStore:
         if found is None:
             raise UserError(
                 f"{place} holds checkpoints of an older version of this package, which do not say of what experiment "
-                f"they are; set another name= {remedy}."
+                f"they are; set {self._another} {remedy}."
             )
         if (problem := difference(found, self.fingerprint)) is not None:
             raise UserError(
-                f"{place} holds checkpoints of another experiment of this name: {problem}; set another name= {remedy}."
+                f"{place} holds checkpoints of another experiment of this name: {problem}; set {self._another} "
+                f"{remedy}."
             )
 
     def _from_storage(self, read: Callable[[], Read]) -> Read:
@@ -299,11 +306,13 @@ class CheckpointStore:
         return [name for name in local if name not in later][-self._keep :]
 
     def _write(self, checkpoint: Checkpoint, directory: Path) -> None:
-        torch.save(_plain_student(checkpoint.state.student), directory / "student.pt")
+        torch.save(plain_student(checkpoint.state.student), directory / "student.pt")
         torch.save(dict(checkpoint.state.extra), directory / "method.pt")
         torch.save(None if checkpoint.teacher is None else dict(checkpoint.teacher), directory / "teacher.pt")
-        finished = {name: _plain_student(student) for name, student in checkpoint.finished.items()}
+        finished = {name: plain_student(student) for name, student in checkpoint.finished.items()}
         arms = {"snapshots": checkpoint.snapshots, "finished": finished, "memories": checkpoint.memories}
+        if checkpoint.aside:
+            arms["aside"] = checkpoint.aside
         torch.save(arms, directory / "arms.pt")
         (directory / "config.yaml").write_text(self._config)
         (directory / FINGERPRINT).write_text(json.dumps(self.fingerprint, indent=1))
@@ -359,7 +368,8 @@ def _load(directory: Path) -> dict[str, Any]:
         raise _Damage(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
-def _plain_student(student: StudentState) -> dict[str, Any]:
+def plain_student(student: StudentState) -> dict[str, Any]:
+    """The state of a student as plain dictionaries, which are read without running code."""
     return {name: dict(part) if isinstance(part, Mapping) else part for name, part in student._asdict().items()}
 
 

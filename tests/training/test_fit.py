@@ -59,9 +59,10 @@ def raise_in_round_two(row):
         ({}, None),
         ({"batch_size": 25}, UserError),
         ({"learning_rate": 1e9}, DivergenceError),
-        ({"on_row": raise_in_round_two}, KeyboardInterrupt),
+        ({"on_row": raise_in_round_two}, None),
+        ({"on_row": lambda row: {}["nothing"]}, KeyError),
     ],
-    ids=["trained", "refused", "diverged", "interrupted"],
+    ids=["trained", "refused", "diverged", "interrupted", "failed"],
 )
 def test_the_users_module_comes_back_bit_for_bit(arguments, ends):
     model = seeded(partly_frozen)

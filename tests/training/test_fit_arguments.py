@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from l2t_ray.assembly.callbacks import EarlyStopping
 from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
@@ -43,8 +44,8 @@ COUNT = "must be a whole number of at least 1, got"
 WRONG = {
     "num_rounds": ([0, -1, 2.0, True, NAN, INF, "3", None], COUNT),
     "num_steps": ([0, -3, 2.5, True, None], COUNT),
-    "batch_size": ([0, -1, 2.5, False, [4]], COUNT),
-    "val_batch_size": ([0, -1, 2.5, False, [4]], COUNT),
+    "batch_size": ([0, -1, 2.5, False, [4]], COUNT.replace("be a", "be None or a")),
+    "val_batch_size": ([0, -1, 2.5, False, [4]], COUNT.replace("be a", "be None or a")),
     "learning_rate": (
         [0, -0.1, NAN, INF, True, "0.1", torch.tensor(0.1)],
         "must be None or a finite number above 0, got",
@@ -61,7 +62,13 @@ WRONG = {
         "must be 'sgd', 'adam', 'adamw', or one of them as 'name' beside nesterov, betas, eps, eps_root, clip, got",
     ),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
-    "device": (["gpu", "cuda:99", "meta", None, True, 1.5], "must be one that this machine has"),
+    "callbacks": ([print, [EarlyStopping], ["print"], None], "must be a list of functions of a round's number and"),
+    "eval_every": ([0, 2.5, None], COUNT),
+    "checkpoint": ([True, "", ["x"]], "must be None or a directory, got"),
+    "checkpoint_every": ([0, None], COUNT),
+    "precision": (["fp16", 16, torch.bfloat16, []], "must be None or 'bf16', got"),
+    "progress": ([1, None], "must be True or False, got"),
+    "device": (["gpu", "cuda:99", "meta", True, 1.5], "must be one that this machine has"),
 }
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from l2t_ray.interfaces import UserError
-from l2t_ray.run import place
-from l2t_ray.run.place import LOCK, taken
+from l2t_ray.training import place
+from l2t_ray.training.place import LOCK, taken
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from l2t_ray.run.place import taken
+from l2t_ray.training.place import taken
 
 with taken(Path(sys.argv[1]), is_new=False) as place:
     place.has_begun = True

@@ -9,7 +9,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,24 +39,25 @@ class RunPlace:
 
 
 @contextmanager
-def taken(directory: Path, *, is_new: bool) -> Iterator[RunPlace]:
+def taken(directory: Path, *, is_new: bool, another: str = "another name= or runs=") -> Iterator[RunPlace]:
     """Takes a directory, makes it where it is missing, and takes it away again if nothing has begun in it.
 
     Args:
         is_new: it must not be there yet; where it is, another one with a number after its name is taken.
+        another: how the caller is told to set another place.
 
     Raises:
         UserError: if another process holds it, it cannot be written to, or something in it or on the way to it is of
             the wrong kind.
     """
-    _check_kinds(directory)
+    _check_kinds(directory, another)
     missing = [path for path in directory.parents if not path.exists()]
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         directory, is_made = _made_new(directory) if is_new else (directory, _made(directory))
-        lock = _locked(directory)
+        lock = _locked(directory, another)
     except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror}; set runs=DIR to another place.") from None
+        raise UserError(f"cannot write to {directory}: {error.strerror}; set {another}.") from None
     place = RunPlace(directory)
     try:
         yield place
@@ -65,25 +66,22 @@ def taken(directory: Path, *, is_new: bool) -> Iterator[RunPlace]:
             shutil.rmtree(directory, ignore_errors=True)
             _remove_empty(missing)
         else:
-            (directory / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody has moved it, and what was done is still to be given back
+                (directory / LOCK).unlink()
         os.close(lock)
 
 
-def _check_kinds(directory: Path) -> None:
+def _check_kinds(directory: Path, another: str) -> None:
     """
     Raises:
         UserError: if something else stands where a run needs a directory, or its lock file.
     """
     for path in (*reversed(directory.parents), directory, directory / CHECKPOINTS):
         if os.path.lexists(path) and not path.is_dir():
-            raise UserError(
-                f"{path} is {_kind(path)}, and a run needs a directory there; remove it, or set another name= or runs=."
-            )
+            raise UserError(f"{path} is {_kind(path)}, and a run needs a directory there; remove it, or set {another}.")
     lock = directory / LOCK
     if os.path.lexists(lock) and not stat.S_ISREG(lock.lstat().st_mode):
-        raise UserError(
-            f"{lock} is {_kind(lock)}, and a run locks a plain file there; remove it, or set another name=."
-        )
+        raise UserError(f"{lock} is {_kind(lock)}, and a run locks a plain file there; remove it, or set {another}.")
 
 
 def _kind(path: Path) -> str:
@@ -120,7 +118,7 @@ def _made(directory: Path) -> bool:
     return True
 
 
-def _locked(directory: Path) -> int:
+def _locked(directory: Path, another: str) -> int:
     """The descriptor of the directory's lock file, which the system frees when this process ends, however it does."""
     path, give_up = directory / LOCK, time.monotonic() + PATIENCE_S
     while True:
@@ -133,7 +131,7 @@ def _locked(directory: Path) -> int:
                     return descriptor
             elif time.monotonic() > give_up:
                 raise UserError(
-                    f"{directory} is in use by {_holder(descriptor)}; wait for it to end, or set another name=."
+                    f"{directory} is in use by {_holder(descriptor)}; wait for it to end, or set {another}."
                 )
             else:
                 time.sleep(0.05)
