@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2t_ray import theory
     from l2t_ray.assembly.fit import fit
+    from l2t_ray.assembly.trained_model import load_model
     from l2t_ray.bilevel.flat import FlatModule
     from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
     from l2t_ray.core.loss.learned import LearnedLoss
@@ -40,6 +41,7 @@ __all__ = [
     "flip_to_two",
     "hypergradient",
     "importance_weights",
+    "load_model",
     "naive_hypergradient",
     "one_vs_one",
     "preprocess_gradient",
@@ -62,6 +64,7 @@ _HOMES = {
     "flip_to_two": "data.noise",
     "hypergradient": "bilevel.hypergradient",
     "importance_weights": "core.reweight",
+    "load_model": "assembly.trained_model",
     "naive_hypergradient": "bilevel.hypergradient",
     "one_vs_one": "core.loss.pairs",
     "preprocess_gradient": "core.lstm_teacher",

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from l2t_ray.assembly.run import build_run, build_trainee
@@ -27,13 +28,22 @@ from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig
 
 
+class Answers(NamedTuple):
+    """What a student says of each test image, in order: a class, and how probable it holds that to be."""
+
+    predictions: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, " n"]
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What a trained student predicts: the confusion matrix of the test images (row the class, column the
-    prediction), and the share of wrong training labels that it has memorised; None where none is known to be wrong."""
+    prediction), the share of wrong training labels that it has memorised (None where none is known to be wrong), and
+    its answers, where there is one an image."""
 
     confusion: Int[np.ndarray, "c c"]
     memorised: float | None
+    answers: Answers | None = None
 
 
 @torch.no_grad()
@@ -52,19 +62,26 @@ def inspect_students(
         theta = state.theta.to(device)
         buffers = {name: buffer.to(device) for name, buffer in state.buffers.items()}
 
-        def answers(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
-            return trainee.student(theta, buffers, batch.inputs, training=False).argmax(dim=1)
+        def logits_of(batch: Batch, theta=theta, buffers=buffers) -> torch.Tensor:
+            return trainee.student(theta, buffers, batch.inputs, training=False)
 
-        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        confusion, probabilities, predictions = np.zeros((num_classes, num_classes), dtype=np.int64), [], []
         for batch in data.test():
-            truth, said = batch.targets.cpu().numpy(), answers(batch).cpu().numpy()
+            logits = logits_of(batch)
+            truth, said = batch.targets.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
+            if ignored is None:
+                predictions.append(said)
+                probabilities.append(logits.double().softmax(dim=1).amax(dim=1).cpu().numpy())
             counts = truth != ignored
             np.add.at(confusion, (truth[counts], said[counts]), 1)
         memorised = None
         if corrupted is not None:
             batches = source.images(corrupted.rows[corrupted.is_wrong])
-            memorised = torch.cat([answers(batch) == batch.targets for batch in batches]).double().mean().item()
-        inspections[arm] = Inspection(confusion, memorised)
+            memorised = (
+                torch.cat([logits_of(batch).argmax(dim=1) == batch.targets for batch in batches]).double().mean().item()
+            )
+        answers = Answers(np.concatenate(predictions), np.concatenate(probabilities)) if predictions else None
+        inspections[arm] = Inspection(confusion, memorised, answers)
     return inspections
 
 
