@@ -11,6 +11,8 @@ Importing this package imports nothing heavy: the names below are fetched when f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from l2t_ray import theory
     from l2t_ray.assembly.fit import fit
