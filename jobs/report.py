@@ -3,37 +3,11 @@
 python jobs/report.py
 """
 
-import argparse
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
-from l2t_ray.command_line import Parser
-from l2t_ray.exit_codes import exit_codes
+from l2t_ray.commands.write_report import main as run
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where the page goes (default: report)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="whose mlflow.db is read (default: runs)")
-    parser.add_argument("--uri", help="an MLflow store instead (default: MLFLOW_TRACKING_URI, if set)")
-    parser.add_argument("--experiment", default="l2t_ray", help="MLflow experiment (default: l2t_ray)")
-    arguments = parser.parse_args(argv)
-    with exit_codes():
-        from l2t_ray.interfaces import UserError
-        from l2t_ray.reports.page import write_page  # takes seconds, in which one may press Ctrl-C
-        from l2t_ray.studies.tracked_studies import gather
-
-        store = arguments.runs.resolve() / "mlflow.db"
-        uri = arguments.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if uri is None and not store.exists():
-            raise UserError(f"there is no {store}; run a study first, or name an MLflow store with --uri.")
-        studies = gather(uri or f"sqlite:///{store}", arguments.experiment)
-        if not studies:
-            raise UserError(f"no study with results in {uri or store}; run jobs/lr_robustness.py or another one first.")
-        page = write_page(arguments.out, studies)[0]
-        print(f"{len(studies)} studies in {page.resolve()}")
-
+main = partial(run, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -11,11 +11,14 @@ Importing this package imports nothing heavy: the names below are fetched when f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from l2t_ray import theory
     from l2t_ray.assembly.callbacks import EarlyStopping
     from l2t_ray.assembly.fit import fit
     from l2t_ray.assembly.fit_result import Fit
+    from l2t_ray.assembly.trained_model import load_model
     from l2t_ray.bilevel.flat import FlatModule
     from l2t_ray.bilevel.hypergradient import hypergradient, naive_hypergradient
     from l2t_ray.core.loss.learned import LearnedLoss
@@ -44,6 +47,7 @@ __all__ = [
     "flip_to_two",
     "hypergradient",
     "importance_weights",
+    "load_model",
     "naive_hypergradient",
     "one_vs_one",
     "preprocess_gradient",
@@ -68,6 +72,7 @@ _HOMES = {
     "flip_to_two": "data.noise",
     "hypergradient": "bilevel.hypergradient",
     "importance_weights": "core.reweight",
+    "load_model": "assembly.trained_model",
     "naive_hypergradient": "bilevel.hypergradient",
     "one_vs_one": "core.loss.pairs",
     "preprocess_gradient": "core.lstm_teacher",

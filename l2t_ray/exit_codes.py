@@ -55,6 +55,7 @@ def exit_codes() -> Iterator[None]:
 
 def _ending(error: Exception) -> tuple[str, int] | None:
     """What is said, and the exit code; None: it is nobody's but this package's fault."""
+    from l2t_ray.extras import sentence_about
     from l2t_ray.interfaces import DivergenceError, FailureLimitError, StoppedError, UserError  # they bring PyTorch
 
     match error:
@@ -66,6 +67,8 @@ def _ending(error: Exception) -> tuple[str, int] | None:
             return f"diverged: {error}", DIVERGED
         case StoppedError():
             return f"{error}", STOPPED
+        case ModuleNotFoundError() if (sentence := sentence_about(error)) is not None:
+            return f"error: {sentence}", MISTAKE
         case OSError(errno=number) if number in _OF_THE_PLACE:
             where = "" if error.filename is None else f"{error.filename}: "
             return f"error: {where}{error.strerror}; mend that or name another place.", MISTAKE

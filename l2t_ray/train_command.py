@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from l2t_ray.command_line import Parser
 from l2t_ray.exit_codes import exit_codes
+from l2t_ray.shipped import config_file
 
 if TYPE_CHECKING:
     from l2t_ray.run import Experiment
@@ -19,15 +20,22 @@ DIFFERENCES = 0.02
 """Largest relative error of finite differences."""
 
 
-def main(description: str | None, argv: Sequence[str] | None = None, *, config: str = "configs/digits.yaml") -> None:
+def main(
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    *,
+    config: str = "configs/digits.yaml",
+    prog: str | None = None,
+) -> None:
     """
     Args:
         description: what the job says of itself.
         argv: the arguments; None: those of this process.
         config: the experiment where none is named.
+        prog: what the command is called.
     """
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=config, help="experiment to run (default: %(default)s)")
+    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=config, help="experiment to run: a file or a name (default: %(default)s)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on with an interrupted run instead")
     parser.add_argument("--quiet", action="store_true", help="show nothing but errors")
     parser.add_argument("--profile", action="store_true", help="trace two rounds of each arm, to look at in Perfetto")
@@ -43,7 +51,7 @@ def main(description: str | None, argv: Sequence[str] | None = None, *, config: 
         if arguments.resume is not None:
             experiment = Experiment.resume(arguments.resume, overrides)
         else:
-            experiment = Experiment.from_yaml(arguments.config, overrides)
+            experiment = Experiment.from_yaml(config_file(arguments.config), overrides)
         if arguments.check_hypergradient:
             check_hypergradient(experiment, quiet=arguments.quiet)
         experiment.run(quiet=arguments.quiet)

@@ -38,5 +38,5 @@ def test_an_option_that_is_unknown_is_one_sentence_without_credentials(job, wron
 def test_every_job_reads_its_arguments_by_the_parser_that_masks(job):
     source = (JOBS / f"{job}.py").read_text()
     assert "ArgumentParser(" not in source
-    commands = ("l2t_ray.studies.command import main", "l2t_ray.train_command import main")
+    commands = ("from l2t_ray.commands.", "l2t_ray.studies.command import main", "l2t_ray.train_command import main")
     assert "Parser(" in source or any(command in source for command in commands)

@@ -1,6 +1,7 @@
 """The main job as a user meets it: what it writes, how it resumes, what it says when something is wrong."""
 
 import contextlib
+import csv
 import gzip
 import importlib.util
 import io
@@ -17,8 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from l2t_ray import train_command
+from l2t_ray import load_model, train_command
 from l2t_ray.core.loss.learned import LearnedLoss
+from l2t_ray.data.catalog import open_digits
 from l2t_ray.interfaces import FailureLimitError
 from l2t_ray.run import exit_codes
 from l2t_ray.tracking.metrics import PARTS, TIMES, read_rows
@@ -135,6 +137,20 @@ def test_the_learned_loss_loads_and_trains(finished):
     logits = torch.zeros(6, 10, requires_grad=True)
     loss(logits, torch.arange(6)).backward()
     assert logits.grad is not None and logits.grad.abs().sum() > 0
+
+
+def test_the_model_that_is_left_gives_the_predictions_that_are_left(finished):
+    directory, _ = finished
+    model, test = load_model(directory), open_digits().test
+    with torch.no_grad():
+        probabilities, said = model(model.preprocess(test.images.copy())).softmax(dim=1).max(dim=1)
+    with (directory / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["prediction"]) for line in lines] == said.tolist()
+    np.testing.assert_allclose([float(line["probability"]) for line in lines], probabilities, atol=2e-6)
+    accuracy = np.mean([line["prediction"] == line["label"] for line in lines])
+    summaries = json.loads((directory / "summary.json").read_text())
+    assert accuracy == pytest.approx(summaries[-1]["test_accuracy"])
 
 
 def test_the_same_command_gives_the_same_numbers(finished, configs):

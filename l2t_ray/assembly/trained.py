@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int, UInt8
 
 from l2t_ray.assembly.run import build_trainee
 from l2t_ray.assembly.sources import AnySource
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.augment import pixels_of
-from l2t_ray.interfaces import Batch, StudentState
+from l2t_ray.interfaces import Batch, Rows, StudentState
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.tasks.shown import Chart, ClassMatrix, Marks, ShowsAnswers, first
@@ -20,6 +20,13 @@ from l2t_ray.training.evaluate import scored
 
 SHOWN = 6
 """Test images that each student's answers are shown of."""
+
+
+class Predictions(NamedTuple):
+    """What a student says of each test image, in order: a class, and how probable it holds that to be."""
+
+    classes: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,13 @@ class Inspection:
         charts: of all test images.
         memorised: the share of wrong training labels that it predicts; None where none is known to be wrong.
         answers: to the first test images, where the task has something to show.
+        predicted: of all test images, where there is one class decision an image.
     """
 
     charts: Sequence[Chart]
     memorised: float | None = None
     answers: Sequence[Marks] = ()
+    predicted: Predictions | None = None
 
     @property
     def confusion(self) -> Int[np.ndarray, "c c"] | None:
@@ -96,18 +105,22 @@ def _of_decisions(trainee: Trainee, source: AnySource, state: StudentState) -> I
     if getattr(trainee.task, "scores_are_rows", False):
         return Inspection([])  # what is ranked has no confusion matrix
 
-    def decisions(batch: Batch) -> tuple[Tensor, Tensor] | None:
-        rows = trainee.task.terms(trainee.outputs(state.theta, state.buffers, batch, training=False), batch).rows
-        return rows and (rows.labels, rows.logits.argmax(dim=1))
+    def rows_of(batch: Batch) -> Rows | None:
+        return trainee.task.terms(trainee.outputs(state.theta, state.buffers, batch, training=False), batch).rows
 
     confusion = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)
+    classes, probabilities = [], []
     for batch in data.test():
-        if (decided := decisions(batch)) is None:
+        if (rows := rows_of(batch)) is None:
             return Inspection([])
-        np.add.at(confusion, tuple(part.cpu().numpy() for part in decided), 1)
+        said = rows.logits.double().softmax(dim=1).max(dim=1)
+        classes.append(said.indices.cpu().numpy())
+        probabilities.append(said.values.cpu().numpy())
+        np.add.at(confusion, (rows.labels.cpu().numpy(), classes[-1]), 1)
     memorised = None
     if corrupted is not None:
-        wrong = [decisions(batch) for batch in source.images(corrupted.rows[corrupted.is_wrong])]
-        is_said = torch.cat([decided[0] == decided[1] for decided in wrong if decided is not None])
+        wrong = [rows_of(batch) for batch in source.images(corrupted.rows[corrupted.is_wrong])]
+        is_said = torch.cat([rows.logits.argmax(dim=1) == rows.labels for rows in wrong if rows is not None])
         memorised = is_said.double().mean().item()
-    return Inspection([ClassMatrix(confusion)], memorised)
+    predicted = Predictions(np.concatenate(classes), np.concatenate(probabilities))
+    return Inspection([ClassMatrix(confusion)], memorised, predicted=predicted if trainee.task.row_is_example else None)

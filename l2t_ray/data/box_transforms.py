@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l2t_ray.data.boxed_sets import Boxes
 from l2t_ray.data.placements import start_of
+from l2t_ray.extras import needed_by
 
 LEAST_SEEN = 0.25
 """Share of a box's area. Of which less is seen in a crop is marked as a crowd: neither an object nor background."""
@@ -72,8 +73,9 @@ def letterbox(
 def placed(image: UInt8[np.ndarray, "c h w"], where: Placement, *, fill: list[float]) -> UInt8[Tensor, "c s t"]:
     """The frame with the image in it, averaged where it changes size; `fill`, a value a channel, is seen beyond it."""
     # torchvision takes seconds to import, and images with labels do without it.
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
+    with needed_by("an image with boxes"):
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
 
     pixels = torch.from_numpy(image)
     if (where.height, where.width) != where.stored:

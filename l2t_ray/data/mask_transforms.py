@@ -8,6 +8,7 @@ from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from l2t_ray.data.placements import start_of
+from l2t_ray.extras import needed_by
 
 
 class Window(NamedTuple):
@@ -49,9 +50,10 @@ def windowed(
         fill: what is seen beyond the image, one value a channel; masks have `ignore` there.
     """
     # torchvision takes seconds to import, and images with labels do without it.
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-    from torchvision.tv_tensors import Image, Mask
+    with needed_by("an image with a mask"):
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+        from torchvision.tv_tensors import Image, Mask
 
     height, width = mask.shape
     if mask.dtype != np.uint8 or not 0 <= ignore <= 255:

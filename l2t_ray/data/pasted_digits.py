@@ -5,11 +5,14 @@ from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from l2t_ray.data.counted import numpy_generator
 from l2t_ray.data.scans import digit_scans
+from l2t_ray.extras import needed_by
 from l2t_ray.interfaces import UserError
+
+with needed_by("a scene of digits"):
+    from PIL import Image
 
 SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 """Of the scans."""

@@ -17,10 +17,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
 
+from l2t_ray.extras import needed_by
 from l2t_ray.interfaces import UserError
+
+with needed_by("a file of an image"):
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+    from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Of what Pillow reads: formats of still images that are recognised by their first bytes and need no other program."""

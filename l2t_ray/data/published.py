@@ -19,6 +19,7 @@ from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.converted import Stamp, arrow_paths, cache_directory, keep, open_current, stamp, stamps, warn_of
 from l2t_ray.data.dataset import Dataset
 from l2t_ray.data.lock import one_at_a_time
+from l2t_ray.extras import needed_by
 from l2t_ray.interfaces import UserError
 
 _Part = tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"], Int[np.ndarray, " n"], list[str]]
@@ -149,7 +150,8 @@ def _obtain(kind: _Kind, root: Path, folder: Path, part: str, *, download: bool)
         # torchvision would overwrite what is there, and that may be somebody's own version.
         absent = ", ".join(_absent(kind, folder, part))
         raise UserError(f"The copy of {kind.name} in {folder} is incomplete ({absent} not found): {wanted}.")
-    import torchvision.datasets
+    with needed_by(f"the set {kind.name}"):
+        import torchvision.datasets
 
     try:
         getattr(torchvision.datasets, kind.torchvision_class)(str(root), download=True)
@@ -177,7 +179,8 @@ def _checked_md5s(kind: _Kind, folder: Path, part: str, *, verify: bool) -> dict
 
 
 def _published_md5s(kind: _Kind) -> dict[str, str]:
-    import torchvision.datasets
+    with needed_by(f"the set {kind.name}"):
+        import torchvision.datasets
 
     source = getattr(torchvision.datasets, kind.torchvision_class)
     if hasattr(source, "resources"):

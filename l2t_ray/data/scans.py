@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from l2t_ray.interfaces import UserError
+from l2t_ray.extras import Need, need
 
 
 def digit_scans() -> tuple[UInt8[np.ndarray, "n 8 8"], Int[np.ndarray, " n"]]:
@@ -17,9 +17,9 @@ def digit_scans() -> tuple[UInt8[np.ndarray, "n 8 8"], Int[np.ndarray, " n"]]:
     Raises:
         UserError: if scikit-learn is absent.
     """
+    need(Need("sklearn", "the set of digits"))
     spec = importlib.util.find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("The digits need scikit-learn, which holds the scans: pip install scikit-learn.")
+    assert spec is not None and spec.submodule_search_locations
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     table = np.loadtxt(path, delimiter=",")
     # The scans count ink dots, 0..16.

@@ -12,6 +12,8 @@ runs/<name>/config.yaml         the resolved configuration, without credentials
                                 (`suspects-<arm>.csv`: of a control)
             profile/            traces, if asked for
             loss.safetensors    the learned loss, with loss.md beside it
+            model.safetensors   the trained student, for `l2t_ray.load_model`
+            predictions.csv     what it says of each test image (of a control: `model-<arm>`, `predictions-<arm>`)
             checkpoints/
             summary.json        the final metrics, written last: a run that has one is finished
 """

@@ -15,6 +15,7 @@ from l2t_ray.assembly.run import build_run, resolve_device
 from l2t_ray.assembly.teachers import idle_teacher
 from l2t_ray.assembly.trial import try_arms
 from l2t_ray.bilevel.heap import give_back_memory
+from l2t_ray.extras import Need, need
 from l2t_ray.interfaces import StoppedError, Tracker
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.conduct import Conduct
@@ -103,6 +104,7 @@ class Experiment:
             StoppedError: on Ctrl-C or SIGTERM (see `stopping`), if this is called in the main thread.
             DivergenceError: if an arm diverged; the others have been trained, and everything is written.
         """
+        check_installed(self.config, tracks=tracker is None, draws=figures)
         screen = Screen(quiet=quiet)
         with listening(screen.message) as stop:
             # Everything that can be wrong with data and configuration is found here, before anything is started.
@@ -140,6 +142,26 @@ class Experiment:
         if place.directory == self.directory:
             return self.config
         return self.config.model_copy(update={"name": place.directory.name})
+
+
+def check_installed(config: ExperimentConfig, *, tracks: bool, draws: bool) -> None:
+    """Whether all is installed that a run will need at last.
+
+    Args:
+        tracks: in MLflow, if the configuration says so.
+        draws: figures.
+
+    Raises:
+        UserError: if an extra is missing.
+    """
+    needs = []
+    if config.ray.enabled:
+        needs.append(Need("ray", "ray.enabled=true", "set ray.enabled=false"))
+    if tracks and config.tracking.mlflow:
+        needs.append(Need("mlflow", "tracking.mlflow=true", "set tracking.mlflow=false"))
+    if draws:
+        needs.append(Need("matplotlib", "drawing figures"))
+    need(*needs)
 
 
 def _stem(path: str | Path) -> str:

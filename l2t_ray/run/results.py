@@ -17,6 +17,7 @@ from l2t_ray.assembly.sources import AnySource, source_of
 from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.trained import Inspected, Inspection, inspect_students
+from l2t_ray.assembly.trained_model import PATTERN as MODELS
 from l2t_ray.core.loss.family import LossPicture
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.suspects import Suspects
@@ -26,8 +27,10 @@ from l2t_ray.data.example_sets import ExampleSet
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
+from l2t_ray.run.arm_files import PREDICTION_FILES, PREDICTIONS, arm_file, write_models, write_predictions
 from l2t_ray.run.loss_card import loss_card
-from l2t_ray.run.suspects_file import PATTERN, file_name, write_suspects
+from l2t_ray.run.suspects_file import PATTERN as SUSPECT_FILES
+from l2t_ray.run.suspects_file import file_name, write_suspects
 from l2t_ray.run.written import FINISHED
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.tasks.classification import Classification
@@ -37,7 +40,7 @@ from l2t_ray.training.checkpoint import Checkpoint
 IMBALANCE = "imbalance.json"
 ARTIFACTS = (
     *("config.yaml", "confusion.npz", "figures", "loss.md", "loss.safetensors"),
-    *("metrics.parquet", "noise.json", IMBALANCE, PATTERN, FINISHED),
+    *("metrics.parquet", MODELS, "noise.json", IMBALANCE, PREDICTION_FILES, SUSPECT_FILES, FINISHED),
 )
 """What tracking gets of a run directory, as patterns: everything but checkpoints."""
 SHOWN_SUSPECTS = 16
@@ -97,6 +100,12 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
         (folder / "loss.md").write_text(loss_card(config, loss, summaries))
     if config.data.imbalance.kind != "none":
         (folder / IMBALANCE).write_text(json.dumps(_imbalance(config, source), indent=1))
+    write_models(config, source, folder, checkpoint)
+    test = source.dataset.test
+    for arm, inspection in inspected.students.items():
+        if inspection.predicted is not None and isinstance(test, ImageSet):
+            name = arm_file(PREDICTIONS, arm, is_method=arm == config.method.arm)
+            write_predictions(folder / name, inspection.predicted, test)
     found = _write_suspects(config, source, folder, checkpoint)
     if figures:
         _write_figures(config, source, folder, checkpoint, inspected, moments, found.get(config.method.arm))

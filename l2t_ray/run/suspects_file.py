@@ -7,6 +7,7 @@ from pathlib import Path
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.example_sets import ExampleSet
+from l2t_ray.run.arm_files import arm_file
 
 SUSPECTS = "suspects.csv"
 PATTERN = "suspects*.csv"
@@ -14,7 +15,7 @@ PATTERN = "suspects*.csv"
 
 def file_name(arm: str, *, is_method: bool) -> str:
     """The method's own list is `suspects.csv`; those of the methods beside it carry their names."""
-    return SUSPECTS if is_method else f"suspects-{arm}.csv"
+    return arm_file(SUSPECTS, arm, is_method=is_method)
 
 
 def worst(path: Path, count: int) -> list[dict[str, str]]:

@@ -12,13 +12,16 @@ from rich.text import Text
 
 from l2t_ray.command_line import Parser
 from l2t_ray.exit_codes import FAILED, exit_codes
+from l2t_ray.extras import Need, need
 from l2t_ray.interfaces import StoppedError, UserError
 from l2t_ray.masking import masked
 from l2t_ray.reports.spread import spread
 from l2t_ray.reports.study import notes, table
 from l2t_ray.reports.tables import markdown
 from l2t_ray.run import working_directory
+from l2t_ray.run.ready_experiment import check_installed
 from l2t_ray.settings.tree import parsed
+from l2t_ray.shipped import config_file
 from l2t_ray.studies.declaration import MOST_TRIALS, OWN_KEYS, SizeName, Study, load_study
 from l2t_ray.studies.log import StudyLog
 from l2t_ray.studies.search import Search, check_search
@@ -27,16 +30,20 @@ from l2t_ray.studies.sweep import Sweep, run_in_turn
 from l2t_ray.studies.trials import axes, check_trials
 
 
-def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | None = None) -> None:
+def main(
+    doc: str | None, argv: Sequence[str] | None = None, *, config: Path | None = None, prog: str | None = None
+) -> None:
     """Runs a study from the command line.
 
     Args:
         doc: what `--help` says.
+        argv: the arguments; None: those of this process.
         config: the study's file; None: to be given with `--config`.
+        prog: what the command is called.
     """
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if config is None:
-        parser.add_argument("--config", type=Path, help="the study to run, such as configs/studies/example.yaml")
+        parser.add_argument("--config", help="the study to run: a file, or a name such as studies/example")
     parser.add_argument("--size", choices=get_args(SizeName), help="one of the study's sizes (default: its first)")
     parser.add_argument("--resume", type=Path, metavar="STUDY_DIR", help="go on with an interrupted study instead")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where its directory goes (default: runs)")
@@ -64,13 +71,19 @@ def main(doc: str | None, argv: Sequence[str] | None = None, *, config: Path | N
         elif path is None:
             raise UserError("which study? give --config FILE, or --resume STUDY_DIR.")
         else:
-            study = load_study(working_directory() / path)
+            study = load_study(working_directory() / config_file(path))
             study = study.at(arguments.size or next(iter(study.sizes), None))
             study = overridden(study, arguments.overrides, arguments.seeds)
             if study.search == "optuna":
                 check_search(study)
             sweep = Sweep.start(study, arguments.runs)
-        words = ["python", *_without_resume(sys.argv if argv is None else ["", *argv])]
+        if not arguments.in_turn:
+            need(Need("ray", "a study", "give --in-turn"))
+        check_installed(sweep.planned[0].config, tracks=True, draws=False)
+        if prog is None:
+            words = ["python", *_without_resume(sys.argv if argv is None else ["", *argv])]
+        else:
+            words = [*prog.split(), *(argv or ())]
         command = " ".join(shlex.quote(masked(word)) for word in words)
         failures = run(
             sweep, command=command, in_turn=arguments.in_turn, at_once=arguments.at_once, quiet=arguments.quiet

@@ -7,6 +7,7 @@ goes on with the samples it had, and Optuna hears of those that have ended as if
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from l2t_ray.extras import needed_by
 from l2t_ray.headline import metric_of
 from l2t_ray.interfaces import UserError
 from l2t_ray.studies.declaration import Distribution, Study
@@ -106,12 +107,8 @@ def check_search(study: Study) -> None:
 
 
 def _import_optuna() -> Any:
-    try:
+    with needed_by("search: optuna", otherwise="set search: random"):
         import optuna
-    except ModuleNotFoundError:
-        raise UserError(
-            "search: optuna needs Optuna, which is not installed; pip install 'l2t_ray[tune]', or set search: random."
-        ) from None
     return optuna
 
 

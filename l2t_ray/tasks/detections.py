@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from l2t_ray.extras import needed_by
+
 MIN_SCORE, MAX_OVERLAP, MAX_BEFORE, MAX_BOXES = 0.001, 0.45, 1000, 100
 """YOLO-v3's threshold of scores and of overlap; most boxes of an image before and after the suppression (COCO)."""
 
@@ -31,7 +33,8 @@ def survivors(predicted: Float[Tensor, "n N 4"], answers: Float[Tensor, "n N k"]
     Args:
         answers: the logit of there being an object, and the classes'.
     """
-    from torchvision.ops import batched_nms  # heavy, and only detectors need it
+    with needed_by("a detector"):
+        from torchvision.ops import batched_nms  # heavy, and only detectors need it
 
     logits = score_logit(answers[..., :1], answers[..., 1:])
     least = torch.tensor(MIN_SCORE).logit().item()

@@ -97,7 +97,9 @@ def test_from_the_command_line(write, tmp_path, capsys):
 def test_without_optuna_it_says_what_to_install(write, monkeypatch):
     study = load_study(write(**OPTUNA))
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"needs Optuna, which is not installed; pip install 'l2t_ray\[tune\]', or set"):
+    with pytest.raises(
+        UserError, match=r"needs Optuna, which is not installed; pip install 'l2t_ray\[studies\]', or set"
+    ):
         check_search(study)
 
 

@@ -1,0 +1,58 @@
+"""Files of a run directory that each method of the run may have: its student, and what that says of the test images."""
+
+import csv
+from pathlib import Path
+
+from l2t_ray.assembly.run import build_trainee
+from l2t_ray.assembly.sources import AnySource
+from l2t_ray.assembly.tasks import build_task
+from l2t_ray.assembly.trained import Predictions
+from l2t_ray.assembly.trained_model import MODEL, card_of, write_model
+from l2t_ray.data.arrow import ImageSet
+from l2t_ray.data.boxed_sets import BoxedDataset
+from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.settings.experiment import ExperimentConfig
+from l2t_ray.training.checkpoint import Checkpoint
+
+PREDICTIONS = "predictions.csv"
+PREDICTION_FILES = "predictions*.csv"
+
+
+def arm_file(name: str, arm: str, *, is_method: bool) -> str:
+    """The method's own file has the plain name; those of the methods beside it have theirs in it (`model-elr...`)."""
+    stem, _, suffix = name.partition(".")
+    return name if is_method else f"{stem}-{arm}.{suffix}"
+
+
+def write_models(config: ExperimentConfig, source: AnySource, folder: Path, checkpoint: Checkpoint) -> None:
+    """The student of each arm at its end; an arm that diverged has none.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    student, dataset = build_trainee(config, source, SingleProcess()).student, source.dataset
+    for arm, state in checkpoint.finished.items():
+        card = card_of(
+            dataset,
+            arm=arm,
+            task=build_task(config).name,
+            student={"name": config.student.name, **config.student.options()},
+            resized=config.data.image_size,
+            frame=config.data.boxes.size if isinstance(dataset, BoxedDataset) else None,
+        )
+        name = arm_file(MODEL, arm, is_method=arm == config.method.arm)
+        write_model(folder / name, student.load(state.theta, state.buffers), card)
+
+
+def write_predictions(path: Path, predicted: Predictions, images: ImageSet) -> None:
+    """Writes a line for each test image, in order: `index`, `image` where images have names, `label`, `prediction`, and
+    the `probability` of that. `index` is the image's place in the set as published; labels are class names."""
+    names, classes = images.names, images.class_names
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["index", *(["image"] if names is not None else []), "label", "prediction", "probability"])
+        for row, (label, said, probability) in enumerate(
+            zip(images.labels.tolist(), predicted.classes.tolist(), predicted.probabilities.tolist(), strict=True)
+        ):
+            name = [names[row]] if names is not None else []
+            lines.writerow([images.positions[row], *name, classes[label], classes[said], f"{probability:.6f}"])

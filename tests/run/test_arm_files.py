@@ -1,0 +1,55 @@
+"""Each method's student is left in the run directory, and loads from there."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import l2t_ray
+from l2t_ray.assembly.trained import Predictions
+from l2t_ray.data.arrow import ImageSet
+from l2t_ray.interfaces import UserError
+from l2t_ray.run.arm_files import arm_file, write_predictions
+
+
+def test_each_arm_leaves_its_model(whole):
+    assert {path.name for path in whole.glob("model*")} == {"model.safetensors", "model-cross_entropy.safetensors"}
+    arms = {arm: l2t_ray.load_model(whole, arm=arm) for arm in ("cross_entropy", "l2t_dln")}
+    assert l2t_ray.load_model(whole).card == arms["l2t_dln"].card
+    assert {arm: model.card.arm for arm, model in arms.items()} == {arm: arm for arm in arms}
+    pixels = arms["l2t_dln"].preprocess(np.zeros((1, 8, 8), dtype=np.uint8))
+    assert not arms["l2t_dln"](pixels).equal(arms["cross_entropy"](pixels))
+    file = whole / "model-cross_entropy.safetensors"
+    assert l2t_ray.load_model(file)(pixels).equal(arms["cross_entropy"](pixels))
+
+
+def test_an_arm_or_a_run_without_a_model_is_said_in_a_sentence(whole, tmp_path):
+    with pytest.raises(UserError, match=r"holds the models of cross_entropy, l2t_dln, and there is none of arm 'elr'"):
+        l2t_ray.load_model(whole, arm="elr")
+    with pytest.raises(UserError, match=r"is the model of l2t_dln, not of elr"):
+        l2t_ray.load_model(whole / "model.safetensors", arm="elr")
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"holds no trained model: the run is not finished, .* --resume "):
+        l2t_ray.load_model(tmp_path)
+
+
+def test_predictions_have_the_published_number_and_class_names(tmp_path):
+    images = ImageSet(
+        np.zeros((2, 1, 2, 2), dtype=np.uint8),
+        np.array([0, 1]),
+        np.array([0, 5]),
+        ("cat", "dog, small"),
+        names=["a", "b"],
+    )
+    write_predictions(tmp_path / "x.csv", Predictions(np.array([1, 1]), np.array([0.5, 0.75])), images)
+    with (tmp_path / "x.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert lines == [
+        {"index": "0", "image": "a", "label": "cat", "prediction": "dog, small", "probability": "0.500000"},
+        {"index": "5", "image": "b", "label": "dog, small", "prediction": "dog, small", "probability": "0.750000"},
+    ]
+
+
+def test_a_controls_file_has_its_name():
+    assert arm_file("model.safetensors", "elr", is_method=False) == "model-elr.safetensors"
+    assert arm_file("predictions.csv", "x", is_method=True) == "predictions.csv"
