@@ -1,5 +1,6 @@
 """Sheets of test images: the image, what is marked on it and what each student says, a row an image."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ def grid_of(
     widest = max(width / height for height, width in frames)
     column = min(_MOST_INCHES, max(1.0, row_inches * widest))
     width = column * len(titles) + 0.2
+    legends = [(_wrapped(title, width), patches) for title, patches in legends]
     shapes = [_columns(width, [str(patch.get_label()) for patch in patches]) for _, patches in legends]
     below = [
         0.15 + 0.15 * len(title.splitlines()) + 0.18 * -(-len(patches) // columns)
@@ -77,9 +79,21 @@ def grid_of(
     for row, ((title, patches), columns) in enumerate(zip(legends, shapes, strict=True), start=len(frames)):
         ax = figure.add_subplot(grid[row, :])
         ax.set_axis_off()
-        box = ax.legend(handles=patches, loc="upper left", ncols=columns, title=title, borderpad=0, borderaxespad=0)
+        box = ax.legend(
+            handles=patches,
+            loc="upper left",
+            ncols=columns,
+            title=title,
+            title_fontsize=8,
+            borderpad=0,
+            borderaxespad=0,
+        )
         box.set_alignment("left")
     return figure, axes
+
+
+def _wrapped(text: str, width: float) -> str:
+    return "\n".join(textwrap.fill(line, int(width / 0.075)) for line in text.splitlines())
 
 
 def _columns(width: float, names: Sequence[str]) -> int:

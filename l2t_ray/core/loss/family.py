@@ -34,6 +34,8 @@ class Bars(NamedTuple):
     title: str
     numbers: Mapping[str, float]
     start: float
+    column: str | None = None  # what stands before the names where `report` follows the numbers; None: it does not
+    are_classes: bool = False  # the names are class numbers
 
 
 class Curve(NamedTuple):

@@ -303,7 +303,9 @@ class TermLoss:
     def pictures(self, phi: Float[Tensor, " m"]) -> list[Picture]:
         """The weights of each term's kinds, and the curves, up to half as far again as their last knots."""
         bars = [
-            Bars(f"weights of {name}", dict(zip(self.kinds[name], weights.tolist(), strict=True)), start=1.0)
+            Bars(
+                f"weights of {name}", dict(zip(self.kinds[name], weights.tolist(), strict=True)), 1.0, f"weight_{name}_"
+            )
             for name, weights in self.weights(phi).items()
         ]
         curves = []
