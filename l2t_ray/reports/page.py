@@ -32,6 +32,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.25rem 4rem; color: #1
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.3rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2, nav li { overflow-wrap: anywhere; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 1rem 0 0; }
 a { color: #0a58a6; }
 section { border-top: 1px solid #d8dde3; margin-top: 2.2rem; padding-top: 1.6rem; }
