@@ -23,7 +23,8 @@ Moments = Sequence[tuple[str, Sequence[Picture]]]
 _COLUMNS = 2
 _LONGEST = 22
 _TICKS = (
-    (0.95, 0.98, 1.0, 1.02, 1.05),
+    (0.98, 0.99, 1.0, 1.01, 1.02),
+    (0.94, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06),
     (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3),
     (0.5, 0.65, 0.8, 1.0, 1.2, 1.5, 2.0),
     (0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0),
@@ -127,10 +128,10 @@ def weights_over_rounds(followed: Sequence[Followed]) -> Figure:
     lines = [named[i : i + columns] for i in range(0, len(named), columns)]
     heights = [max(1.7, 0.7 + _NAME_INCHES * max(map(len, line))) for line in lines]
     reach = max(np.abs(np.log(y / own.start)).max() for own in followed for _, y in own.lines.values())
-    reach = max(1.15 * reach, np.log(1.08))
+    reach = max(1.15 * reach, np.log(1.03))
     with rc_context(STYLE):
         figure = blank_figure(4.2 * columns, 0.4 + sum(heights))
-        figure.suptitle("What the learned loss weighs up (above) and down (below)", x=0.01, ha="left", weight="bold")
+        figure.suptitle("What the learned loss weighs up and down", x=0.01, ha="left", weight="bold", size=11)
         axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights).ravel()
         for ax in axes[len(followed) :]:
             ax.set_axis_off()
@@ -163,7 +164,7 @@ def _named(own: Followed) -> list[str]:
 
 def _ticks(reach: float) -> list[float]:
     """Factors around 1 that are easy to read, within a reach on the logarithmic scale."""
-    factors = next((own for own in _TICKS if np.log(own[-1]) >= 0.7 * reach), _TICKS[-1])
+    factors = next((own for own in _TICKS if np.log(own[-1]) >= 0.6 * reach), _TICKS[-1])
     return [factor for factor in factors if abs(np.log(factor)) <= reach]
 
 

@@ -17,6 +17,7 @@ _ROW_INCHES = 1.45
 _MOST_INCHES = 2.6
 _LONGEST = 22
 _LONGEST_NAME = 44
+_MOST_PIXELS = 640
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,11 @@ def _columns(width: float, names: Sequence[str]) -> int:
 
 
 def show(ax: Axes, picture: np.ndarray) -> None:
-    """A picture without axes, in a thin frame."""
-    ax.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    """A picture without axes, in a thin frame; of a large one no more pixels than can be seen."""
+    height, width = picture.shape[:2]
+    step = -(-max(height, width) // _MOST_PIXELS)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    ax.imshow(picture[::step, ::step], cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set(visible=True, color="#CCCCCC", linewidth=0.6)
