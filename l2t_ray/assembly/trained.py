@@ -68,11 +68,13 @@ def inspect_students(config: ExperimentConfig, source: AnySource, students: Mapp
 
 
 def _first_examples(source: AnySource, task: ShowsAnswers) -> tuple[list[np.ndarray], list[Marks]]:
+    """No images where inputs are none."""
     images, truths = [], []
     for batch in source.plain().test():
         some = Batch(*(first(part, SHOWN - len(truths)) for part in batch))
         truths += task.truths(some)
-        images += [*pixels_of(some.inputs, source.dataset.mean, source.dataset.std).cpu().numpy()]
+        if isinstance(some.inputs, Tensor) and some.inputs.ndim == 4:
+            images += [*pixels_of(some.inputs, source.dataset.mean, source.dataset.std).cpu().numpy()]
         if len(truths) == SHOWN:
             break
     return images, truths
