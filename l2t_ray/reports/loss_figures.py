@@ -4,6 +4,7 @@ Each function takes one loss at several moments of its training: a title, and it
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -106,18 +107,30 @@ def followed_numbers(
 ) -> list[Followed]:
     """The sets of numbers that the rows follow, as far as a logarithm has a place for them."""
     found = []
-    for bars in (picture for _, own in moments[-1:] for picture in own if isinstance(picture, Bars)):
-        lines = {}
-        for name in bars.numbers if bars.column is not None else ():
-            values = [(row["round"], row.get(f"{bars.column}{name}")) for row in rows]
-            x, y = (
-                np.array([(x, y) for x, y in values if y is not None and 0 < y < np.inf], dtype=float).reshape(-1, 2).T
-            )
-            if len(x):
-                lines[_label(bars, name, class_names)] = (x, y)
-        if lines:
-            found.append(Followed(bars.title, bars.start, lines))
+    for picture in (picture for _, own in moments[-1:] for picture in own):
+        title, start, columns = _columns_of(picture, class_names)
+        lines = {name: _positive(rows, column) for name, column in columns.items()}
+        if any(len(x) for x, _ in lines.values()):
+            found.append(Followed(title, start, {name: line for name, line in lines.items() if len(line[0])}))
     return found
+
+
+def _columns_of(picture: Picture, class_names: Sequence[str]) -> tuple[str, float, dict[str, str]]:
+    """Title and start of a picture's numbers, and the column of each by its name."""
+    if isinstance(picture, Bars) and picture.column is not None:
+        named = {_label(picture, key, class_names): f"{picture.column}{key}" for key in picture.numbers}
+        return picture.title, picture.start, named
+    if isinstance(picture, Curve) and picture.column is not None:
+        ends = [*(f"{a:.2g} to {b:.2g}" for a, b in pairwise(picture.x[:-1])), f"above {picture.x[-2]:.2g}"]
+        return f"slopes, {picture.title}", 1.0, {end: f"{picture.column}{piece}" for piece, end in enumerate(ends)}
+    return "", 1.0, {}
+
+
+def _positive(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds and values, where a logarithm has a place for them."""
+    pairs = [(row["round"], row[column]) for row in rows if 0 < (row.get(column) or 0) < np.inf]
+    x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
+    return x, y
 
 
 def weights_over_rounds(followed: Sequence[Followed]) -> Figure:

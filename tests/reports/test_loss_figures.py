@@ -75,6 +75,13 @@ def test_what_is_weighed_up_is_a_line_over_the_rounds_by_its_own_name():
     assert "loss_weights_over_rounds" in figures and names == ["sky", "pole"]
 
 
+def test_slopes_of_a_curve_are_lines_by_the_stretch_that_they_are_of():
+    rows = [{"round": r, **FAMILY.report(0.01 * r * torch.arange(6.0))} for r in range(3)]
+    *_, curve = loss_figures.followed_numbers(moments(), rows)
+    assert list(curve.lines) == ["0 to 0.5", "0.5 to 2", "above 2"]
+    assert curve.lines["above 2"][1][-1] == pytest.approx(rows[2]["slope_ce_2"])
+
+
 def test_of_many_lines_those_that_end_furthest_from_the_start_are_named():
     lines = {f"class {k}": (np.arange(3.0), np.array([1, 1, 1 + 0.01 * k])) for k in range(30)}
     (ax,) = loss_figures.weights_over_rounds([loss_figures.Followed("weights", 1.0, lines)]).axes

@@ -44,6 +44,7 @@ class Curve(NamedTuple):
     title: str
     x: Sequence[float]
     y: Sequence[float]
+    column: str | None = None  # what stands before the number of a piece where `report` follows the slopes
 
 
 Picture = Surface | Bars | Curve

@@ -311,7 +311,8 @@ class TermLoss:
         curves = []
         for name, places in self.knots.items():
             x = (0.0, *places, 1.5 * places[-1])
-            curves.append(Curve(f"curve of {name}", x, self.curve(phi, name, phi.new_tensor(x)).tolist()))
+            y = self.curve(phi, name, phi.new_tensor(x)).tolist()
+            curves.append(Curve(f"curve of {name}", x, y, f"slope_{name}_"))
         return [*bars, *curves]
 
     def _of(self, terms: Terms) -> dict[str, Term]:
