@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from l2t_ray.figure_style import STYLE
 from l2t_ray.headline import named
+from l2t_ray.reports.html_table import html_table
 from l2t_ray.reports.run_section import ShownRun, run_markdown, run_section
 from l2t_ray.reports.study import figures, notes, table
 from l2t_ray.reports.tables import markdown
@@ -148,24 +149,21 @@ def _heading(study: Mapping[str, Any]) -> str:
 
 def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     headings, rows = table(study)
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in headings)
-    body = "".join(
-        f"<tr{' class=paper' if row[0].endswith('(paper)') else ''}>"
-        + "".join(f"<td>{_cell(cell)}</td>" for cell in row)
-        + "</tr>"
-        for row in rows
+    shown = html_table(
+        headings,
+        rows,
+        is_wide=len(headings) > _MOST_COLUMNS,
+        cell=_cell,
+        row_class=lambda row: "paper" if row[0].endswith("(paper)") else "",
     )
     pictures = "".join(
         f'<figure><img alt="{_alt(name)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
         f"<figcaption>{_alt(name)}.</figcaption></figure>"
         for name, svg in drawn.items()
     )
-    wide = ' class="wide"' if len(headings) > _MOST_COLUMNS else ""
     claim = f'<p class="meta">{html.escape(study["claim"])}</p>' if study["claim"] else ""
     return (
-        f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}'
-        f'<div class="scroll" tabindex="0"><table{wide}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}{shown}'
         f'<div class="notes">{"".join(f"<p>{html.escape(note)}</p>" for note in notes(study))}</div>'
         f"<pre>{html.escape(study['command'])}</pre>"
         f'<div class="figures">{pictures}</div></section>'

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from l2t_ray.headline import named
+from l2t_ray.reports.html_table import html_table
 from l2t_ray.reports.tables import comparison, comparison_cells, comparison_headings
 
 CAPTIONS = {
@@ -64,17 +65,9 @@ class ShownRun(NamedTuple):
 
 def run_section(run: ShownRun) -> str:
     """Its part of the page, in HTML."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in comparison_headings(run.summaries))
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in comparison_cells(run.summaries)
-    )
+    table = html_table(comparison_headings(run.summaries), comparison_cells(run.summaries), is_wide=True)
     pictures = "".join(_figure(run.pictures[name], caption) for name, caption in run.captioned)
-    return (
-        f'<section id="{run.anchor}"><h2>{html.escape(run.heading)}</h2>'
-        f'<div class="scroll" tabindex="0"><table class="wide"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{pictures}</section>"
-    )
+    return f'<section id="{run.anchor}"><h2>{html.escape(run.heading)}</h2>{table}{pictures}</section>'
 
 
 def run_markdown(run: ShownRun) -> str:
@@ -86,8 +79,9 @@ def run_markdown(run: ShownRun) -> str:
 def _figure(png: bytes, caption: str) -> str:
     """At its natural size: where the page is narrower the picture moves, for smaller it could not be read."""
     width, height = (round(pixels / _PIXELS_AN_INCH) for pixels in struct.unpack(">II", png[16:24]))
+    size = f'width="{width}" height="{height}" style="width: {width}px"'
     return (
-        f'<figure class="picture"><div class="scroll" tabindex="0"><img alt="{html.escape(caption)}" width="{width}" '
-        f'height="{height}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></div>'
+        f'<figure class="picture"><div class="scroll" tabindex="0"><img alt="{html.escape(caption)}" {size} '
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></div>'
         f"<figcaption>{html.escape(caption)}.</figcaption></figure>"
     )

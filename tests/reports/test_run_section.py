@@ -26,8 +26,8 @@ RUN = ShownRun(
 def test_pictures_stand_in_their_order_with_what_they_show_at_a_size_to_read(tmp_path):
     page, markdown, *pictures = write_page(tmp_path, [], [RUN])
     text = page.read_text()
-    sizes = re.findall(r'width="(\d+)" height="(\d+)" src="data:image/png;base64,', text)
-    assert sizes == [("960", "480"), ("96", "48")]  # pixels of a page: 160 to the inch are 96
+    sizes = re.findall(r'height="(\d+)" style="width: (\d+)px" src="data:image/png;base64,', text)
+    assert sizes == [("480", "960"), ("48", "96")]  # pixels of a page: 160 to the inch are 96
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     assert captions[0].startswith("The first test images") and captions[1].startswith("mIoU on the test images")
     assert [path.name for path in pictures] == ["run-a-b-x-examples.png", "run-a-b-x-miou_and_error.png"]
