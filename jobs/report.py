@@ -1,4 +1,4 @@
-"""Gathers the studies that MLflow knows into one page, report/index.html, and Markdown.
+"""Gathers the studies and the newest runs that MLflow knows into one page, report/index.html, and Markdown.
 
 python jobs/report.py
 """

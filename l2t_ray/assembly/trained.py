@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from torch import Tensor
 
 from l2t_ray.assembly.run import build_trainee
 from l2t_ray.assembly.sources import AnySource
@@ -77,11 +78,13 @@ def inspect_students(config: ExperimentConfig, source: AnySource, students: Mapp
 
 
 def _first_examples(source: AnySource, task: ShowsAnswers) -> tuple[list[np.ndarray], list[Marks]]:
+    """No images where inputs are none."""
     images, truths = [], []
     for batch in source.plain().test():
         some = Batch(*(first(part, SHOWN - len(truths)) for part in batch))
         truths += task.truths(some)
-        images += [*pixels_of(some.inputs, source.dataset.mean, source.dataset.std).cpu().numpy()]
+        if isinstance(some.inputs, Tensor) and some.inputs.ndim == 4:
+            images += [*pixels_of(some.inputs, source.dataset.mean, source.dataset.std).cpu().numpy()]
         if len(truths) == SHOWN:
             break
     return images, truths
@@ -113,9 +116,8 @@ def _of_decisions(trainee: Trainee, source: AnySource, state: StudentState) -> I
     for batch in data.test():
         if (rows := rows_of(batch)) is None:
             return Inspection([])
-        said = rows.logits.double().softmax(dim=1).max(dim=1)
-        classes.append(said.indices.cpu().numpy())
-        probabilities.append(said.values.cpu().numpy())
+        classes.append(rows.logits.argmax(dim=1).cpu().numpy())
+        probabilities.append(rows.logits.double().softmax(dim=1).amax(dim=1).cpu().numpy())
         np.add.at(confusion, (rows.labels.cpu().numpy(), classes[-1]), 1)
     memorised = None
     if corrupted is not None:

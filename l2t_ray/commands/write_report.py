@@ -1,4 +1,4 @@
-"""Gathers the studies that MLflow knows into one page, report/index.html, and Markdown.
+"""Gathers the studies and runs that MLflow knows into one page, report/index.html, and Markdown.
 
 Imports nothing heavy, as `exit_codes`.
 """
@@ -28,14 +28,16 @@ def main(description: str | None, argv: Sequence[str] | None = None, *, prog: st
     with exit_codes():
         from l2t_ray.interfaces import UserError
         from l2t_ray.reports.page import write_page  # takes seconds, in which one may press Ctrl-C
+        from l2t_ray.studies.tracked_runs import gather_runs
         from l2t_ray.studies.tracked_studies import gather
 
         store = arguments.runs.resolve() / "mlflow.db"
         uri = arguments.uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None and not store.exists():
-            raise UserError(f"there is no {store}; run a study first, or name an MLflow store with --uri.")
-        studies = gather(uri or f"sqlite:///{store}", arguments.experiment)
-        if not studies:
-            raise UserError(f"no study with results in {uri or store}; run jobs/lr_robustness.py or another one first.")
-        page = write_page(arguments.out, studies)[0]
-        print(f"{len(studies)} studies in {page.resolve()}")
+            raise UserError(f"there is no {store}; run a job first, or name an MLflow store with --uri.")
+        address = uri or f"sqlite:///{store}"
+        studies, runs = gather(address, arguments.experiment), gather_runs(address, arguments.experiment)
+        if not studies and not runs:
+            raise UserError(f"no study and no run with results in {uri or store}; run jobs/train.py or another first.")
+        page = write_page(arguments.out, studies, runs)[0]
+        print(f"{len(studies)} studies and {len(runs)} runs in {page.resolve()}")

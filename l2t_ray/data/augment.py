@@ -67,6 +67,10 @@ def normalise(
 def pixels_of(
     inputs: Float[Tensor, "n c h w"], mean: Sequence[float], std: Sequence[float]
 ) -> UInt8[Tensor, "n c h w"]:
-    """The pixels that were normalised, to be looked at."""
+    """The pixels that were normalised, to be looked at; where nobody knows how (no means), from the darkest of each
+    image to its brightest."""
+    if not mean:
+        low, high = inputs.amin(dim=(1, 2, 3), keepdim=True), inputs.amax(dim=(1, 2, 3), keepdim=True)
+        return ((inputs - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
     scale, shift = (torch.tensor(values, device=inputs.device).view(-1, 1, 1) for values in (std, mean))
     return inputs.float().mul(scale).add(shift).mul(255).round().clamp(0, 255).to(torch.uint8)

@@ -26,7 +26,7 @@ def answer_figures(sheet: Sheet, charts: Mapping[str, Sequence[Chart]]) -> dict[
         charts: by arm, the same for each.
     """
     figures = {}
-    if sheet.truths and sheet.answers:
+    if sheet.images and sheet.answers:
         figures[EXAMPLES] = _SHEETS[type(sheet.truths[0])](sheet)
     for number, chart in enumerate(next(iter(charts.values()), ())):
         same = {arm: own[number] for arm, own in charts.items()}

@@ -34,10 +34,9 @@ def box_sheet(sheet: Sheet) -> Figure:
     }
     colours = class_colours(len(sheet.class_names))
     everything = [*truths, *(marks for own in answers.values() for marks in own)]
-    present = sorted({label for marks in everything for label in marks.labels.tolist()})
-    legend = [(str(sheet.class_names[k]), colours[k]) for k in present]
-    if any(_crowd(truth).any() for truth in truths):
-        legend.append(("does not count", GREY))
+    present: list[int] = sorted({int(label) for marks in everything for label in marks.labels})
+    has_crowds = any(_crowd(truth).any() for truth in truths)
+    legend = [(sheet.class_names[k], colours[k]) for k in present] + [("does not count", GREY)] * has_crowds
     frames = [image.shape[1:] for image in sheet.images]
     with rc_context({**STYLE, "axes.grid": False}):
         figure, axes = grid_of(["truth", *answers], frames, [(_NOTE, patches_of(legend))], row_inches=_ROW_INCHES)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -42,25 +42,29 @@ def class_map_sheet(sheet: Sheet) -> Figure:
     return figure
 
 
-def coloured(shown: ClassMap, truth: ClassMap, colours: Sequence[str]) -> Float[np.ndarray, "h w 3"]:
+def coloured(shown: ClassMap, truth: ClassMap, colours: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
     """The classes in their colours, and grey where the truth says that a pixel does not count."""
-    table = np.array([to_rgb(colour) for colour in colours])
+    table = np.stack([_rgb(colour) for colour in colours])
     picture = table[np.where(_ignored(truth), 0, shown.classes)]
-    picture[_ignored(truth)] = to_rgb(GREY)
+    picture[_ignored(truth)] = _rgb(GREY)
     return picture
 
 
 def differences(
     truth: ClassMap, own: ClassMap, other: ClassMap, colours: tuple[str, str]
-) -> Float[np.ndarray, "h w 3"]:
+) -> UInt8[np.ndarray, "h w 3"]:
     """White where both say the same, the colour of the one that alone is right, black where they differ and both are
     wrong, grey where a pixel does not count."""
-    picture = np.tile(np.array(to_rgb(SAME)), (*truth.classes.shape, 1))
-    picture[own.classes != other.classes] = to_rgb(BOTH_WRONG)
+    picture = np.tile(_rgb(SAME), (*truth.classes.shape, 1))
+    picture[own.classes != other.classes] = _rgb(BOTH_WRONG)
     for said, against, colour in ((own, other, colours[0]), (other, own, colours[1])):
-        picture[(said.classes == truth.classes) & (against.classes != truth.classes)] = to_rgb(colour)
-    picture[_ignored(truth)] = to_rgb(GREY)
+        picture[(said.classes == truth.classes) & (against.classes != truth.classes)] = _rgb(colour)
+    picture[_ignored(truth)] = _rgb(GREY)
     return picture
+
+
+def _rgb(colour: str) -> UInt8[np.ndarray, "3"]:
+    return np.round(255 * np.array(to_rgb(colour))).astype(np.uint8)
 
 
 def _shares(truth: ClassMap, own: ClassMap, other: ClassMap) -> str:

@@ -256,21 +256,21 @@ def _panels(rows: Sequence[Mapping[str, Any]], panels: Sequence[tuple[str, str, 
                 y = y * factor
                 keep = np.isfinite(y) & ((y > 0) if scale == "log" else True)
                 if keep.any():
-                    ends.append((arm, i, *_line(ax, x[keep], y[keep], i, is_log=scale == "log")))
+                    ends.append((arm, i, *draw_line(ax, x[keep], y[keep], i, is_log=scale == "log")))
             ax.set(title=title, xlabel="round", ylabel=label, yscale=scale)
             if ends:
                 ax.margins(x=0.02)
                 ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
                 if scale == "log" and np.divide(*ax.get_ylim()[::-1]) > 10:
                     ax.yaxis.set_minor_formatter(NullFormatter())
-                _label_ends(ax, ends)
+                label_ends(ax, ends)
             else:
                 ax.text(0.5, 0.5, "no values", transform=ax.transAxes, ha="center", va="center", color="#888888")
     return figure
 
 
-def _line(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, *, is_log: bool) -> tuple[float, float]:
-    """Draws one arm and returns where its line ends."""
+def draw_line(ax: Axes, x: np.ndarray, y: np.ndarray, index: int, *, is_log: bool) -> tuple[float, float]:
+    """Draws the line of one arm, smoothed where it is long, and returns where it ends."""
     colour, dash = COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
     if len(x) >= _MANY:
         ax.plot(x, y, color=colour, alpha=0.18, linewidth=0.6, label="_raw")
@@ -288,14 +288,18 @@ def _smooth(y: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _label_ends(ax: Axes, ends: Sequence[tuple[str, int, float, float]]) -> None:
-    """Writes the arms' names right of their lines, moved apart where they would overlap."""
+def label_ends(ax: Axes, ends: Sequence[tuple[str, int, float, float]], *, gap: float = 0.08) -> None:
+    """Writes names right of their lines, moved apart where they would overlap.
+
+    Args:
+        ends: name, number of its colour, and where the line ends.
+        gap: between two names, as a share of the height.
+    """
     # From the limits, not from transData: that one changes when the figure is laid out.
     low, high = ax.get_ylim()
     scale = np.log if ax.get_yscale() == "log" else np.asarray
     at = {arm: float((scale(y) - scale(low)) / (scale(high) - scale(low))) for arm, _, _, y in ends}
     order = sorted(ends, key=lambda end: at[end[0]])
-    gap = 0.08
     for _ in range(100):  # neighbours push each other apart evenly, so that a group stays around its lines
         for (lower, *_), (upper, *_) in pairwise(order):
             overlap = gap - (at[upper] - at[lower])
@@ -312,6 +316,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[str, int, float, float]]) -> None
             color=COLOURS[index % len(COLOURS)],
             fontsize=8,
             annotation_clip=False,
+            parse_math=False,
         )
 
 

@@ -10,7 +10,7 @@ from l2t_ray.figure_style import blank_figure, shortened
 
 COLUMNS = 4
 _CELL_INCHES = (1.7, 2.0)
-_LONGEST = 18
+_LONGEST = 25
 
 
 def gallery(images: UInt8[np.ndarray, "n c h w"], captions: Sequence[tuple[str, str]], title: str) -> Figure:

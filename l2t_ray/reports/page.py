@@ -1,4 +1,4 @@
-"""One page with all studies: HTML that stands alone, and Markdown with its figures beside it."""
+"""One page with all studies and runs: HTML that stands alone, and Markdown with its figures beside it."""
 
 import base64
 import html
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from l2t_ray.figure_style import STYLE
 from l2t_ray.headline import metric_named
+from l2t_ray.reports.html_table import html_table
+from l2t_ray.reports.run_section import ShownRun, run_markdown, run_section
 from l2t_ray.reports.study import figures, notes, table
 from l2t_ray.reports.tables import markdown
 
@@ -31,6 +33,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1.25rem 4rem; color: #1
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.3rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2, nav li { overflow-wrap: anywhere; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 1rem 0 0; }
 a { color: #0a58a6; }
 section { border-top: 1px solid #d8dde3; margin-top: 2.2rem; padding-top: 1.6rem; }
@@ -49,6 +52,8 @@ tr.paper td { color: #57606a; font-style: italic; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 1.5rem; }
 figure { margin: 1rem 0; }
 figure img { display: block; width: auto; max-width: 100%; height: auto; }
+figure.picture { margin: 1.6rem 0; }
+figure.picture img { max-width: none; }
 figcaption, .notes { color: #57606a; font-size: .88rem; }
 pre { background: #f4f6f8; padding: .6rem .8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .88rem/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -67,6 +72,7 @@ pre { background: #f4f6f8; padding: .6rem .8rem; border-radius: 6px; white-space
   section:first-of-type { break-before: auto; margin-top: 1.5rem; }
   figure, tr, pre { break-inside: avoid; }
   .scroll { overflow: visible; background: none; }
+  figure.picture img { max-width: 100%; }
   .figures { grid-template-columns: 1fr 1fr; }
   table { font-size: 8.5pt; }
   th, td { padding: .2rem .45rem; white-space: normal; }
@@ -74,11 +80,12 @@ pre { background: #f4f6f8; padding: .6rem .8rem; border-radius: 6px; white-space
 """
 
 
-def write_page(directory: Path, studies: Sequence[Mapping[str, Any]]) -> list[Path]:
+def write_page(directory: Path, studies: Sequence[Mapping[str, Any]], runs: Sequence[ShownRun] = ()) -> list[Path]:
     """Writes `index.html`, `report.md` and the figures of the latter; returns the files.
 
     Args:
         studies: what each study's `results.json` holds, in the order of the page.
+        runs: shown after them.
     """
     folder = directory / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,8 +98,14 @@ def write_page(directory: Path, studies: Sequence[Mapping[str, Any]]) -> list[Pa
             paths[-1].write_bytes(svg)
         sections.append(_section(study, drawn))
         paragraphs.append(_markdown(study, drawn))
-    page.write_text(_PAGE.format(style=_STYLE_SHEET, links=_links(studies), sections="\n".join(sections)))
-    text.write_text("# Studies\n\n" + "\n\n".join(paragraphs) + "\n")
+    for run in runs:
+        for name, _ in run.captioned:
+            paths.append(folder / f"{run.anchor}-{name}.png")
+            paths[-1].write_bytes(run.pictures[name])
+        sections.append(run_section(run))
+        paragraphs.append(run_markdown(run))
+    page.write_text(_PAGE.format(style=_STYLE_SHEET, links=_links(studies, runs), sections="\n".join(sections)))
+    text.write_text("# Studies and runs\n\n" + "\n\n".join(paragraphs) + "\n")
     return paths
 
 
@@ -106,13 +119,13 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>l2t_ray: studies</title>
+<title>l2t_ray: studies and runs</title>
 <style>{style}</style>
 </head>
 <body>
 <header>
-<h1>l2t_ray: studies</h1>
-<p class="meta">Learning the loss while training the model. Every table stands with the command that made it.</p>
+<h1>l2t_ray: studies and runs</h1>
+<p class="meta">Learning the loss while training the model. Tables of studies stand with their commands.</p>
 <nav><ul>{links}</ul></nav>
 </header>
 <main>
@@ -123,8 +136,9 @@ _PAGE = """<!doctype html>
 """
 
 
-def _links(studies: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(f'<li><a href="#{anchor(study)}">{html.escape(_heading(study))}</a></li>' for study in studies)
+def _links(studies: Sequence[Mapping[str, Any]], runs: Sequence[ShownRun]) -> str:
+    places = [(anchor(study), _heading(study)) for study in studies] + [(run.anchor, run.heading) for run in runs]
+    return "".join(f'<li><a href="#{place}">{html.escape(heading)}</a></li>' for place, heading in places)
 
 
 def _heading(study: Mapping[str, Any]) -> str:
@@ -135,24 +149,21 @@ def _heading(study: Mapping[str, Any]) -> str:
 
 def _section(study: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     headings, rows = table(study)
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in headings)
-    body = "".join(
-        f"<tr{' class=paper' if row[0].endswith('(paper)') else ''}>"
-        + "".join(f"<td>{_cell(cell)}</td>" for cell in row)
-        + "</tr>"
-        for row in rows
+    shown = html_table(
+        headings,
+        rows,
+        is_wide=len(headings) > _MOST_COLUMNS,
+        cell=_cell,
+        row_class=lambda row: "paper" if row[0].endswith("(paper)") else "",
     )
     pictures = "".join(
         f'<figure><img alt="{_alt(name)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
         f"<figcaption>{_alt(name)}.</figcaption></figure>"
         for name, svg in drawn.items()
     )
-    wide = ' class="wide"' if len(headings) > _MOST_COLUMNS else ""
     claim = f'<p class="meta">{html.escape(study["claim"])}</p>' if study["claim"] else ""
     return (
-        f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}'
-        f'<div class="scroll" tabindex="0"><table{wide}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<section id="{anchor(study)}"><h2>{html.escape(_heading(study))}</h2>{claim}{shown}'
         f'<div class="notes">{"".join(f"<p>{html.escape(note)}</p>" for note in notes(study))}</div>'
         f"<pre>{html.escape(study['command'])}</pre>"
         f'<div class="figures">{pictures}</div></section>'

@@ -1,5 +1,6 @@
 """Sheets of test images: the image, what is marked on it and what each student says, a row an image."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ _ROW_INCHES = 1.45
 _MOST_INCHES = 2.6
 _LONGEST = 22
 _LONGEST_NAME = 44
+_MOST_PIXELS = 640
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def grid_of(
     widest = max(width / height for height, width in frames)
     column = min(_MOST_INCHES, max(1.0, row_inches * widest))
     width = column * len(titles) + 0.2
+    legends = [(_wrapped(title, width), patches) for title, patches in legends]
     shapes = [_columns(width, [str(patch.get_label()) for patch in patches]) for _, patches in legends]
     below = [
         0.15 + 0.15 * len(title.splitlines()) + 0.18 * -(-len(patches) // columns)
@@ -77,9 +80,21 @@ def grid_of(
     for row, ((title, patches), columns) in enumerate(zip(legends, shapes, strict=True), start=len(frames)):
         ax = figure.add_subplot(grid[row, :])
         ax.set_axis_off()
-        box = ax.legend(handles=patches, loc="upper left", ncols=columns, title=title, borderpad=0, borderaxespad=0)
+        box = ax.legend(
+            handles=patches,
+            loc="upper left",
+            ncols=columns,
+            title=title,
+            title_fontsize=8,
+            borderpad=0,
+            borderaxespad=0,
+        )
         box.set_alignment("left")
     return figure, axes
+
+
+def _wrapped(text: str, width: float) -> str:
+    return "\n".join(textwrap.fill(line, int(width / 0.075)) for line in text.splitlines())
 
 
 def _columns(width: float, names: Sequence[str]) -> int:
@@ -88,8 +103,11 @@ def _columns(width: float, names: Sequence[str]) -> int:
 
 
 def show(ax: Axes, picture: np.ndarray) -> None:
-    """A picture without axes, in a thin frame."""
-    ax.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    """A picture without axes, in a thin frame; of a large one no more pixels than can be seen."""
+    height, width = picture.shape[:2]
+    step = -(-max(height, width) // _MOST_PIXELS)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    ax.imshow(picture[::step, ::step], cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set(visible=True, color="#CCCCCC", linewidth=0.6)

@@ -155,7 +155,9 @@ def _write_figures(
         class_names,
         learned=config.method.arm,
     )
-    drawn = answer_figures(sheet, {arm: said.charts for arm, said in students.items()}) | loss_figures(moments)
+    own_rows = [row for row in checkpoint.rows if row["arm"] == config.method.arm]
+    drawn = answer_figures(sheet, {arm: said.charts for arm, said in students.items()})
+    drawn |= loss_figures(moments, own_rows, class_names)
     train = source.dataset.train
     if found is not None and found.differs.any() and isinstance(train, ImageSet):
         worst = found.differs.nonzero()[:SHOWN_SUSPECTS, 0]

@@ -9,6 +9,7 @@ from l2t_ray.assembly.boxed import BoxedSource
 from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.sources import source_of
 from l2t_ray.assembly.tasks import build_task
+from l2t_ray.assembly.trained import inspect_students
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.interfaces import UserError
 from l2t_ray.parallel.group import SingleProcess
@@ -59,6 +60,16 @@ def test_it_is_measured_by_its_own_metrics_and_its_loss_is_learned(whole):
     assert learned["train_loss"] != fixed["train_loss"]
 
 
+def test_what_is_shown_at_the_end_is_what_the_metric_saw(whole):
+    inspected = inspect_students(canvases(), source_of(canvases()), whole.finished)
+    (curves,) = inspected.students["l2t_dln"].charts
+    areas = [line.mean() for _, line in curves.lines.values()]
+    assert areas == pytest.approx([whole.rows[-1][f"test_{name}"] for name in ("ap50", "ap75")], abs=1e-9)
+    assert len(inspected.images) == len(inspected.students["darknet"].answers) == 5  # all there are
+    marked = sum(len(truth.labels) for truth in inspected.truths)
+    assert marked == sum(len(boxes.labels) for boxes in source_of(canvases()).dataset.test.boxes)
+
+
 def test_it_resumes_bit_for_bit(whole, tmp_path):
     end = run_interrupted(canvases(), tmp_path, after=6)  # the second round of the second arm
     assert torch.equal(end.state.student.theta, whole.state.student.theta)
@@ -80,6 +91,8 @@ def test_a_run_leaves_a_loss_that_fits_its_task(tmp_path):
     assert result.summaries[0]["headline"] == "ap"
     LearnedLoss.load(result.directory / "loss.safetensors", task=build_task(config))
     assert "| l_conf_background | stride 16 |" in (result.directory / "loss.md").read_text()
+    drawn = {path.stem for path in (result.directory / "figures").iterdir()}
+    assert drawn >= {"examples", "precision_recall", "loss_weights", "loss_weights_over_rounds"}
 
 
 def test_a_student_that_finds_no_boxes_is_refused():

@@ -11,6 +11,7 @@ from l2t_ray.assembly.trained import inspect_students
 from l2t_ray.assembly.trial import try_arms
 from l2t_ray.interfaces import UserError
 from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.run.results import write_results
 from l2t_ray.settings.experiment import validate
 
 SCENES = {
@@ -60,6 +61,17 @@ def test_what_is_shown_at_the_end_is_what_the_metric_saw(whole):
     for truth, said in zip(inspected.truths, inspected.students["l2t_dln"].answers, strict=True):
         np.add.at(counts, (truth.classes, said.classes), 1)
     np.testing.assert_array_equal(counts, matrix.counts)
+
+
+def test_a_run_leaves_its_pictures_and_a_table_says_which_classes_count(tmp_path):
+    short = SCENES["training"] | {"num_rounds": 2, "num_steps": 1}
+    loss = {"hidden": 6, "label_entries": "table"}
+    config = scenes(method=SCENES["method"] | {"loss": loss}, training=short, controls=[])
+    checkpoint = run_alone(config)
+    result = write_results(config, tmp_path, checkpoint, figures=True)
+    drawn = {path.stem for path in (result.directory / "figures").iterdir()}
+    assert drawn >= {"examples", "class_iou", "confusion", "loss_weights_over_rounds", "loss_surfaces"}
+    assert {f"class_weight_{number}" for number in range(11)} < checkpoint.rows[-1].keys()
 
 
 def test_it_resumes_bit_for_bit(whole, tmp_path):

@@ -49,3 +49,8 @@ def test_normalise():
 def test_normalised_pixels_are_found_again():
     mean, std = (0.5, 0.1, 0.0), (0.2, 0.5, 1.0)
     assert torch.equal(pixels_of(normalise(IMAGES, mean, std), mean, std), IMAGES)
+
+
+def test_pixels_of_an_unknown_scale_go_from_black_to_white():
+    inputs = torch.tensor([[[[-2.0, 0.0], [2.0, 2.0]]], [[[7.0, 7.0], [7.0, 7.0]]]])
+    assert pixels_of(inputs, (), ()).flatten(1).tolist() == [[0, 128, 255, 255], [0, 0, 0, 0]]

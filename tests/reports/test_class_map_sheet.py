@@ -38,11 +38,11 @@ def panels(figure):
 
 
 def colours(picture):
-    return [tuple(np.round(pixel, 4)) for pixel in picture[0]]
+    return [tuple(pixel.tolist()) for pixel in picture[0]]
 
 
 def expected(names):
-    return [tuple(np.round(to_rgb(name), 4)) for name in names]
+    return [tuple(round(255 * part) for part in to_rgb(name)) for name in names]
 
 
 def test_the_difference_has_the_colour_of_the_arm_that_alone_is_right():
@@ -88,3 +88,21 @@ def test_what_is_filled_up_below_and_at_the_right_is_cut_off():
 def test_one_arm_alone_differs_from_nobody(arms):
     answers = {arm: own for arm, own in sheet().answers.items() if arm in arms}
     assert list(panels(class_map_sheet(sheet(answers=answers)))) == ["image", "truth", *arms]
+
+
+def test_large_pictures_are_thinned_out_but_keep_their_coordinates():
+    large = np.zeros((4, 1300), dtype=int)
+    given = sheet(
+        images=[np.zeros((1, 4, 1300), dtype=np.uint8)],
+        truths=[ClassMap(large, IGNORE)],
+        answers={"l2t_dln": [ClassMap(large, IGNORE)]},
+    )
+    (image,) = class_map_sheet(given).axes[0].images
+    assert image.get_array().shape == (2, 434) and image.get_extent() == [-0.5, 1299.5, 3.5, -0.5]
+
+
+def test_names_that_begin_with_an_underscore_or_have_a_dollar_are_shown_as_they_are():
+    figure = class_map_sheet(sheet(class_names=("_background_", "a$b$", "car")))
+    legend = next(ax.get_legend() for ax in figure.axes if ax.get_legend())
+    assert [text.get_text().strip("\u200b") for text in legend.get_texts()][:2] == ["_background_", r"a\$b\$"]
+    figure.draw_without_rendering()

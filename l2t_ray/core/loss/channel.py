@@ -57,7 +57,14 @@ class Channel(Part):
 
     def pictures(self, numbers: Float[Tensor, " m"]) -> list[LossPicture]:
         changed = (1 - self.log_matrix(numbers).exp().diagonal()).tolist()
-        return [Bars("labels that change, by class", {str(c): share for c, share in enumerate(changed)}, start=0.0)]
+        return [
+            Bars(
+                "labels that change, by class",
+                {str(c): share for c, share in enumerate(changed)},
+                0.0,
+                are_classes=True,
+            )
+        ]
 
     def entries_of(self, matrix: Float[Tensor, "c c"]) -> Float[Tensor, " m"]:
         """The entries at which the channel is `matrix`, but for the floor."""

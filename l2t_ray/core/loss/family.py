@@ -34,6 +34,8 @@ class Bars(NamedTuple):
     title: str
     numbers: Mapping[str, float]
     start: float
+    column: str | None = None  # what stands before the names where `report` follows the numbers; None: it does not
+    are_classes: bool = False  # the names are class numbers
 
 
 class Curve(NamedTuple):
@@ -42,6 +44,7 @@ class Curve(NamedTuple):
     title: str
     x: Sequence[float]
     y: Sequence[float]
+    column: str | None = None  # what stands before the number of a piece where `report` follows the slopes
 
 
 LossPicture = Surface | Bars | Curve

@@ -8,11 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from l2t_ray.core.loss.channel import Channel
-from l2t_ray.core.loss.family import LossPicture, RowLosses, Surface
+from l2t_ray.core.loss.class_push import class_weights
+from l2t_ray.core.loss.family import Bars, LossPicture, RowLosses, Surface
 from l2t_ray.core.loss.memory import MemoryTerm
 from l2t_ray.core.loss.network import FAMILY, DynamicLossNetwork, LossNetworkSpec
 from l2t_ray.core.student import cross_entropy, rows_of
 from l2t_ray.interfaces import Metrics, Task, Terms
+
+_COLUMN = "class_weight_"
 
 
 class PairLoss:
@@ -72,13 +75,18 @@ class PairLoss:
         return self.network.losses_at(phi, logits, labels, memory)
 
     def report(self, phi: Float[Tensor, " m"]) -> Metrics:
-        """What each part says of itself."""
+        """What each part says of itself, and `class_weight_<class number>` where there is a table."""
         parts = self.spec.parts
-        return {
+        found = {
             name: number
             for part, own in zip(parts, parts.split(phi), strict=True)
             for name, number in part.report(own).items()
         }
+        return found | {f"{_COLUMN}{name}": number for name, number in self._class_weights(phi).items()}
+
+    def _class_weights(self, phi: Float[Tensor, " m"]) -> dict[str, float]:
+        weights = class_weights(self.spec, self.spec.parts.split(phi))
+        return {} if weights is None else {str(number): weight for number, weight in enumerate(weights.tolist())}
 
     def check(self, task: Task, num_classes: int | None = None) -> None:
         if num_classes is not None and self.spec.num_classes not in (None, num_classes):
@@ -93,11 +101,13 @@ class PairLoss:
         )
 
     def pictures(self, phi: Float[Tensor, " m"]) -> Sequence[LossPicture]:
-        """The network's loss of a pair, and what parts have to show."""
+        """The network's loss of a pair, the weights of classes, and what parts have to show."""
         parts, own = self.spec.parts, self.spec.parts.split(phi.detach())
         surface = Surface(lambda pairs: parts.network.losses(own.network, pairs.to(phi)))
+        weights = self._class_weights(phi)
         return [
             surface,
+            *([Bars("weights of classes", weights, 1.0, _COLUMN, are_classes=True)] if weights else []),
             *(picture for part, numbers in zip(parts, own, strict=True) for picture in part.pictures(numbers)),
         ]
 

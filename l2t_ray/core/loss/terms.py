@@ -304,13 +304,16 @@ class TermLoss:
     def pictures(self, phi: Float[Tensor, " m"]) -> list[LossPicture]:
         """The weights of each term's kinds, and the curves, up to half as far again as their last knots."""
         bars = [
-            Bars(f"weights of {name}", dict(zip(self.kinds[name], weights.tolist(), strict=True)), start=1.0)
+            Bars(
+                f"weights of {name}", dict(zip(self.kinds[name], weights.tolist(), strict=True)), 1.0, f"weight_{name}_"
+            )
             for name, weights in self.weights(phi).items()
         ]
         curves = []
         for name, places in self.knots.items():
             x = (0.0, *places, 1.5 * places[-1])
-            curves.append(Curve(f"curve of {name}", x, self.curve(phi, name, phi.new_tensor(x)).tolist()))
+            y = self.curve(phi, name, phi.new_tensor(x)).tolist()
+            curves.append(Curve(f"curve of {name}", x, y, f"slope_{name}_"))
         return [*bars, *curves]
 
     def _of(self, terms: Terms) -> dict[str, Term]:
