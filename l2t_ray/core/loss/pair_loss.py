@@ -11,6 +11,7 @@ from l2t_ray.core.loss.channel import Channel
 from l2t_ray.core.loss.family import Picture, RowLosses, Surface
 from l2t_ray.core.loss.memory import MemoryTerm
 from l2t_ray.core.loss.network import FAMILY, DynamicLossNetwork, LossNetworkSpec
+from l2t_ray.core.loss.part import part_sizes
 from l2t_ray.core.student import cross_entropy, rows_of
 from l2t_ray.interfaces import Metrics, Task, Terms
 
@@ -39,6 +40,11 @@ class PairLoss:
     @property
     def spec(self) -> LossNetworkSpec:
         return self.network.spec
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """How many weights each part has, in the order of phi."""
+        return part_sizes(self.spec.parts)
 
     @property
     def reads_memory(self) -> bool:
