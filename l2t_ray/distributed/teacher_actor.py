@@ -19,7 +19,7 @@ from torch import Tensor
 from l2t_ray.core.teacher import LocalTeacher, StaleVersionError
 from l2t_ray.interfaces import LossParams, Metrics
 
-Share = tuple[float, np.ndarray]  # (error, hypergradient) of one worker
+WorkerShare = tuple[float, np.ndarray]  # (error, hypergradient) of one worker
 Answer = tuple[int, np.ndarray, Metrics]  # the fields of `LossParams`
 
 
@@ -54,7 +54,7 @@ class TeacherService:
         self._beginning = self._teacher.state_dict()
         self._attempt: int | None = None
         self._num_workers = 0
-        self._shares: dict[tuple[str, int], dict[int, Share]] = {}
+        self._shares: dict[tuple[str, int], dict[int, WorkerShare]] = {}
         self._answers: dict[int, LossParams | Exception] = {}
         self._learned = -1  # the latest version whose outcome is known in this attempt
         self._failure: Exception | None = None  # of learning, which nobody waits for: the next call hears of it
@@ -147,7 +147,7 @@ class TeacherService:
         if self._failure is not None:
             raise self._failure
 
-    def _gather(self, kind: str, version: int, rank: int, share: Share) -> tuple[float, Tensor] | None:
+    def _gather(self, kind: str, version: int, rank: int, share: WorkerShare) -> tuple[float, Tensor] | None:
         """Keeps a share; the sum when it was the last one missing."""
         shares = self._shares.setdefault((kind, version), {})
         shares[rank] = share
