@@ -121,16 +121,21 @@ class MethodState(NamedTuple):
     extra: Mapping[str, Tensor]
 
 
-class LossParams(NamedTuple):
-    """Weights of the loss network as the teacher hands them out, numbered so that stale ones are noticed."""
-
-    version: int
-    phi: Float[Tensor, " m"]
-
-
 Metrics = dict[str, float]
 """Numbers by name: those of one round by column (tracking/metrics.py lists the columns), or what a task's `summarise`
 gives."""
+
+
+class LossParams(NamedTuple):
+    """Weights of the loss network as the teacher hands them out, numbered so that stale ones are noticed.
+
+    Attributes:
+        observed: what the teacher says of the hypergradients that led there.
+    """
+
+    version: int
+    phi: Float[Tensor, " m"]
+    observed: Metrics = {}  # noqa: RUF012 (a tuple's default; nobody changes it)
 
 
 class Metric(NamedTuple):

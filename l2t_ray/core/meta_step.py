@@ -146,7 +146,7 @@ class L2TDLN:
         metrics["hypergradient_norm"] = torch.linalg.vector_norm(group.sum(first.gradient.clone())).item()
         metrics["phi_step_norm"] = torch.linalg.vector_norm(phi_step).item()
         metrics["phi_step_max"] = phi_step.abs().max().item()
-        return metrics | self.objective.report(phi.phi, state)
+        return metrics | proposed.observed | self.objective.report(phi.phi, state)
 
     def learned_loss(self, state: MethodState) -> Float[Tensor, " m"]:
         """The weights of the loss that is in use (`interfaces.LearnsLoss`)."""

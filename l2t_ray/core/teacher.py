@@ -16,7 +16,8 @@ from torch import Tensor
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.core.adam import AdamUpdate, Learned
 from l2t_ray.core.lstm_teacher import LstmState, LSTMTeacher, preprocess_gradient
-from l2t_ray.interfaces import DivergenceError, LossParams
+from l2t_ray.core.signal_to_noise import Moments, SignalToNoise, cosine
+from l2t_ray.interfaces import DivergenceError, LossParams, Metrics
 from l2t_ray.timing import part
 
 Limit = Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]
@@ -174,16 +175,25 @@ class LstmRule:
 class LocalTeacher:
     """The teacher in this process; also what the teacher actor holds. Its vectors live on the CPU."""
 
-    def __init__(self, phi: Float[Tensor, " m"], rule: UpdateRule, limit: Limit | None = None):
+    def __init__(
+        self,
+        phi: Float[Tensor, " m"],
+        rule: UpdateRule,
+        limit: Limit | None = None,
+        watch: SignalToNoise | None = None,
+    ):
         """
         Args:
             phi: where the loss begins.
             limit: what is made of phi after each step, before anybody sees it.
+            watch: what is said of the hypergradients; None: their signal and noise as a whole.
         """
+        self._watch = watch or SignalToNoise()
         self._limit = limit or (lambda phi: phi)
         self._phi, self._rule, self._version = phi.detach().cpu().clone(), rule, 0
         self._learned = 0  # the latest version whose outcome is known; phi began at version 0, no proposal led there
         self._last_gradient: Tensor | None = None
+        self._moments = Moments.begin(self._phi)
 
     def begin(self, state: Mapping[str, Any] | None) -> None:
         """Goes on from a saved state. Without one the teacher must be new."""
@@ -206,8 +216,17 @@ class LocalTeacher:
             raise StaleVersionError(f"hypergradient of loss version {version}, but the current one is {self._version}.")
         gradient = _finite_gradient(hypergradient, error)
         self._phi = self._limit(self._phi + self._rule.propose(gradient))
+        observed = self._observed(gradient)
         self._version, self._last_gradient = version + 1, gradient
-        return self.read()
+        return self.read()._replace(observed=observed)
+
+    def _observed(self, gradient: Float[Tensor, " m"]) -> Metrics:
+        """What is said of the hypergradients up to this one."""
+        self._moments = self._moments.after(clipped(gradient, self._watch.clip))
+        observed = self._watch.observed(self._moments)
+        if not observed or self._last_gradient is None:
+            return observed
+        return observed | {"hypergradient_cosine": cosine(gradient, self._last_gradient)}
 
     @part("teacher")
     def learn(self, version: int, hypergradient: Float[Tensor, " m"] | None = None) -> None:
@@ -236,12 +255,15 @@ class LocalTeacher:
             "phi": self._phi,
             "last_gradient": self._last_gradient,
             "rule": self._rule.state_dict(),
+            "moments": self._moments._asdict(),  # as good as a copy: nothing is changed in place
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._version, self._learned = state["version"], state["learned"]
         self._phi, self._last_gradient = state["phi"], state["last_gradient"]
         self._rule.load_state_dict(state["rule"])
+        # Checkpoints of earlier versions have none.
+        self._moments = Moments(**state["moments"]) if "moments" in state else Moments.begin(self._phi)
 
 
 def clipped(gradient: Float[Tensor, " m"], limit: float | None) -> Float[Tensor, " m"]:

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
 from l2t_ray.distributed.teacher_actor import StaleAttemptError
-from l2t_ray.interfaces import Group, LossParams
+from l2t_ray.interfaces import Group, LossParams, Metrics
 from l2t_ray.timing import part
 
 RETRY_S = 0.1
@@ -143,9 +143,11 @@ class RemoteTeacher:
         return TimeoutError(f"worker {names} sent nothing to the teacher {waited}, as if it hangs")
 
     @staticmethod
-    def _received(answer: tuple[int, Any]) -> LossParams:
-        version, phi = answer
-        return LossParams(version, torch.tensor(phi))  # a copy: what came is a read-only view of shared memory
+    def _received(answer: tuple[int, Any, Metrics]) -> LossParams:
+        version, phi, observed = answer
+        return LossParams(
+            version, torch.tensor(phi), observed
+        )  # a copy: what came is a read-only view of shared memory
 
 
 def _collective_device() -> str:

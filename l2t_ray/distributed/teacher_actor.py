@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from l2t_ray.core.teacher import LocalTeacher, StaleVersionError
-from l2t_ray.interfaces import LossParams
+from l2t_ray.interfaces import LossParams, Metrics
 
 WorkerShare = tuple[float, np.ndarray]  # (error, hypergradient) of one worker
 
@@ -74,13 +74,13 @@ class TeacherService:
             self._teacher.begin(self._beginning if state is None else state)
             self._changed.notify_all()
 
-    async def read(self, attempt: int) -> tuple[int, np.ndarray]:
+    async def read(self, attempt: int) -> tuple[int, np.ndarray, Metrics]:
         self._check(attempt)
         return _plain(self._teacher.read())
 
     async def propose(
         self, attempt: int, rank: int, version: int, error: float, gradient: np.ndarray
-    ) -> tuple[int, np.ndarray]:
+    ) -> tuple[int, np.ndarray, Metrics]:
         """Waits for the shares of all workers, then answers each with the same new weights.
 
         A share that comes twice counts once; the sum runs in order of rank, so that it is the same in every run.
@@ -168,5 +168,5 @@ class TeacherService:
             return failure
 
 
-def _plain(params: LossParams) -> tuple[int, np.ndarray]:
-    return params.version, params.phi.numpy()
+def _plain(params: LossParams) -> tuple[int, np.ndarray, Metrics]:
+    return params.version, params.phi.numpy(), params.observed

@@ -11,6 +11,7 @@ from l2t_ray.core.lstm_teacher import LSTMTeacher
 from l2t_ray.core.meta_step import L2TDLN
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.reweight import ClassCenters, Reweighting
+from l2t_ray.core.signal_to_noise import SignalToNoise
 from l2t_ray.core.teacher import AdamRule, LocalTeacher, LstmRule
 from l2t_ray.data.counted import torch_seed
 from l2t_ray.interfaces import Data, UserError
@@ -180,4 +181,9 @@ class L2TDLNConfig(LearnedLossSettings):
 
     def new_teacher(self, facts: LossFacts) -> LocalTeacher:
         loss = self.first_loss(facts)
-        return LocalTeacher(loss.phi, self.teacher.rule(loss.phi.numel(), seed=facts.seed), self.loss.bound(loss))
+        return LocalTeacher(
+            loss.phi,
+            self.teacher.rule(loss.phi.numel(), seed=facts.seed),
+            self.loss.bound(loss),
+            SignalToNoise.of(loss, self.teacher.clip),
+        )

@@ -52,13 +52,15 @@ def gradient_sums(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def teacher_steps(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """What the teacher receives (hypergradient) and does (its steps on the loss network), on a log scale; and what
-    becomes of the memory's weight, where the loss has a memory."""
+    """What the teacher receives (hypergradient) and does (its steps on the loss network), on a log scale; how much of
+    what it receives is signal; and what becomes of the memory's weight, where the loss has a memory."""
     panels = [
         ("Hypergradient", "hypergradient_norm", r"$\|\partial e / \partial \phi\|_2$", 1.0, "log"),
         ("Teacher's step, norm", "phi_step_norm", r"$\|\phi' - \phi\|_2$", 1.0, "log"),
         ("Teacher's step, largest", "phi_step_max", r"$\max |\phi' - \phi|$", 1.0, "log"),
     ]
+    if _has(rows, "snr"):
+        panels.append(("Signal of a hypergradient over its noise", "snr", "ratio", 1.0, "linear"))
     if _has(rows, "memory_weight"):
         panels.append(("How much the memory counts", "memory_weight", "weight", 1.0, "linear"))
     return _panels(rows, panels)

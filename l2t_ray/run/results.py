@@ -96,8 +96,9 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
             break
         moments.append((f"round {round_index}", loss.pictures()))
     if loss is not None and loss.is_kept:
+        own_rows = [row for row in checkpoint.rows if row["arm"] == config.method.arm]
         loss.save(folder / "loss.safetensors")
-        (folder / "loss.md").write_text(loss_card(config, loss, summaries))
+        (folder / "loss.md").write_text(loss_card(config, loss, summaries, own_rows))
     if config.data.imbalance.kind != "none":
         (folder / IMBALANCE).write_text(json.dumps(_imbalance(config, source), indent=1))
     write_models(config, source, folder, checkpoint)

@@ -53,6 +53,8 @@ COLUMNS = (
         "sum of |dL/dz| over logits and minibatch, mean over the K steps (Figure 1, definition a)",
     ),
     Column("hypergradient_norm", pa.float64(), "nats", "||de/dphi||_2"),
+    Column("snr", pa.float64(), "1", "signal of one round's hypergradient over its noise (core/signal_to_noise.py)"),
+    Column("hypergradient_cosine", pa.float64(), "1", "cosine of the hypergradient and that of the round before"),
     Column("phi_step_norm", pa.float64(), "1", "||phi' - phi||_2, the teacher's step on the loss network"),
     Column("phi_step_max", pa.float64(), "1", "largest |phi' - phi| over the weights of the loss network"),
     Column("memory_weight", pa.float64(), "1", "how much the memory counts in the loss, as the round began"),

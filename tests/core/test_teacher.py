@@ -67,7 +67,7 @@ def make_teacher(**options):
 
 def drive(teacher, errors, order, index):
     """One round. The error read before a proposal in `lookahead` is another minibatch's than the one after it."""
-    version, phi = teacher.read()
+    version, phi, _ = teacher.read()
     if order == "lookahead":
         proposed = teacher.propose(version, errors.gradient(500 + version, phi), 0.0)
         teacher.learn(proposed.version, errors.gradient(proposed.version, proposed.phi))
@@ -129,7 +129,7 @@ def recorded_run(order, horizon, head, num_rounds):
     errors, teacher = Quadratics(), make_teacher(horizon=horizon, head=head)
     proposals, gradients = [], []
     for index in range(num_rounds):
-        version, phi = teacher.read()
+        version, phi, _ = teacher.read()
         before = teacher.state_dict()["rule"]
         moment = first_moments(teacher)
         input_ = errors.gradient(500 + version if order == "lookahead" else version, phi)
@@ -336,9 +336,9 @@ def calls(order, num_rounds):
     for _ in range(num_rounds):
         if order == "lookahead":
             yield lambda t: t.propose(t.read().version, errors.gradient(500 + t.read().version, t.read().phi), 0.0)
-            yield lambda t: t.learn(t.read().version, errors.gradient(*t.read()))
+            yield lambda t: t.learn(t.read().version, errors.gradient(*t.read()[:2]))
         else:
-            yield lambda t: t.propose(t.read().version, errors.gradient(*t.read()), 0.0)
+            yield lambda t: t.propose(t.read().version, errors.gradient(*t.read()[:2]), 0.0)
             yield lambda t: t.learn(t.read().version - 1)
 
 
@@ -404,7 +404,7 @@ def quadratic_descent(horizon, num_steps=1000, m=10):
     teacher = LocalTeacher(torch.zeros(m), rule)
     history = []
     for _ in range(num_steps):
-        version, phi = teacher.read()
+        version, phi, _ = teacher.read()
         error = ((phi - target).square().sum() / (2 * m)).item()
         history.append(error)
         proposed = teacher.propose(version, (phi - target) / m, error)

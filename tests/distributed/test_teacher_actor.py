@@ -67,8 +67,8 @@ def same(a, b):
 def test_any_order_of_arrival_gives_the_same_weights_bit_for_bit():
     async def after(order):
         answers = await proposals(await begun(adam_teacher, num_workers=4), 0, order)
-        assert all(version == 1 for version, _ in answers)
-        assert len({phi.tobytes() for _, phi in answers}) == 1
+        assert all(version == 1 for version, *_ in answers)
+        assert len({phi.tobytes() for _, phi, _ in answers}) == 1
         return answers[0][1].tobytes()
 
     async def main():
@@ -97,7 +97,7 @@ def test_a_share_that_comes_twice_counts_once():
             await service.learn(1, rank, 1, share(rank, 0, kind=1))
         return again, await asyncio.wait_for(service.state(1, 0), 1)
 
-    (version, phi), state = asyncio.run(main())
+    (version, phi, _), state = asyncio.run(main())
     local = lstm_teacher()
     local.propose(0, whole(2, 0), 1.0)
     local.learn(1, whole(2, 0, kind=1))
@@ -119,7 +119,7 @@ def test_an_attempt_that_is_over_is_refused():
             with pytest.raises(StaleAttemptError):
                 await call
         answers = await proposals(service, 0, [0, 1], attempt=2)
-        assert [version for version, _ in answers] == [1, 1]
+        assert [version for version, *_ in answers] == [1, 1]
 
     asyncio.run(main())
 
@@ -137,7 +137,7 @@ def test_an_attempt_that_ends_while_waiting_is_refused_and_leaves_nothing():
         for task in (waiting, asking):
             with pytest.raises(StaleAttemptError):
                 await asyncio.wait_for(task, 1)
-        _, phi = await service.propose(2, 0, 0, 0.5, share(0, 0))
+        _, phi, _ = await service.propose(2, 0, 0, 0.5, share(0, 0))
         return phi
 
     local = lstm_teacher()

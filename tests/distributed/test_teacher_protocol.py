@@ -190,7 +190,7 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def the_teacher_is_where_the_oracle_is(self):
-        version, phi = self.send(self.service.read(self.attempt)).result()
+        version, phi, _ = self.send(self.service.read(self.attempt)).result()
         expected = self.oracle.read()
         assert version == expected.version and phi.tobytes() == expected.phi.numpy().tobytes()
 
@@ -212,7 +212,7 @@ class Protocol(RuleBasedStateMachine):
 
     def check_answers(self, answered: list[Waiting]) -> None:
         for waiting in answered:
-            version, phi = waiting.task.result()
+            version, phi, _ = waiting.task.result()
             assert version == waiting.version + 1
             assert phi.tobytes() == self.expected[waiting.attempt, waiting.version]
 

@@ -1,5 +1,7 @@
 """Controls for unbalanced classes, which count how many training labels each class has."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.sources import source_of
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.balanced_softmax import BalancedSoftmaxConfig, balanced_softmax, log_shares
-from l2t_ray.methods.class_balanced import class_weights
+from l2t_ray.methods.class_balanced import ClassBalancedConfig, class_weights
 from l2t_ray.methods.parts import Parts
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import validate
@@ -85,6 +87,21 @@ def test_every_use_of_the_clean_images_trains(clean_images):
     for index in range(4):
         state, metrics = arm.method.round(state, arm.data.round(index), index)
     assert state.student.theta.isfinite().all() and metrics["train_loss"] > 0
+
+
+def test_weights_may_come_late():
+    """After plain cross-entropy, and before the rounds in which validation images are trained on."""
+
+    def starts(**settings):
+        parts = parts_of(longtail("cross_entropy"))
+        return [phase.first_round for phase in ClassBalancedConfig(**settings).phases(replace(parts, num_rounds=100))]
+
+    assert starts() == [0] and starts(deferred=0.8) == [0, 80]
+    assert starts(deferred=0.5, clean_images="fine_tuned", fine_tuning_share=0.2) == [0, 40, 80]
+    first, late = ClassBalancedConfig(deferred=0.5).phases(parts_of(longtail("cross_entropy")))
+    losses = [phase.method._row_loss(LOGITS.repeat(1, 3), LABELS) for phase in (first, late)]
+    torch.testing.assert_close(losses[0], F.cross_entropy(LOGITS.repeat(1, 3), LABELS, reduction="none"))
+    assert (losses[1] / losses[0]).unique().numel() > 1
 
 
 def test_labels_of_one_class_are_not_counted(monkeypatch):

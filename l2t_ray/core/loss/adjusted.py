@@ -27,6 +27,7 @@ from l2t_ray.core.loss.adjustments import Number, Shifts, mean_push_of_power, me
 from l2t_ray.core.loss.channel import Channel, NoChannel
 from l2t_ray.core.loss.family import LossPicture, RowLosses
 from l2t_ray.core.loss.memory import MemoryTerm, NoMemory
+from l2t_ray.core.loss.part import part_sizes
 from l2t_ray.core.student import cross_entropy, rows_of
 from l2t_ray.interfaces import Metrics, Task, Terms
 
@@ -136,6 +137,11 @@ class AdjustedLoss:
     def phi(self) -> Float[Tensor, " m"]:
         """Zeros: cross-entropy, its logits shifted as `spec` says."""
         return torch.zeros(self.spec.num_weights)
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """How many weights each part has, in the order of phi."""
+        return part_sizes(self.spec.parts)
 
     @property
     def reads_memory(self) -> bool:

@@ -85,7 +85,10 @@ class Number(Part):
         if not self.is_learned:
             return None
         # Of one dimension: forward mode makes double precision of numbers and a tensor of none.
-        return (self.neutral + TABLE_SCALE * entry).clamp(self.least, self.most)
+        raw = self.neutral + TABLE_SCALE * entry
+        is_within = (raw >= self.least) & (raw <= self.most)
+        # A clamp alone has no derivative at its bounds, where smoothing and power begin.
+        return torch.where(is_within, raw, raw.detach().clamp(self.least, self.most))
 
     def within_bounds(self, entry: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """The entry, back where its number is no longer cut off: beyond, nothing is learned of it."""

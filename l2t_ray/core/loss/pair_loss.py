@@ -12,6 +12,7 @@ from l2t_ray.core.loss.class_push import class_weights
 from l2t_ray.core.loss.family import Bars, LossPicture, RowLosses, Surface
 from l2t_ray.core.loss.memory import MemoryTerm
 from l2t_ray.core.loss.network import FAMILY, DynamicLossNetwork, LossNetworkSpec
+from l2t_ray.core.loss.part import part_sizes
 from l2t_ray.core.student import cross_entropy, rows_of
 from l2t_ray.interfaces import Metrics, Task, Terms
 
@@ -42,6 +43,11 @@ class PairLoss:
     @property
     def spec(self) -> LossNetworkSpec:
         return self.network.spec
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """How many weights each part has, in the order of phi."""
+        return part_sizes(self.spec.parts)
 
     @property
     def reads_memory(self) -> bool:

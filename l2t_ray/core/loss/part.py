@@ -1,6 +1,7 @@
 """What a loss on class decisions is composed of."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,3 +31,8 @@ class Part:
     def pictures(self, numbers: Float[Tensor, " m"]) -> Sequence[LossPicture]:
         del numbers
         return []
+
+
+def part_sizes(parts: Any) -> dict[str, int]:
+    """How many numbers each of some parts has, a named tuple of them; those that have none are left out."""
+    return {name: part.num_weights for name, part in parts._asdict().items() if part.num_weights}

@@ -171,6 +171,12 @@ class TermLoss:
         """Zeros: the task's own loss."""
         return torch.zeros(self.num_weights)
 
+    @property
+    def groups(self) -> dict[str, int]:
+        """How many weights and pieces of a curve each term has, in the order of phi."""
+        weights = {f"weight_{name}": len(kinds) for name, kinds in self.kinds.items()}
+        return weights | {f"slope_{name}": len(places) + 1 for name, places in self.knots.items()}
+
     def weights(self, phi: Float[Tensor, " m"]) -> dict[str, Float[Tensor, " kinds"]]:
         """The weight of each kind of each term; the mean of weights times slopes, by shares, is 1."""
         logarithms = SCALE * phi[: sum(self.spec.sizes)]

@@ -104,6 +104,19 @@ def test_derivatives_are_exact(kind):
     assert gradcheck(loss, inputs) and gradgradcheck(loss, inputs)
 
 
+def test_where_it_begins_every_number_has_the_derivative_that_it_has_beside():
+    """There smoothing and power are at a bound, from which they can still move."""
+    loss = AdjustedLoss(replace(EVERYTHING, memory=None))
+
+    def slope(phi):
+        phi.requires_grad_()
+        return torch.autograd.grad(loss.row_losses(phi, LOGITS, LABELS).sum(), phi)[0]
+
+    at = slope(loss.phi.double())
+    torch.testing.assert_close(at, slope(loss.phi.double() + 1e-9), rtol=1e-5, atol=1e-7)
+    assert at.abs().min() > 0
+
+
 def test_a_power_near_zero_is_smooth():
     """The first derivative in q is -(log p)^2 / 2 at zero, and both sides of the joint of its two forms agree."""
     log_p = torch.tensor([-3.0, -0.01, -40.0], dtype=torch.float64)
