@@ -6,6 +6,7 @@ import torch
 from l2t_ray.assembly.images import build_policy, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.example_sets import ExampleDataset
+from l2t_ray.data.examples import Undrawn
 from l2t_ray.interfaces import Group, Task, UserError
 from l2t_ray.methods.parts import Labels
 from l2t_ray.settings.experiment import ExperimentConfig
@@ -29,7 +30,7 @@ class ExampleSource(ExamplesSource):
         policy, data = build_policy(config, dataset), config.data
         labels = np.zeros(len(train), dtype=np.int64) if train.labels is None else train.labels
         super().__init__(
-            lambda taught: train.examples,
+            lambda taught: train.examples if data.augment != "none" else Undrawn(train.examples),
             dataset.test.examples,
             Labels(labels, labels, policy.in_validation(len(train)), None, train.class_names),
             policy,
@@ -50,8 +51,12 @@ def _refuse_settings_of_images(config: ExperimentConfig) -> None:
     for key, value, only in (
         ("data.noise.kind", data.noise.kind, "none"),
         ("data.validation_labels", data.validation_labels, "clean"),
-        ("data.augment", data.augment, "crop_flip"),
         ("data.crop_padding", data.crop_padding, "zero"),
     ):
         if value != only:
             raise UserError(f"{key} is {value!r}, which data.name={data.name} does not know; leave it out.")
+    if data.augment == "flip":
+        raise UserError(
+            f"data.augment is 'flip', which data.name={data.name} does not know; set none, or leave it out for what "
+            "its examples draw."
+        )

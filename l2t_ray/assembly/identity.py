@@ -30,33 +30,10 @@ _LEFT_OUT = frozenset(
     }
 )
 
-ADDED: tuple[Mapping[str, Any], ...] = (
-    {
-        "training.optimizer": "sgd",
-        "training.nesterov": False,
-        "training.betas.0": 0.9,
-        "training.betas.1": 0.999,
-        "training.eps": 1e-8,
-        "training.eps_root": 0.0,
-        "training.clip": None,
-    },
-    {"data.imbalance.kind": "none", "data.imbalance.factor": 1.0},
-)
-"""Settings that earlier versions did not have, and what they computed: a run of theirs has none, and goes on. What was
-added at one time stands together."""
-
 
 def settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Every setting that what is computed depends on, by dotted key; items of lists by their number.
-
-    Those of `ADDED` are in it only where they say something else than earlier versions computed.
-    """
-    tree = config.model_dump(mode="json")
-    return {
-        key: value
-        for key, value in _flat(tree)
-        if not _is_left_out(key) and not any(key in added and value == added[key] for added in ADDED)
-    }
+    """Every setting that what is computed depends on, by dotted key; items of lists by their number."""
+    return {key: value for key, value in _flat(config.model_dump(mode="json")) if not _is_left_out(key)}
 
 
 def fingerprint(config: ExperimentConfig, dataset: AnyDataset) -> Fingerprint:

@@ -27,17 +27,16 @@ def source_of(config: ExperimentConfig, *, group: Group | None = None, device: t
         UserError: if the task does not fit the data, or a setting does not.
     """
     group, device, dataset = group or SingleProcess(), torch.device(device), open_dataset(config.data)
-    task = build_task(config)
-    if task.row_is_example and getattr(dataset.train, "labels", None) is None:
+    own = None if config.task is None else build_task(config)
+    if own is not None and own.row_is_example and getattr(dataset.train, "labels", None) is None:
         raise UserError(
-            f"task {task.name} says that each example is one row, and data.name={config.data.name} gives no label of "
+            f"task {own.name} says that each example is one row, and data.name={config.data.name} gives no label of "
             "each; give the examples labels (`ExampleSet`), or set row_is_example = False in the task."
         )
     if isinstance(dataset, MaskedDataset):
-        return MaskedSource(config, dataset, task, group=group, device=device)
+        return MaskedSource(config, dataset, own or build_task(config), group=group, device=device)
     if isinstance(dataset, ExampleDataset):
-        return ExampleSource(config, dataset, task, group=group, device=device)
-    own = None if config.task is None else task
+        return ExampleSource(config, dataset, own or build_task(config), group=group, device=device)
     if isinstance(dataset, BoxedDataset):
         return BoxedSource(config, dataset, group=group, device=device, task=own)
     return ImageSource(config, dataset, group=group, device=device, task=own)

@@ -294,7 +294,7 @@ def card_of(
         arm,
         task,
         student,
-        dataset.image_shape[1],
+        dataset.student_arguments["image_size"],
         tuple(dataset.train.class_names),
         tuple(dataset.mean),
         tuple(dataset.std),

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,23 @@ def arrow_paths(root: Path, name: str) -> list[Path]:
 def stamps(paths: Sequence[Path]) -> tuple[tuple[int, ...], ...]:
     """The stamp of each file, empty where there is none."""
     return tuple(tuple(stamp(path.stat())) if path.exists() else () for path in paths)
+
+
+def stamps_below(folders: Iterable[Path]) -> tuple[tuple[str | int, ...], ...]:
+    """Path and stamp of every file below the folders, as far as these are there."""
+    return tuple(sorted((entry.path, *stamp(entry.stat())) for folder in folders for entry in _files_below(folder)))
+
+
+def _files_below(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from _files_below(entry.path)
+                elif entry.is_file():  # no link to nowhere
+                    yield entry
+    except OSError:  # it is not there, or may not be read, which is said when the set is opened
+        return
 
 
 def open_current(

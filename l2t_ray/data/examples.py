@@ -75,6 +75,23 @@ class Joined:
         return inputs, targets
 
 
+class Undrawn:
+    """Examples as they are, for which nothing is drawn (the `Examples` protocol)."""
+
+    def __init__(self, examples: Examples):
+        self._examples, self.extreme_rows = examples, examples.extreme_rows
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def draws(self, generator: np.random.Generator, size: int) -> Draws:
+        del generator, size
+        return ()
+
+    def batch(self, rows: Int[np.ndarray, " n"], draws: Draws, device: torch.device) -> tuple[Any, Any]:
+        return self._examples.batch(rows, draws, device)
+
+
 def combined(function: Callable[..., Tensor], *values: Any) -> Any:
     """The function of tensors, or of those of each name in mappings of them."""
     if isinstance(values[0], Mapping):

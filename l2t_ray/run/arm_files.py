@@ -10,6 +10,7 @@ from l2t_ray.assembly.trained import Predictions
 from l2t_ray.assembly.trained_model import MODEL, card_of, write_model
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.boxed_sets import BoxedDataset
+from l2t_ray.data.example_sets import ExampleDataset
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.training.checkpoint import Checkpoint
@@ -25,12 +26,16 @@ def arm_file(name: str, arm: str, *, is_method: bool) -> str:
 
 
 def write_models(config: ExperimentConfig, source: AnySource, folder: Path, checkpoint: Checkpoint) -> None:
-    """The student of each arm at its end; an arm that diverged has none.
+    """The student of each arm at its end; an arm that diverged has none, and nor has one that is shown no images: a
+    file says how pixels are to be given.
 
     Raises:
         OSError: if one cannot be written.
     """
-    student, dataset = build_trainee(config, source, SingleProcess()).student, source.dataset
+    dataset = source.dataset
+    if isinstance(dataset, ExampleDataset):
+        return
+    student = build_trainee(config, source, SingleProcess()).student
     for arm, state in checkpoint.finished.items():
         card = card_of(
             dataset,

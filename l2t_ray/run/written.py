@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from l2t_ray.assembly.identity import ADDED, MAY_CHANGE_ON_RESUME, settings
+from l2t_ray.assembly.identity import MAY_CHANGE_ON_RESUME, settings
 from l2t_ray.interfaces import UserError
 from l2t_ray.masking import is_masked, masked
 from l2t_ray.settings import experiment as configuration
@@ -46,11 +46,10 @@ def read_config(directory: Path, overrides: Sequence[str] = ()) -> ExperimentCon
         raise UserError(f"{path} is cut off: it does not end with the end of a line; {remedy}.")
     tree = configuration.read_tree(path)
     # Before anything is checked: rules between keys would blame what is left for what is gone.
-    added = _added(tree)
-    missing = _lacking(ExperimentConfig, tree, added)
+    missing = _lacking(ExperimentConfig, tree)
     if missing is None:
         config = configuration.load(path)
-        missing = min(_keys(config.model_dump(mode="json")) - _keys(tree) - added, default=None)
+        missing = min(_keys(config.model_dump(mode="json")) - _keys(tree), default=None)
     if missing is not None:
         raise UserError(
             f"{path} is cut off or of another version: it lacks {missing}, and a run writes every key; {remedy}."
@@ -105,37 +104,17 @@ def _missing(key: str, shown: str | None, remedy: str) -> str:
     return f"{key} was {shown}, and credentials are never written; {remedy.format(key=key)}."
 
 
-def _added(tree: Mapping[str, Any]) -> set[str]:
-    """Keys that the run of an earlier version may lack: of those that were added together it has none."""
-    there, lacking = _keys(tree), set[str]()
-    for added in ADDED:
-        keys = {".".join(part for part in key.split(".") if not part.isdigit()) for key in added}
-        if not keys & there:
-            lacking |= keys
-    return lacking
-
-
-def _lacking(record: type[BaseModel], tree: Mapping[str, Any], added: set[str], prefix: str = "") -> str | None:
-    """The first key of a record that nested mappings lack, but for `added`; what is in a list, or of several kinds, is
-    not looked at."""
+def _lacking(record: type[BaseModel], tree: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key of a record that nested mappings lack; what is in a list, or of several kinds, is not looked at."""
     for name, field in record.model_fields.items():
-        if name not in tree and _is_added(field.annotation, f"{prefix}{name}", added):
-            continue
         if name not in tree:
             return f"{prefix}{name}"
         inner, value = field.annotation, tree[name]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            missing = _lacking(inner, value if isinstance(value, Mapping) else {}, added, f"{prefix}{name}.")
+            missing = _lacking(inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.")
             if missing is not None:
                 return missing
     return None
-
-
-def _is_added(annotation: Any, key: str, added: set[str]) -> bool:
-    """Whether a key, or each key of a section, was added."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return all(f"{key}.{name}" in added for name in annotation.model_fields)
-    return key in added
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> set[str]:

@@ -16,7 +16,7 @@ _MAX_KEY_LENGTH = 250
 _ROW_IDENTITY = frozenset({"arm", "round"})
 
 
-class Entry(NamedTuple):
+class RoundEntry(NamedTuple):
     """The numbers of one round of an arm."""
 
     arm: str
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     values: dict[str, float]
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], time_ms: int) -> "Entry":
+    def of(cls, row: Mapping[str, Any], time_ms: int) -> "RoundEntry":
         """A row of the metrics table, without what is no number and NaN."""
         values = {str(k): float(v) for k, v in row.items() if k not in _ROW_IDENTITY and _is_number(v)}
         return cls(_key(row.get("arm") or ""), int(row["round"]), time_ms, values)
@@ -55,13 +55,13 @@ class Params(NamedTuple):
         return cls({_key(k): _shorten(masked(str(v))) for k, v in _flatten(params)})
 
 
-def read_journal(path: Path) -> list[Entry]:
+def read_journal(path: Path) -> list[RoundEntry]:
     """The rows of a journal, one a line; none if there is no journal."""
     rows = []
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
             with suppress(ValueError, TypeError):  # the last line may be torn by a kill
-                rows.append(Entry(**json.loads(line)))
+                rows.append(RoundEntry(**json.loads(line)))
     return rows
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2t_ray.masking import masked
-from l2t_ray.tracking.entries import Entry, Params, read_journal
+from l2t_ray.tracking.entries import Params, RoundEntry, read_journal
 from l2t_ray.tracking.run_record import recorded_run_id, write_record
 from l2t_ray.tracking.runs import logged_rows
 from l2t_ray.tracking.stores import absolute_uri, artifact_location, opened_alone
@@ -82,7 +82,7 @@ class MlflowTracker:
         self._warn = warn
 
         self._lock = threading.Lock()  # guards the queues, the journal and the two flags below
-        self._queue: deque[Entry | Params] = deque()
+        self._queue: deque[RoundEntry | Params] = deque()
         self._artifacts: deque[str] = deque()  # apart, so that a failing upload never holds up rows
         self._is_down = False
         self._is_journal_lost = False
@@ -171,7 +171,7 @@ class MlflowTracker:
         The first of several rows with the same arm and round counts.
         """
         now = int(time.time() * 1000)
-        new = [Entry.of(row, now) for row in rows]
+        new = [RoundEntry.of(row, now) for row in rows]
         lines = "".join(json.dumps(row._asdict()) + "\n" for row in new)
         with self._lock:
             self._queue.extend(new)
@@ -201,7 +201,7 @@ class MlflowTracker:
         self._closing.set()
         self._thread.join(timeout)
         with self._lock:
-            num_rows = sum(isinstance(item, Entry) for item in self._queue)
+            num_rows = sum(isinstance(item, RoundEntry) for item in self._queue)
             is_incomplete = bool(self._queue or self._artifacts) or self._is_down or self._thread.is_alive()
         if is_incomplete:
             self._warn(
@@ -292,7 +292,7 @@ class MlflowTracker:
             with self._lock:
                 for _ in batch:
                     self._queue.popleft()
-                if not any(isinstance(item, Entry) for item in self._queue):
+                if not any(isinstance(item, RoundEntry) for item in self._queue):
                     with suppress(OSError):
                         (self._directory / PENDING).unlink(missing_ok=True)
         self._send_artifacts(client, is_last=is_last)
@@ -304,7 +304,7 @@ class MlflowTracker:
         with self._lock:
             self._is_down = False
 
-    def _next_batch(self) -> list[Entry] | list[Params]:
+    def _next_batch(self) -> list[RoundEntry] | list[Params]:
         """The head of the queue: the parameters, or as many rows as one call takes, a row never split in two."""
         with self._lock:
             rows, num_metrics = [], 0
@@ -317,11 +317,11 @@ class MlflowTracker:
                 rows.append(item)
             return rows
 
-    def _send_batch(self, client: MlflowClient, batch: list[Entry] | list[Params]) -> None:
+    def _send_batch(self, client: MlflowClient, batch: list[RoundEntry] | list[Params]) -> None:
         from mlflow.entities import Metric
 
         assert self._run_id is not None
-        fresh: dict[tuple[str, int], Entry] = {}
+        fresh: dict[tuple[str, int], RoundEntry] = {}
         for item in batch:
             if isinstance(item, Params):
                 self._send_params(client, item.values)

@@ -164,16 +164,18 @@ def test_a_configuration_that_lacks_one_key_in_the_middle_is_refused(whole, tmp_
         Experiment.resume(copy)
 
 
-def test_a_run_from_before_there_were_optimizers_goes_on(whole, tmp_path):
+def test_a_run_of_an_earlier_version_is_refused_with_what_it_lacks_or_what_is_renamed(whole, tmp_path):
     copy = interrupted(whole, tmp_path)
     tree = yaml.safe_load((copy / "config.yaml").read_text())
-    for key in ("optimizer", "nesterov", "betas", "eps", "eps_root", "clip"):
-        del tree["training"][key]
+    (copy / "config.yaml").write_text(yaml.safe_dump({key: value for key, value in tree.items() if key != "task"}))
+    with pytest.raises(UserError, match=r"config\.yaml is cut off or of another version: it lacks task"):
+        Experiment.resume(copy)
+    tree["method"]["clean_images"] = "judge"
     (copy / "config.yaml").write_text(yaml.safe_dump(tree))
-    for checkpoint in (copy / "checkpoints").iterdir():
-        written = json.loads((checkpoint / "fingerprint.json").read_text())["settings"]
-        assert "training.momentum" in written and "training.optimizer" not in written  # as they wrote it
-    assert Experiment.resume(copy).config.training.optimizer == "sgd"
+    with pytest.raises(
+        UserError, match=r"method\.clean_images=judge in .* is called method\.clean_images=validate now"
+    ):
+        Experiment.resume(copy)
 
 
 def test_a_run_from_before_there_was_imbalance_goes_on(whole, tmp_path):

@@ -13,6 +13,7 @@ from l2t_ray.settings.signature import record_of
 
 MODULE = """
 import numpy as np
+import torch
 from l2t_ray.data.example_sets import ExampleDataset, ExampleSet
 from l2t_ray.tasks.classification import Classification
 
@@ -37,10 +38,25 @@ number = 3
 def part(labels):
     return ExampleSet.of(np.arange(3 * len(labels), dtype=np.float32).reshape(-1, 3), labels, ("a", "b"))
 
+class Drawing:
+    extreme_rows = []
+    def __init__(self, examples):
+        self.examples = examples
+    def __len__(self):
+        return len(self.examples)
+    def draws(self, generator, size):
+        return (np.full(size, 1000.0, dtype=np.float32),)
+    def batch(self, rows, draws, device):
+        inputs, targets = self.examples.batch(rows, (), device)
+        return (inputs + torch.from_numpy(draws[0])[:, None] if draws else inputs), targets
+
 def numbers(kind: str = "labels"):
     labels = np.arange(20) % 2
     if kind == "targets":
         labels = labels.astype(np.float32)
+    if kind == "drawn":
+        made = part(labels)
+        return ExampleDataset("numbers", ExampleSet(Drawing(made.examples), ("a", "b"), "x", labels), made)
     if kind == "empty name":
         return ExampleDataset("numbers", part(labels), ExampleSet(part(labels).examples, ("a", "b"), ""))
     if kind == "strange":
@@ -166,6 +182,14 @@ def test_examples_with_labels_are_divided_by_class_and_keep_their_targets(load):
     assert all(batch.targets.equal(batch.indices % 2) and batch.weights.sum() == 1 for batch in (*train, val))
     labels = source.labels()
     assert labels.observed[labels.is_validation].tolist().count(0) == 4 and labels.noise is None
+
+
+def test_examples_draw_for_themselves_unless_they_are_to_be_left_as_they_are(load):
+    drawn, left = (source_of(load(*OWN_DATA, "data.options.kind=drawn", "task=ours:Own", f"data.augment={augment}"))
+                   for augment in ("crop_flip", "none"))  # fmt: skip
+    (first, *_), val = drawn.plain().round(0)
+    assert (first.inputs[:, 0] >= 1000).all() and (val.inputs[:, 0] < 1000).all()
+    assert (left.plain().round(0).train[0].inputs[:, 0] < 1000).all()
 
 
 def test_rows_of_ones_own_task_are_weighed_on_images_too(load):

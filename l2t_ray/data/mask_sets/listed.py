@@ -1,8 +1,10 @@
 """Published sets whose parts are listed in text files: CamVid and PASCAL VOC 2012."""
 
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 
+from l2t_ray.data.converted import stamps, stamps_below
 from l2t_ray.data.listed_files import check_disjoint, existing, folder_with, lines_of
 from l2t_ray.data.mask_sets.coding import Numbered
 from l2t_ray.data.mask_sets.mask_files import MaskFile, open_files
@@ -26,13 +28,22 @@ def open_camvid(root: Path) -> MaskedDataset:
     Raises:
         UserError: if files are absent, or not what the lists say.
     """
+    files = _camvid_files(root)
+    check_disjoint("camvid", {part: [file.image for file in listed] for part, listed in files.items()})
+    return open_files("camvid", files, CAMVID_CLASSES, Numbered(len(CAMVID_CLASSES), ignore=CAMVID_VOID))
+
+
+def camvid_state(root: Path) -> Hashable:
+    """Of all files that decide what `open_camvid` gives: another value, another set."""
+    return stamps([path for listed in _camvid_files(root).values() for file in listed for path in file])
+
+
+def _camvid_files(root: Path) -> dict[str, list[MaskFile]]:
     folder = folder_with(root, "camvid", ["CamVid", "."], "train.txt")
-    files = {
+    return {
         part: [_camvid_pair(folder, folder / f"{listed}.txt", line) for line in lines_of(folder / f"{listed}.txt")]
         for part, listed in (("train", "train"), ("validation", "val"), ("test", "test"))
     }
-    check_disjoint("camvid", {part: [file.image for file in listed] for part, listed in files.items()})
-    return open_files("camvid", files, CAMVID_CLASSES, Numbered(len(CAMVID_CLASSES), ignore=CAMVID_VOID))
 
 
 def _camvid_pair(folder: Path, path: Path, line: str) -> MaskFile:
@@ -49,7 +60,7 @@ def open_voc(root: Path) -> MaskedDataset:
     Raises:
         UserError: if files are absent, or not what the lists say.
     """
-    folder = folder_with(root, "voc2012", ["VOCdevkit/VOC2012", "VOC2012", "."], "ImageSets/Segmentation")
+    folder = _voc_folder(root)
     lists, augmented = folder / "ImageSets/Segmentation", folder / "SegmentationClassAug"
     has_more = (lists / "trainaug.txt").exists() and augmented.is_dir()
     test = _voc_files(folder, lists / "val.txt", folder / "SegmentationClass")
@@ -62,6 +73,17 @@ def open_voc(root: Path) -> MaskedDataset:
         return dataset
     lacking = "the list trainaug.txt" if augmented.is_dir() else "the folder SegmentationClassAug"
     return replace(dataset, notes=(*dataset.notes, f"trained on train alone, for {lacking} of trainaug is absent"))
+
+
+def voc_state(root: Path) -> Hashable:
+    """Of all files that decide what `open_voc` gives: another value, another set."""
+    parts = ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass", "SegmentationClassAug")
+    folder = _voc_folder(root)
+    return stamps_below(folder / part for part in parts)
+
+
+def _voc_folder(root: Path) -> Path:
+    return folder_with(root, "voc2012", ["VOCdevkit/VOC2012", "VOC2012", "."], "ImageSets/Segmentation")
 
 
 def _voc_files(folder: Path, path: Path, masks: Path) -> list[MaskFile]:

@@ -9,8 +9,10 @@ and beside them `classes.csv`, a line `name,r,g,b` for each class (`void` for wh
 a line in the order of the class numbers.
 """
 
+from collections.abc import Hashable
 from pathlib import Path
 
+from l2t_ray.data.converted import stamps, stamps_below
 from l2t_ray.data.mask_sets.coding import classes_below
 from l2t_ray.data.mask_sets.mask_files import MaskFile, open_files
 from l2t_ray.data.masked_sets import MaskedDataset
@@ -35,6 +37,12 @@ def open_mask_folder(root: Path) -> MaskedDataset:
             files[part] = _pairs(root, folder)
     classes = classes_below(root)
     return open_files("mask_folder", files, classes.names, classes.coding)
+
+
+def state(root: Path) -> Hashable:
+    """Of all files that decide what `open_mask_folder` gives: another value, another set."""
+    tables = stamps([root / name for name in ("classes.csv", "classes.txt")])
+    return tables, stamps_below(root / part / kind for part in _PARTS for kind in ("images", "masks"))
 
 
 def _pairs(root: Path, folder: Path) -> list[MaskFile]:

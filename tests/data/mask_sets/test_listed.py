@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from test_mask_folders import make as make_mask_folder
 from test_mask_folders import mask_of, save_image, save_mask
 
+from l2t_ray.data import catalog
 from l2t_ray.data.mask_sets.listed import CAMVID_CLASSES, VOC_CLASSES, open_camvid, open_voc
 from l2t_ray.interfaces import UserError
 
@@ -87,6 +89,23 @@ def test_what_is_wrong_with_lists_is_said(tmp_path):
     (tmp_path / "CamVid/val.txt").write_text("\n")
     with pytest.raises(UserError, match=r"val\.txt lists no image"):
         open_camvid(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, build, changed",
+    [
+        ("camvid", make_camvid, "CamVid/trainannot/train0.png"),
+        ("voc2012", make_voc, "VOCdevkit/VOC2012/SegmentationClassAug/d.png"),
+        ("mask_folder", make_mask_folder, "validation/masks/0.png"),
+    ],
+)
+def test_a_set_is_opened_anew_when_one_of_its_files_is_another(tmp_path, name, build, changed):
+    build(tmp_path)
+    first = catalog.load(name, root=tmp_path)
+    assert catalog.load(name, root=tmp_path) is first
+    save_mask(tmp_path / changed, mask_of(7))
+    second = catalog.load(name, root=tmp_path)
+    assert second is not first and second.train.digest() != first.train.digest()
 
 
 @pytest.mark.data
