@@ -29,7 +29,8 @@ class BoxedImages:
         images: the set.
         mean, std: by which pixels in 0..1 are normalised, one a channel.
         frame: height and width of the inputs.
-        augment: `crop_flip`: scale, place and flip are drawn; `flip`: the flip alone; `none`: nothing.
+        augment: `crop_flip`: scale, place and flip are drawn; `crop`: scale and place; `flip`: the flip; `none`:
+            nothing.
         scale: the least and the largest factor by which images are enlarged beyond the letterbox.
         boxes: other boxes than the set's own, for each image no more of them.
     """

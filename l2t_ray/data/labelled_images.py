@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2t_ray.data.augment import crop_and_flip, normalise
 from l2t_ray.data.examples import Draws
+from l2t_ray.data.placements import Augment
 from l2t_ray.interfaces import UserError
 
 
@@ -37,18 +38,19 @@ class LabelledImages:
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        augment: Literal["none", "flip", "crop_flip"] = "none",
+        augment: Augment = "none",
         padding: int = 4,
         padding_mode: Literal["zero", "reflect"] = "zero",
     ):
         size = min(images.shape[2:])
-        if augment == "crop_flip" and padding_mode == "reflect" and padding >= size:
+        is_cropped = augment in ("crop", "crop_flip")
+        if is_cropped and padding_mode == "reflect" and padding >= size:
             raise UserError(f"data.padding must be below the image size {size} to reflect, got {padding}.")
         if len(labels) != len(images):
             raise ValueError(f"There are {len(images)} images but {len(labels)} labels.")
         self._images, self._labels, self._mean, self._std = images, labels, mean, std
-        self._augment = augment
-        self._padding = padding if augment == "crop_flip" else 0
+        self._augment: Augment = augment
+        self._padding = padding if is_cropped else 0
         self._padding_mode: Literal["zero", "reflect"] = padding_mode
 
     def __len__(self) -> int:
@@ -61,6 +63,8 @@ class LabelledImages:
         if self._augment == "none":
             return ()
         flips = generator.random(size) < 0.5
+        if self._augment == "crop":
+            flips = np.zeros(size, dtype=bool)
         if self._augment == "flip":
             return np.full((size, 2), self._padding), flips
         return generator.integers(0, 2 * self._padding, (size, 2), endpoint=True), flips

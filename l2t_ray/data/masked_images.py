@@ -31,8 +31,8 @@ class MaskedImages:
         images: the set.
         mean, std: by which pixels in 0..1 are normalised, one a channel.
         crop: height and width of the crops, in pixels.
-        augment: `crop_flip`: scale, place and flip are drawn; `flip`: crops are from the middle at the images' own
-            scale; `none`: and not mirrored.
+        augment: `crop_flip`: scale, place and flip are drawn; `crop`: scale and place alone; `flip`: crops are from
+            the middle at the images' own scale; `none`: and not mirrored.
         scale: the least and the largest factor by which images are enlarged before they are cropped.
         pixels: how many pixels of each crop are trained on; None: all that count, and targets are masks alone.
 

@@ -61,6 +61,8 @@ def drawn_digits(
     draw: np.random.Generator,
     digits: tuple[int, int],
     sizes: tuple[int, int],
+    *,
+    rarity: float = RARITY,
 ) -> Iterator[tuple[int, Float[np.ndarray, "s s"]]]:
     """Digits and their ink, 0 to 1, one after another; low ones are frequent. What is drawn for a digit comes before
     what its taker draws.
@@ -68,8 +70,9 @@ def drawn_digits(
     Args:
         digits: from so many to so many, the latter not included.
         sizes: from such heights and widths to such, likewise.
+        rarity: how much rarer each digit is than the one before it.
     """
-    chances = RARITY ** np.arange(10)
+    chances = rarity ** np.arange(10)
     for digit in draw.choice(10, draw.integers(*digits), p=chances / chances.sum()).tolist():
         scan = by_class[digit][draw.integers(len(by_class[digit]))]
         size = int(draw.integers(*sizes))
@@ -81,10 +84,17 @@ def brightness(draw: np.random.Generator) -> float:
     return draw.uniform(170, 250) if draw.random() < 0.7 else draw.uniform(0, 30)
 
 
-def background(draw: np.random.Generator, size: int) -> Float[np.ndarray, "s s"]:
-    """Clouds of several sizes."""
-    total = np.full((size, size), draw.uniform(70, 130))
-    for cells, strength in ((3, 25), (8, 15), (20, 10)):
+def background(
+    draw: np.random.Generator, size: int, *, level: tuple[float, float] = (70.0, 130.0), clouds: float = 25.0
+) -> Float[np.ndarray, "s s"]:
+    """Clouds of several sizes.
+
+    Args:
+        level: the least and the largest mean grey.
+        clouds: standard deviation of the largest ones, in grey levels; smaller ones are fainter.
+    """
+    total = np.full((size, size), draw.uniform(*level))
+    for cells, strength in ((3, clouds), (8, 0.6 * clouds), (20, 0.4 * clouds)):
         coarse = draw.normal(0, strength, (cells, cells)).astype(np.float32)
         total += np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
     return total

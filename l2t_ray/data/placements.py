@@ -5,20 +5,20 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-Augment = Literal["none", "flip", "crop_flip"]
+Augment = Literal["none", "flip", "crop", "crop_flip"]
 
 
 def drawn_placements(
     generator: np.random.Generator, size: int, augment: Augment, scale: tuple[float, float]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-    """Scales, places (each in [0, 1)) and flips. As much is drawn whatever `augment` makes of it: `flip` leaves images
-    at their own scale and in the middle, `none` does not mirror them either."""
+    """Scales, places (each in [0, 1)) and flips. As much is drawn whatever `augment` makes of it: `crop` mirrors none,
+    `flip` leaves images at their own scale and in the middle, `none` does neither."""
     scales = generator.uniform(*scale, size)
     places = generator.random((size, 2))
     flips = generator.random(size) < 0.5
-    if augment != "crop_flip":
+    if augment in ("none", "flip"):
         scales, places = np.ones(size), np.full((size, 2), 0.5)
-    if augment == "none":
+    if augment in ("none", "crop"):
         flips = np.zeros(size, dtype=bool)
     return scales, places, flips
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from l2t_ray.data.placements import Augment
 from l2t_ray.data.sets import DATA_SETS
 from l2t_ray.import_path import is_import_path
 from l2t_ray.settings.record import (
@@ -115,7 +116,8 @@ class MasksConfig(Record):
     crop: Annotated[Whole, Field(ge=8, le=4096)] = 64
     """Height and width of the crops (paper: 380)."""
     scale: tuple[Enlargement, Enlargement] = (0.5, 2.0)
-    """The least and the largest factor by which an image is enlarged before it is cropped, with augment=crop_flip."""
+    """The least and the largest factor by which an image is enlarged before it is cropped, with augment=crop or
+    crop_flip."""
     pixels: Count | None = None
     """Pixels of each crop that are trained on, drawn anew in each step; null: all that count."""
     error: SegmentationError = "cross_entropy"
@@ -147,7 +149,8 @@ class BoxesConfig(Record):
     """Height and width of the inputs, multiples of 32; one number: both. Images keep their proportions, and lie in the
     middle of what is left."""
     scale: tuple[Enlargement, Enlargement] = (0.8, 1.5)
-    """The least and the largest factor by which an image is enlarged beyond that, with augment=crop_flip."""
+    """The least and the largest factor by which an image is enlarged beyond that, with augment=crop or
+    crop_flip."""
     loss: DetectionLoss = "darknet"
     """The form of the loss whose terms are minimised: Darknet's, with cross-entropies, or the paper's squares."""
     error: DetectionError = "edet"
@@ -195,8 +198,9 @@ class DataConfig(Record):
     noise: NoiseConfig = NoiseConfig()
     validation_labels: Literal["clean", "observed"] = "clean"
     """`clean`: validation labels are never corrupted; `observed`: they carry the same noise."""
-    augment: Literal["none", "flip", "crop_flip"] = "crop_flip"
-    """What is drawn for each training image; of images with masks are cropped in any case (`masks`)."""
+    augment: Augment = "crop_flip"
+    """What is drawn for each training image; images with masks are cropped in any case (`masks`). `crop`: for what
+    means another thing in a mirror, as digits and letters do."""
     augment_validation: bool = False
     """The released code augments validation images as well (docs/released.md, D6)."""
     crop_padding: Literal["zero", "reflect"] = "zero"

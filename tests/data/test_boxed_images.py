@@ -42,7 +42,7 @@ def loader(rank=0, world_size=1):
     )
 
 
-@pytest.mark.parametrize("augment", ["crop_flip", "flip", "none"])
+@pytest.mark.parametrize("augment", ["crop_flip", "crop", "flip", "none"])
 def test_a_box_painted_white_is_where_its_box_says_after_any_transform(augment):
     generator = np.random.default_rng(1)
     part, rows = images(augment=augment), generator.integers(0, 12, 150)

@@ -132,14 +132,14 @@ def test_pixels_are_those_of_the_rows():
         torch.testing.assert_close(batch.inputs, (pixels[batch.indices] / 255 - mean) / std)
 
 
-@pytest.mark.parametrize("augment", ["none", "flip", "crop_flip"])
+@pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop_flip"])
 def test_what_is_augmented(augment):
     plain, loader = make(augment="none").round(1), make(augment=augment).round(1)
     for batch, original in zip(loader.train, plain.train, strict=True):
         is_same = (batch.inputs == original.inputs).flatten(1).all(1)
         is_flipped = (batch.inputs == original.inputs.flip(3)).flatten(1).all(1)
         assert is_same.all() if augment == "none" else not is_same.all()
-        assert augment == "crop_flip" or (is_same | is_flipped).all()
+        assert augment in ("crop", "crop_flip") or (is_same | is_flipped).all()
     assert torch.equal(loader.val.inputs, plain.val.inputs)
     augmented = make(augment=augment, augment_validation=True).round(1).val
     assert torch.equal(augmented.inputs, plain.val.inputs) == (augment == "none")
@@ -170,3 +170,14 @@ def test_too_many_workers():
 def test_padding_wider_than_the_image():
     with pytest.raises(UserError, match=r"data\.padding must be below the image size 8"):
         make(padding=8, padding_mode="reflect")
+
+
+def test_crops_that_are_not_mirrored_are_from_the_places_of_those_that_are():
+    rows = np.arange(len(DATASET.train.labels))
+    part = [
+        LabelledImages(DATASET.train.images, DATASET.train.labels, mean=DATASET.mean, std=DATASET.std, augment=augment)
+        for augment in ("crop", "crop_flip")
+    ]
+    plain, mirrored = (each.draws(np.random.default_rng(0), len(rows)) for each in part)
+    assert not plain[1].any() and 0 < mirrored[1].sum() < len(rows)
+    np.testing.assert_array_equal(plain[0], mirrored[0])

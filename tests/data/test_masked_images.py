@@ -212,10 +212,21 @@ def test_shrunk_sets_too_large_for_memory_are_read_when_they_are_asked_for(monke
 
 
 def test_the_digest_tells_how_far_images_of_files_were_shrunk():
-    of_files = replace(SET, content="files")
-    assert len({of_files.digest(), of_files.shrunk(2).digest()}) == 2
+    of_files = replace(MaskedSet.of([painted(40, 64)], "abcdefgh"), content="files")
+    assert len({of_files.digest(), of_files.shrunk(2).digest(), of_files.shrunk(4).digest()}) == 3
 
 
 def test_images_of_which_too_little_is_left_are_refused():
     with pytest.raises(UserError, match=r"data\.masks\.shrink=3 leaves 6x10 pixels of image 11, which has 19x31"):
         SET.shrunk(3)
+
+
+def test_crops_that_are_not_mirrored_are_those_that_are_but_for_that():
+    rows, generator = np.arange(12), np.random.default_rng
+    both = [images(augment=augment).draws(generator(0), 12) for augment in ("crop", "crop_flip")]
+    for plain, mirrored in zip(*(draws[:2] + draws[3:] for draws in both), strict=True):
+        np.testing.assert_array_equal(plain, mirrored)
+    assert not both[0][2].any() and 0 < both[1][2].sum() < 12
+    (inputs, _), (others, _) = (images().batch(rows, draws, CPU) for draws in both)
+    flipped = torch.from_numpy(both[1][2])
+    assert torch.equal(inputs[~flipped], others[~flipped]) and torch.equal(inputs[flipped], others[flipped].flip(3))
