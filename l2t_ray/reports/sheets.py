@@ -94,7 +94,7 @@ def grid_of(
 
 
 def _wrapped(text: str, width: float) -> str:
-    return "\n".join(textwrap.fill(line, int(width / 0.075)) for line in text.splitlines())
+    return "\n".join(textwrap.fill(line, int(width / 0.062)) for line in text.splitlines())
 
 
 def _columns(width: float, names: Sequence[str]) -> int:

@@ -66,7 +66,8 @@ def test_what_is_shown_at_the_end_is_what_the_metric_saw(whole):
 def test_a_run_leaves_its_pictures_and_a_table_says_which_classes_count(tmp_path):
     short = SCENES["training"] | {"num_rounds": 2, "num_steps": 1}
     loss = {"hidden": 6, "label_entries": "table"}
-    config = scenes(method=SCENES["method"] | {"loss": loss}, training=short, controls=[])
+    data = SCENES["data"] | {"options": {"num_train": 12, "num_validation": 6, "num_test": 1}}
+    config = scenes(data=data, method=SCENES["method"] | {"loss": loss}, training=short, controls=[])
     checkpoint = run_alone(config)
     result = write_results(config, tmp_path, checkpoint, figures=True)
     drawn = {path.stem for path in (result.directory / "figures").iterdir()}
