@@ -152,8 +152,8 @@ class ItemExamples:
         both = copy(self)
         both._items = replace(self._items, dataset=ConcatDataset([self._items.dataset, other._items.dataset]))
         both.extreme_rows = [*self.extreme_rows, *(len(self) + row for row in other.extreme_rows)]
-        both_have = self.targets is not None and other.targets is not None
-        both.targets = torch.cat((self.targets, other.targets)) if both_have else None
+        own = [part for part in (self.targets, other.targets) if part is not None]
+        both.targets = torch.cat(own) if len(own) == 2 else None
         return both
 
     def checksum(self) -> str:
