@@ -90,6 +90,10 @@ class EarlyStopping:
             self._waited += 1
         return self._waited >= self.patience
 
+    def watches_validation(self, metrics: Sequence[Metric]) -> bool:
+        """Whether what it watches is measured on the validation set; `metrics` are the task's."""
+        return self._asked is None or self._asked in {metric.on_validation for metric in metrics}
+
     def _forget(self) -> None:
         self.best_round: int | None = None
         self.improved, self._best, self._waited = False, -math.inf, 0

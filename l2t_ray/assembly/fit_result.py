@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """What `fit` gives back.
 
@@ -49,6 +49,13 @@ class Fit:
     are_logits: bool = True
     num_rounds: int = 0
     stopped: str | None = None
+
+    def __repr__(self) -> str:
+        measured = {name: value for row in self.rows for name, value in row.items() if name.startswith("test_")}
+        parts = [f"{self.num_rounds} rounds"]
+        parts += [f"{name}={value:.4g}" for name, value in measured.items()]
+        parts += [] if self.stopped is None else [f"stopped: {self.stopped}"]
+        return f"Fit({type(self.model).__name__}, {', '.join(parts)})"
 
     @property
     def history(self) -> "pandas.DataFrame":

@@ -102,6 +102,12 @@ class Rounds:
         start = self._latest()
         rows = [] if start is None else start.rows
         for callback in self._stoppings():
+            if self.parts.source.teaches_validation and callback.watches_validation(metrics):
+                _LOG.warning(
+                    "EarlyStopping watches the validation set, which is trained on as well: too good; give it "
+                    "metric=%r and a test= for that alone.",
+                    metrics[0].on_test,
+                )
             # Without the best model of before there is nothing to give back of it.
             if callback.begin(metrics, rows if callback.keep == "last" or self.best else ()):
                 return str(callback)
@@ -125,7 +131,9 @@ class Rounds:
         if self.run.arms[0].teacher is not None and isinstance(method, LearnsLoss):
             phi = method.learned_loss(state)
         self.last = Moment(checkpoint.round, state.student, None if phi is None else phi.cpu().clone())
-        self.noise = self.parts.estimates[-1] if self.parts.estimates else self.noise
+        if self.parts.estimates and self.noise is not (newest := self.parts.estimates[-1]):
+            self.noise = newest
+            self.screen.message(f"label noise: {newest}")
         self.newest = replace(checkpoint, rows=list(checkpoint.rows))
         row = checkpoint.rows[-1]
         self.screen.update(row)

@@ -103,12 +103,12 @@ class ItemExamples:
 
     Args:
         items: of the set.
-        are_labels: the targets are class numbers; the first reading's are kept.
+        are_labels: the targets have to be class numbers.
 
     Attributes:
         largest: of the inputs' values, by size.
         form: inputs and targets of a few examples.
-        targets: the labels; None: targets are of another kind, and read with the inputs.
+        targets: class numbers, from the first reading; None: targets are of another kind, and read with the inputs.
         collates: a minibatch is put together by itself, and not with others of its round.
 
     Raises:
@@ -133,7 +133,7 @@ class ItemExamples:
             if rows[0] == 0:
                 self.form = inputs, targets
         self._checksum = digest.hexdigest()
-        self.targets: Tensor | None = torch.cat(labels) if are_labels else None
+        self.targets: Tensor | None = torch.cat(labels) if all(map(_are_numbers, labels)) else None
         extremes = [extremes_within(items.name, parts) for parts in extents.values()]
         self.extreme_rows: Sequence[int] = sorted({row for each in extremes for row in each.rows})
         self.largest = max(each.largest for each in extremes)
@@ -152,8 +152,8 @@ class ItemExamples:
         both = copy(self)
         both._items = replace(self._items, dataset=ConcatDataset([self._items.dataset, other._items.dataset]))
         both.extreme_rows = [*self.extreme_rows, *(len(self) + row for row in other.extreme_rows)]
-        if self.targets is not None and other.targets is not None:
-            both.targets = torch.cat((self.targets, other.targets))
+        own = [part for part in (self.targets, other.targets) if part is not None]
+        both.targets = torch.cat(own) if len(own) == 2 else None
         return both
 
     def checksum(self) -> str:
@@ -249,6 +249,10 @@ def _pair(minibatch: Any) -> Any:
             if key in minibatch:
                 return {name: values for name, values in minibatch.items() if name != key}, minibatch[key]
     return minibatch
+
+
+def _are_numbers(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
 
 
 def _in_order(count: int, size: int) -> list[Int[np.ndarray, " n"]]:

