@@ -25,8 +25,8 @@ DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}
 @pytest.fixture
 def bare(monkeypatch):
     """As where nothing but the base is installed."""
-    for package in EXTRAS:
-        monkeypatch.setitem(sys.modules, package, None)
+    for name in {*EXTRAS, *(loaded for loaded in sys.modules if loaded.partition(".")[0] in EXTRAS)}:
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 def names(requirements):

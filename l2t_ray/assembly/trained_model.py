@@ -199,7 +199,7 @@ def _of_arm(directory: Path, arm: str | None) -> Path:
     if arm in arms:
         return arms[arm]
     if arms:
-        which = "the method itself has none, having diverged" if arm is None else f"there is none of arm {arm!r}"
+        which = "the method itself has none" if arm is None else f"there is none of arm {arm!r}"
         raise UserError(
             f"{directory} holds the models of {', '.join(sorted(arms))}, and {which}; give arm= one of them."
         )

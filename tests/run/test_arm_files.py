@@ -1,6 +1,7 @@
 """Each method's student is left in the run directory, and loads from there."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import l2t_ray
 from l2t_ray.assembly.trained import Predictions
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.interfaces import UserError
+from l2t_ray.run import Experiment
 from l2t_ray.run.arm_files import arm_file, write_predictions
 
 
@@ -31,6 +33,16 @@ def test_an_arm_or_a_run_without_a_model_is_said_in_a_sentence(whole, tmp_path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match=r"holds no trained model: the run is not finished, .* --resume "):
         l2t_ray.load_model(tmp_path)
+
+
+def test_a_finished_run_without_a_model_gets_it_by_resuming(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "x")
+    (run / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the method itself has none; give arm="):
+        l2t_ray.load_model(run)
+    Experiment.resume(run).run(quiet=True, figures=False)
+    ours, theirs = (l2t_ray.load_model(where).state_dict() for where in (run, whole))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 def test_predictions_have_the_published_number_and_class_names(tmp_path):

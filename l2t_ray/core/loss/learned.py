@@ -65,7 +65,9 @@ class LearnedLoss(nn.Module):
         weights = (family.phi if phi is None else phi).detach().clone()
         if len(weights) != len(family.phi):
             raise ValueError(f"a loss of {len(family.phi)} weights was given {len(weights)}.")
-        self.family, self.options = family, Options(ignore_index, reduction, label_smoothing)
+        self.family = family
+        # By torch's names: loops of other people read them, and set them.
+        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
         self._is_of_rows, self._is_kept = isinstance(family, RowFamily), isinstance(family, KeptFamily)
         if not self._is_of_rows and (weight is not None or self.options != Options()):
             raise ValueError(
@@ -78,6 +80,14 @@ class LearnedLoss(nn.Module):
         self.register_buffer("weight", class_weights(weight))
         # As wide as there are classes, which the first call tells.
         self.register_buffer("memory", None if num_examples is None else torch.zeros(num_examples, 0))
+
+    @property
+    def options(self) -> Options:
+        """
+        Raises:
+            ValueError: if one of them is none.
+        """
+        return Options(self.ignore_index, self.reduction, self.label_smoothing)
 
     def with_options(self, **options: Any) -> "LearnedLoss":
         """The same loss with these options and otherwise those that it has; it remembers nothing yet.

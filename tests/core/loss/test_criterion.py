@@ -170,6 +170,16 @@ def test_a_loss_without_memory_does_not_mind_an_index():
     assert torch.equal(loss(logits, labels, index=torch.arange(3)), loss(logits, labels))
 
 
+def test_options_have_torchs_names_and_may_be_set():
+    logits, labels, loss = logits_of((6, CLASSES)), labels_of((6, CLASSES)), uneven()
+    assert (loss.reduction, loss.ignore_index, loss.label_smoothing, loss.weight) == ("mean", -100, 0.0, None)
+    loss.reduction, loss.label_smoothing = "none", 0.1
+    assert torch.equal(loss(logits, labels), uneven(reduction="none", label_smoothing=0.1)(logits, labels))
+    loss.reduction = "avg"
+    with pytest.raises(ValueError, match="reduction must be"):
+        loss(logits, labels)
+
+
 OPTIONS = {"weight": WEIGHT, "ignore_index": 2, "reduction": "sum", "label_smoothing": 0.1}
 
 
