@@ -44,7 +44,7 @@ from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.arguments import check_arguments, usable_device
 from l2t_ray.training.checkpoint import Checkpoint
 from l2t_ray.training.dry_round import dry_round, first_outputs, with_remedies
-from l2t_ray.training.explain import Words
+from l2t_ray.training.explain import Words, task_tried
 from l2t_ray.training.loop import Run, StepSizes
 from l2t_ray.training.remedies import EAGER, applied
 from l2t_ray.training.user_module import check_parameters, copied, initialise_lazy, uncompiled
@@ -333,8 +333,8 @@ def _first_loss(
     if given is None or isinstance(given, str | Mapping):
         return method.first_loss(facts)
     if isinstance(given, DynamicLossNetwork):
-        return PairLoss(copied(given, "loss"), facts.task)
-    return checked_family(given, "loss")
+        return PairLoss(copied(given, "loss").float(), facts.task)  # teachers move phi in single precision
+    return checked_family(given, "loss", facts.task)
 
 
 def _last_loss(family: LossFamily | None, end: Checkpoint) -> LearnedLoss | None:
@@ -375,7 +375,7 @@ def _parts(config: ExperimentConfig, student: FlatModule, source: TensorSource, 
 
 def _classes_of_rows(task: Task, outputs: Any, batch: Batch) -> int:
     """How many classes a task's rows decide between; 1: it has none."""
-    with torch.no_grad():
+    with torch.no_grad(), task_tried(task):
         rows = task.terms(outputs, batch).rows
     return 1 if rows is None else rows.logits.shape[1]
 
