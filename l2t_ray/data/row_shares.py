@@ -58,7 +58,7 @@ def _num_rows(task: Task, batch: Batch) -> Int[Tensor, ""]:
     except Exception as error:  # a task may be the user's own, and the targets are
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         raise UserError(
-            f"task {task.name} cannot count the rows of its targets ({reason}); give targets that it is for, or mend it."
+            f"task {task.name} cannot count the rows of its targets ({reason}); give those that it is for, or mend it."
         ) from error
 
 

@@ -144,9 +144,9 @@ class Hidden:
         ({"task": Silent()}, "task Silent cannot read the model's outputs and the targets of validation: Attribute"),
         (
             {"task": Segmentation(["a", "b", "c"])},
-            r"task [Ss]egmentation cannot (count the rows of its targets|read the model)",
+            "task [Ss]egmentation cannot (count|read)",
         ),
-        ({"loss": TermLoss({"l_box": ["all"]})}, "loss combines l_box .* and the classification task gives"),
+        ({"loss": TermLoss({"l_box": ["all"]})}, "loss combines the terms l_box .* and the classification task gives"),
         ({"loss": Hidden()}, "loss must be None, a loss family"),
     ],
 )
@@ -157,9 +157,12 @@ def test_a_task_or_a_loss_that_is_for_something_else_is_refused(arguments, sente
 
 
 def test_a_loss_network_in_double_precision_is_taken_in_single():
-    network = DynamicLossNetwork(hidden=3, layers=2)
-    one, two = (fitted(method="l2t_dln", loss=loss).rows[-1]["val_error"] for loss in (network, network.double()))
-    assert one == two
+    errors = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)  # the model's first weights
+        loss = DynamicLossNetwork(hidden=3, layers=2).to(dtype)
+        errors.append(fitted(method="l2t_dln", loss=loss).rows[-1]["val_error"])
+    assert errors[0] == errors[1]
 
 
 def test_a_loss_for_other_classes_than_the_model_gives_is_refused():

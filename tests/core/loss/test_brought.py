@@ -117,7 +117,9 @@ def test_reports_that_are_no_numbers_of_their_own_are_refused(report, sentence):
 def test_a_family_of_other_terms_than_the_tasks_is_refused():
     family = TermLoss({"l_box": ["all"]})
     assert checked_family(family, "loss") is family
-    with pytest.raises(UserError, match=r"loss combines l_box .*, and the classification task gives .*; give one that"):
+    with pytest.raises(
+        UserError, match=r"loss combines the terms l_box .*, and the classification task gives no terms; give one"
+    ):
         checked_family(family, "loss", Classification())
 
 
