@@ -19,6 +19,7 @@ from l2t_ray.assembly.students import build_schedule
 from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
+from l2t_ray.bilevel.draws import one_at_a_time
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.refusals import is_compiled
 from l2t_ray.core.loss.brought import checked_family
@@ -104,6 +105,7 @@ class Fit:
         )
 
 
+@one_at_a_time
 def fit(
     model: nn.Module,
     *,
@@ -131,6 +133,7 @@ def fit(
     """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
 
     One round is tried first, on a copy of its own (`dry_round`), so that what cannot be trained is refused at once.
+    Calls from several threads wait for each other: what is drawn in a model comes from streams of the process.
 
     Args:
         model: gives logits `[n, c]` for inputs `[n, ...]`, of any floating-point type; left as it is. It may have more
