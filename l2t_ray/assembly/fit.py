@@ -19,7 +19,7 @@ from l2t_ray.assembly.students import build_schedule
 from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.assembly.teachers import build_teacher
 from l2t_ray.assembly.tensor_source import TensorSource
-from l2t_ray.bilevel.draws import one_at_a_time
+from l2t_ray.bilevel.draws import ONE_AT_A_TIME
 from l2t_ray.bilevel.flat import FlatModule
 from l2t_ray.bilevel.refusals import is_compiled
 from l2t_ray.core.loss.brought import checked_family
@@ -105,7 +105,6 @@ class Fit:
         )
 
 
-@one_at_a_time
 def fit(
     model: nn.Module,
     *,
@@ -192,7 +191,7 @@ def fit(
     place = usable_device(device)
     words = Words(batch_size=f"batch_size={batch_size}", val_batch_size=f"val_batch_size={val_batch_size}")
     # Somebody may call this inside torch.no_grad() or torch.inference_mode().
-    with torch.inference_mode(False), torch.enable_grad():
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
         compiled = any(map(is_compiled, model.modules()))
         student = uncompiled(copied(model))
         home = next(student.parameters()).device

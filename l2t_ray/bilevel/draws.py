@@ -8,18 +8,16 @@ and to go back to it takes a tenth of a millisecond each: nothing beside a stude
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
+"""Held by whoever trains in a thread of several: it would move the streams that the others draw from."""
 
 
 class RandomStates(NamedTuple):
@@ -73,17 +71,6 @@ def unmoved_draws(device: torch.device) -> Iterator[None]:
     """What is drawn inside is drawn again afterwards."""
     with drawn_from(standing_draws(device), device):
         yield
-
-
-def one_at_a_time(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Has calls from several threads wait for each other: they would move the streams that another one draws from."""
-
-    @wraps(function)
-    def alone(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with _ONE_AT_A_TIME:
-            return function(*args, **kwargs)
-
-    return alone
 
 
 def _put(draws: RandomStates, device: torch.device) -> None:
