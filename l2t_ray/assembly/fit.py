@@ -19,6 +19,7 @@ from l2t_ray.assembly.fit_parts import FitParts
 from l2t_ray.assembly.fit_result import Fit
 from l2t_ray.assembly.fit_rounds import Rounds, screen_of
 from l2t_ray.assembly.fit_settings import GivenLoss, settings_of, steps_by
+from l2t_ray.bilevel.draws import ONE_AT_A_TIME
 from l2t_ray.data.item_examples import batch_size_of
 from l2t_ray.data.tensor_examples import TensorSets
 from l2t_ray.interfaces import Task
@@ -63,6 +64,7 @@ def fit(
     """Trains a copy of `model` on noisy examples under a loss that is learned from clean ones.
 
     One round is tried first, on a copy of its own (`dry_round`), so that what cannot be trained is refused at once.
+    Calls from several threads wait for each other: what is drawn in a model comes from streams of the process.
 
     Args:
         model: gives logits `[n, c]` for inputs `[n, ...]`, of any floating-point type; left as it is. It may have more
@@ -144,7 +146,7 @@ def fit(
     place = usable_device(next(model.parameters()).device if device is None else device)
     autocast = autocast_of(precision, model, place, getattr(config.method, "engine", None))
     # Somebody may call this inside torch.no_grad() or torch.inference_mode().
-    with torch.inference_mode(False), torch.enable_grad():
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad():
         sets = TensorSets(
             *(train, validation, test),
             batch_size=config.training.batch_size,

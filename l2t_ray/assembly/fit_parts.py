@@ -25,7 +25,7 @@ from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.training.dry_round import dry_round, first_outputs, with_remedies
-from l2t_ray.training.explain import Words
+from l2t_ray.training.explain import Words, task_tried
 from l2t_ray.training.loop import Run, StepSizes
 from l2t_ray.training.remedies import EAGER, Remedy
 from l2t_ray.training.user_module import copied, initialise_lazy, uncompiled
@@ -149,7 +149,7 @@ def _parts(config: ExperimentConfig, student: FlatModule, source: TensorSource, 
 
 def _classes_of_rows(task: Task, outputs: Any, batch: Batch) -> int:
     """How many classes a task's rows decide between; 1: it has none."""
-    with torch.no_grad():
+    with torch.no_grad(), task_tried(task):
         rows = task.terms(outputs, batch).rows
     return 1 if rows is None else rows.logits.shape[1]
 

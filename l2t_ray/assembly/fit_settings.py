@@ -95,5 +95,5 @@ def first_loss(
     if given is None or isinstance(given, str | Mapping):
         return method.first_loss(facts)
     if isinstance(given, DynamicLossNetwork):
-        return PairLoss(copied(given, "loss"), facts.task)
-    return checked_family(given, "loss")
+        return PairLoss(copied(given, "loss").float(), facts.task)  # teachers move phi in single precision
+    return checked_family(given, "loss", facts.task)

@@ -39,14 +39,17 @@ from l2t_ray.bilevel.derivative_trial import (
     DerivativeTrial,
     Difference,
     Errors,
+    KeptFromWeights,
     central_difference,
     direction_for,
     distances,
+    kept_from_weights,
     settled_radius,
 )
 from l2t_ray.bilevel.draws import unmoved_draws
 from l2t_ray.bilevel.engines import EngineName
 from l2t_ray.bilevel.flat import clone_buffers
+from l2t_ray.bilevel.functions_alone import without_second_derivative
 from l2t_ray.bilevel.unroll import InnerProblem, loss_gradients, student_steps
 from l2t_ray.interfaces import Batch, StudentState, UserError
 
@@ -63,8 +66,9 @@ class DerivativeCheck(NamedTuple):
         mixed: of `M v`.
         verdict: `sound`: all agree. `surrogate`: the model's gradients are not its loss's, as those of a
             straight-through estimator are not, and the products are made of the same. `constant`: the gradients are
-            right, but something in them that depends on the weights is no part of the graph (`no_grad`), and the
-            products take it for a constant. `unsettled`: differences do not settle, and say nothing.
+            right, but something in them that depends on the weights, now or of a pass before, is no part of the graph
+            (`no_grad`, an average in a buffer), and the products take it for a constant. `unsettled`: differences do
+            not settle, and say nothing.
         sentence: the same for a user; empty where there is nothing to say.
     """
 
@@ -239,8 +243,11 @@ def _held_against_differences(
         predicted = Difference(gradient @ direction, hessian, mixed)
         errors[radius] = distances(predicted, difference, floors)
         if max(errors[radius]) < TOLERANCE:
-            return DerivativeCheck(*errors[radius], "sound", "")
+            kept = kept_from_weights(trial, direction, radius * size, gradient)
+            return DerivativeCheck(*errors[radius], *(("constant", _kept(kept)) if kept else ("sound", "")))
     radius = settled_radius(differences, floors)
+    if own and trial.is_double and (radius is None or errors[radius].first > TOLERANCE):
+        _refuse_opaque(given, trial, direction, own, otherwise)
     if radius is None:
         first, hessian, mixed = (min(column) for column in zip(*errors.values(), strict=True))
         return DerivativeCheck(first, hessian, mixed, "unsettled", _unsettled(trial, gradient, engine))
@@ -254,9 +261,24 @@ def _held_against_differences(
     return DerivativeCheck(*off, "constant", _constant(off))
 
 
-def _own_sites(trial: DerivativeTrial, direction: Tensor) -> str:
+def _refuse_opaque(
+    given: DerivativeTrial, trial: DerivativeTrial, direction: Tensor, own: list[Any], otherwise: str
+) -> None:
+    """Where differences of the whole say nothing: the model's functions, each by itself."""
+    opaque = without_second_derivative(trial, own)
+    if opaque is not None:
+        reason = "its backward pass is right, and the derivative of that is not, by finite differences of it alone"
+        raise UserError(missing_derivative(_own_sites(given, direction, opaque), reason, otherwise))
+
+
+def _own_sites(trial: DerivativeTrial, direction: Tensor, function: Any = None) -> str:
+    """
+    Args:
+        function: the only one that counts; None: all do.
+    """
     with traced():
         own = _watched_products(trial, direction)[2]
+    own = [node for node in own if function is None or getattr(node, "_forward_cls", None) is function]
     return ", ".join(dict.fromkeys(str(site_of(node)) for node in own))
 
 
@@ -281,6 +303,14 @@ def _constant(errors: Errors) -> str:
     return (
         f"the student's second derivatives are off by {max(errors):.0%}: something that depends on its weights is "
         "computed under no_grad or detached, and the hypergradient takes it for a constant."
+    )
+
+
+def _kept(kept: KeptFromWeights) -> str:
+    return (
+        f"the model keeps {' and '.join(kept.names[:3])} from pass to pass, which follow its weights, and computes "
+        f"with them: through them a step's loss depends on earlier weights, by {kept.share:.1%} of its slope, and the "
+        "hypergradient takes them for constants."
     )
 
 

@@ -3,7 +3,7 @@
 All passes see the same masks and running statistics. Nothing is changed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -28,6 +28,9 @@ have 1e-3, and ReLU networks anything up to 1, and there differences do not sett
 
 SETTLED = 0.005
 """Differences of two neighbouring radii that are no further apart have settled."""
+
+KEPT = 1e-3
+"""Largest share of the loss's slope that may go through buffers without a word. Spectral normalisation has less."""
 
 RADII = (1e-9, 1e-10, 1e-11, 1e-7)
 """Steps of the differences, as shares of the weights' norm, in the order in which they are tried. Rounding makes an
@@ -81,6 +84,19 @@ class DerivativeTrial:
             products = tape.products(direction.to(self.student.theta))
         return self._summed(*products)
 
+    def buffers_after(self, theta_step: Tensor | float = 0.0) -> dict[str, Tensor]:
+        """What a pass at shifted weights leaves in the buffers."""
+        buffers = clone_buffers(self.student.buffers)
+        with self.alike():
+            self.problem.inner_loss((self.student.theta + theta_step).detach(), self.phi, buffers, self.batch)
+        return buffers
+
+    def loss_with(self, buffers: Mapping[str, Tensor]) -> Tensor:
+        """The loss of all workers with other buffers."""
+        with self.alike():
+            loss = self.problem.inner_loss(self.student.theta, self.phi, clone_buffers(buffers), self.batch)[0]
+        return self.problem.group.sum(loss.detach().reshape(1).clone())[0]
+
     def in_double(self) -> "tuple[DerivativeTrial, tuple[Tensor, ...]]":
         """The same in double precision, where the model can be run in it by all workers, else as it is; and its
         gradients."""
@@ -123,6 +139,35 @@ def central_difference(trial: DerivativeTrial, direction: Tensor, step: float) -
     (*ahead, loss_ahead), (*behind, loss_behind) = (trial.gradients(way * step * direction) for way in (1, -1))
     along_theta, along_phi = ((a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True))
     return Difference((loss_ahead - loss_behind) / (2 * step), along_theta, along_phi)
+
+
+class KeptFromWeights(NamedTuple):
+    """Buffers that follow the weights and that the next pass computes with, and their share of the loss's slope."""
+
+    names: Sequence[str]
+    share: float
+
+
+def kept_from_weights(
+    trial: DerivativeTrial, direction: Tensor, step: float, gradient: Tensor
+) -> KeptFromWeights | None:
+    """Whether the loss of a pass depends on the weights of the one before through buffers; None: not so that it counts.
+
+    Running statistics of a batch norm follow the weights too, and a pass in training mode does not compute with them.
+    """
+    if not trial.student.buffers:
+        return None
+    sides = [trial.buffers_after(way * step * direction) for way in (1, -1)]
+    ahead, behind = map(trial.loss_with, sides)
+    slope = torch.maximum((gradient @ direction).abs(), 1e-3 * gradient.norm())
+    share = ((ahead - behind).abs() / (2 * step) / slope).item()
+    if not share > KEPT:
+        return None
+
+    def alone(name: str) -> list[Tensor]:
+        return [trial.loss_with({**trial.student.buffers, name: side[name]}) for side in sides]
+
+    return KeptFromWeights([name for name in sides[0] if len(set(torch.stack(alone(name)).tolist())) > 1], share)
 
 
 class Errors(NamedTuple):

@@ -7,6 +7,7 @@ and to go back to it takes a tenth of a millisecond each: nothing beside a stude
 """
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held by whoever trains in a thread of several: it would move the streams that the others draw from."""
 
 
 class RandomStates(NamedTuple):

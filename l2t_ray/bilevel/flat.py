@@ -150,7 +150,7 @@ class FlatModule:
             self._record(call, output, pieces)
         return output
 
-    def check(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
+    def check(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> list[str]:
         """One training step's forward and backward pass on copies, for what would train wrongly without a word.
 
         Random numbers are drawn as if this had not been.
@@ -158,13 +158,17 @@ class FlatModule:
         Args:
             args, kwargs: of the module, such as a minibatch's inputs; a few examples are enough.
 
+        Returns:
+            The trained parameters that had no part in the output.
+
         Raises:
             UserError: if the output depends on a tensor that requires gradients and is not part of the vector, or on
                 none that is; if the module edits or assigns parameters; if a buffer comes into being, or changes its
-                shape or type; if a part accumulates gradients itself (reentrant checkpoints, nested `backward()`).
+                shape or type; if a part accumulates gradients itself (reentrant checkpoints, nested `backward()`); if
+                it computes with plain attributes that it changes (`plain_state`).
         """
         with unmoved_draws(theta.device), torch.enable_grad():
-            refuse_unsound(self, theta.detach(), buffers, args, kwargs)
+            return refuse_unsound(self, theta.detach(), buffers, args, kwargs)
 
     def load(self, theta: Float[Tensor, " p"], buffers: Mapping[str, Tensor]) -> nn.Module:
         """The module itself, given these weights: for handing a trained student out."""

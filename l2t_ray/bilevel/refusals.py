@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from l2t_ray.bilevel.autograd_graph import graph_nodes
+from l2t_ray.bilevel.draws import unmoved_draws
+from l2t_ray.bilevel.plain_state import plain_state, refuse_kept_state
 from l2t_ray.interfaces import UserError
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def refuse_changed(changed: Mapping[str, Any], weights: Mapping[str, Tensor], bu
 
 def refuse_unsound(
     student: "FlatModule", theta: Tensor, buffers: Mapping[str, Tensor], args: Any, kwargs: Mapping[str, Any]
-) -> None:
+) -> list[str]:
     """`FlatModule.check` without its care for random numbers."""
     weights, in_place = theta.clone().requires_grad_(), {}
     own_buffers = dict(student.module.named_buffers())
@@ -111,6 +113,7 @@ def refuse_unsound(
         output = student(weights, _copies(buffers), *args, training=True, **kwargs)
         return [t for t in tensors_in(output) if t.requires_grad]
 
+    kept = plain_state(student.module)
     hook = student.module.register_forward_hook(lambda module, *_: in_place.update(module.named_parameters()))
     found = results(weights)
     hook.remove()
@@ -132,6 +135,14 @@ def refuse_unsound(
             )
     _refuse_own_backward(weights, found)
     _refuse_clipping(student, theta, weights, buffers, args, kwargs)
+
+    def outputs() -> list[Tensor]:
+        with unmoved_draws(theta.device):
+            return [tensor.detach() for tensor in results(weights)]
+
+    refuse_kept_state(student.module, kept, outputs)
+    reached = set(graph_nodes(*found))
+    return [name for name in student.views(theta) if in_place[name].grad_fn not in reached]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, Task
+from l2t_ray.interfaces import Batch, Data, Group, RoundBatches, Task, UserError
 
 
 class RowShares:
@@ -28,7 +30,7 @@ class RowShares:
     def round(self, index: int) -> RoundBatches:
         train, val = self._data.round(index)
         batches = [*train, val]
-        own = torch.stack([self._task.num_rows(batch.targets).sum() for batch in batches]).to(batches[0].weights)
+        own = torch.stack([_num_rows(self._task, batch) for batch in batches]).to(batches[0].weights)
         *train, val = (
             _weighted(batch, total) for batch, total in zip(batches, self._group.sum(own).tolist(), strict=True)
         )
@@ -42,6 +44,22 @@ class RowShares:
 
     def test(self) -> Iterable[Batch]:
         return self._data.test()
+
+
+def _num_rows(task: Task, batch: Batch) -> Int[Tensor, ""]:
+    """
+    Raises:
+        UserError: if the task cannot make anything of the targets.
+    """
+    try:
+        return task.num_rows(batch.targets).sum()
+    except UserError:
+        raise
+    except Exception as error:  # a task may be the user's own, and the targets are
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise UserError(
+            f"task {task.name} cannot count the rows of its targets ({reason}); give those that it is for, or mend it."
+        ) from error
 
 
 def _weighted(batch: Batch, num_rows: float) -> Batch:

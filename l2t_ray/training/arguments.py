@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from l2t_ray.training.user_module import first_line
 TEACHERS = ("adam", "lstm")
 PRECISIONS = {"bf16": torch.bfloat16}
 OPTIMIZERS = ("sgd", "adam", "adamw")
+_OF_A_TASK = ("name", "metrics", "kinds", "row_is_example", "num_rows", "terms", "error", "score", "summarise")
 _OF_AN_OPTIMIZER = ("nesterov", "betas", "eps", "eps_root", "clip")
 
 
@@ -53,7 +55,15 @@ def _is_sound(loss: Any) -> bool:
     """A family of one's own is looked at where it is taken (`core/loss/brought.py`)."""
     if isinstance(loss, DynamicLossNetwork):
         return bool(loss.phi.isfinite().all())
-    return isinstance(loss, LossFamily)
+    with suppress(Exception):  # an attribute may be a property of the user's own
+        return isinstance(loss, LossFamily)
+    return False
+
+
+def _is_task(task: Any) -> bool:
+    with suppress(Exception):
+        return not isinstance(task, type) and all(hasattr(task, name) for name in _OF_A_TASK)
+    return False
 
 
 _COUNT = Rule("a whole number of at least 1", lambda value: _whole(value, 1))
@@ -80,6 +90,10 @@ _RULES: dict[str, Rule] = {
     "teacher": Rule(
         "None, " + " or ".join(map(repr, TEACHERS)),
         lambda value: value is None or (isinstance(value, str) and value in TEACHERS),
+    ),
+    "task": Rule(
+        f"None or a task, which has {', '.join(_OF_A_TASK)} (docs/extending.md)",
+        lambda value: value is None or _is_task(value),
     ),
     "loss": Rule(
         "None, a loss family or its settings, or a DynamicLossNetwork with finite weights",

@@ -109,9 +109,16 @@ def dry_round(
         evaluate(student, state, task, [val], group)
     with explained(words, place("differentiated", train)):
         if isinstance(train.inputs, Mapping):
-            student.check(theta, buffers, **train.inputs)
+            unused = student.check(theta, buffers, **train.inputs)
         else:
-            student.check(theta, buffers, train.inputs)
+            unused = student.check(theta, buffers, train.inputs)
+    if unused:
+        _LOG.warning(
+            "%s: %s had no part in the output of a minibatch. A parameter without a gradient is trained as one whose "
+            "gradient is zero, so weight decay and momentum move it, where torch.optim would skip it.",
+            words.model,
+            ", ".join(unused[:3]) + (", ..." if unused[3:] else ""),
+        )
     for batch in (train, val):
         with explained(words, here := place("differentiated", batch)):
             leaf = theta.clone().requires_grad_()

@@ -72,6 +72,20 @@ def explained(words: Words, place: DryPlace) -> Iterator[None]:
         raise UserError(sentence) from error
 
 
+@contextmanager
+def task_tried(task: Any) -> Iterator[None]:
+    """Inside, what a task raises of a model's first outputs, and of the targets, becomes a `UserError`."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"task {type(task).__name__} cannot read the model's outputs and the targets of validation: "
+            f"{type(error).__name__}: {first_line(error)}; give those that it is for, or mend it."
+        ) from error
+
+
 def check_outputs(outputs: Any, words: Words, place: DryPlace) -> None:
     """Holds a model's answer to a batch against what a classifier gives.
 

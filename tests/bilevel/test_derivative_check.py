@@ -265,6 +265,19 @@ class Tripled(Function):
         return 3 * gradient
 
 
+class InNumPyButLinear(Function):
+    """Its slope is kept as a number, so that its backward pass is linear and on the graph."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = torch.from_numpy(1 - np.tanh(x.detach().numpy()) ** 2)
+        return torch.from_numpy(np.tanh(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.slope
+
+
 def without_graph(x, gradient):
     with torch.no_grad():
         return gradient * (1 - x.tanh() ** 2)
@@ -413,6 +426,41 @@ def test_gradients_that_stand_in_for_others_are_said_to():
     check = check_derivatives(*setting(lambda: around(lambda z: StraightThrough.apply(z).tanh())))
     assert check.verdict == "surrogate" and check.first > 0.5
     assert "off by" in check.sentence and "StraightThrough" in check.sentence
+
+
+@pytest.mark.parametrize("opaque", [Detached, InNumPyButLinear])
+def test_an_opaque_function_beside_a_straight_through_estimator_is_refused_by_name(opaque):
+    """The differences of the whole say nothing, and those of the function alone do."""
+    with pytest.raises(UserError, match=r"that of \S*(Tanh|InNumPyButLinear) .*by finite differences of it alone"):
+        check_derivatives(*setting(lambda: around(lambda z: opaque.apply(StraightThrough.apply(z)))))
+
+
+def test_a_sound_function_beside_a_straight_through_estimator_is_let_be():
+    check = check_derivatives(*setting(lambda: around(lambda z: Square.apply(StraightThrough.apply(z)))))
+    assert check.verdict == "surrogate"
+    assert "apply" not in vars(Square) and "apply" not in vars(StraightThrough)
+
+
+class AveragedWeights(nn.Module):
+    """Computes with a running mean of its weights as well."""
+
+    def __init__(self, decay):
+        super().__init__()
+        self.first, self.last, self.decay = nn.Linear(NUM_INPUTS, WIDTH), nn.Linear(WIDTH, NUM_CLASSES), decay
+        self.register_buffer("mean", self.first.weight.detach().clone())
+
+    def forward(self, x):
+        weight = self.first.weight + self.mean
+        with torch.no_grad():
+            self.mean = self.decay * self.mean + (1 - self.decay) * self.first.weight
+        return self.last(F.linear(x.flatten(1), weight).tanh())
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.98])
+def test_an_average_of_weights_that_the_next_pass_computes_with_is_said(decay):
+    check = check_derivatives(*setting(lambda: AveragedWeights(decay)))
+    assert check.verdict == "constant"
+    assert "the model keeps mean from pass to pass, which follow its weights" in check.sentence
 
 
 def test_a_detached_part_is_said_to_count_as_a_constant():

@@ -1,5 +1,7 @@
 """`fit` works on a copy: the module that it is given stays as it was, whatever happens."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,3 +180,16 @@ def test_what_a_copy_would_lose_or_share_is_refused(make, sentence):
     examples = torch.randn(60, 4), torch.arange(60) % 3
     with pytest.raises(UserError, match=sentence):
         fit(make(), train=examples, validation=examples, num_rounds=2, batch_size=10, val_batch_size=20)
+
+
+def test_threads_that_fit_models_with_dropout_train_what_one_does_alone():
+    model = seeded(lambda: nn.Sequential(nn.Linear(WIDTH, 8), nn.Dropout(0.5), nn.Linear(8, 3)))
+
+    def trained(seed):
+        found = fitted(model, method="cross_entropy", warm_share=None, seed=seed, try_first=False)
+        return torch.cat([parameter.flatten() for parameter in found.model.parameters()])
+
+    alone = [trained(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(trained, range(3)))
+    assert all(map(torch.equal, alone, together))

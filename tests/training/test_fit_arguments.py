@@ -8,7 +8,10 @@ from torch import nn
 from l2t_ray.assembly.callbacks import EarlyStopping
 from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
+from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.interfaces import UserError
+from l2t_ray.tasks.classification import Classification
+from l2t_ray.tasks.segmentation import Segmentation
 
 NAN, INF = float("nan"), float("inf")
 
@@ -56,6 +59,7 @@ WRONG = {
     "teacher": (["LSTM", "sgd", ["adam"], nn.LSTM], "must be None, 'adam' or 'lstm', got"),
     "seed": ([-1, 1.0, True, 2**63, "0", None], r"must be a whole number from 0 to 2\^63 - 1, got"),
     "loss": ([nn.CrossEntropyLoss(), broken_loss(), 3], "must be None, a loss family or its settings, or a Dynamic"),
+    "task": ([3, "segmentation", Classification, nn.Linear(2, 2)], "must be None or a task, which has name, metrics"),
     "try_first": ([1, "no", None], "must be True or False, got"),
     "optimizer": (
         ["SGD", None, 3, torch.optim.Adam, {}, {"name": "adam", "num_rounds": 7}, {"betas": (0.9, 0.99)}],
@@ -130,6 +134,42 @@ def test_a_training_set_that_is_none_is_refused(train, sentence):
     with pytest.raises(UserError, match=sentence):
         attempt(rows, train=train)
     assert rows == []
+
+
+class Silent(Classification):
+    def terms(self, outputs, batch):
+        return None
+
+
+class Hidden:
+    phi = property(lambda self: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"task": Silent()}, "task Silent cannot read the model's outputs and the targets of validation: Attribute"),
+        (
+            {"task": Segmentation(["a", "b", "c"])},
+            "task [Ss]egmentation cannot (count|read)",
+        ),
+        ({"loss": TermLoss({"l_box": ["all"]})}, "loss combines the terms l_box .* and the classification task gives"),
+        ({"loss": Hidden()}, "loss must be None, a loss family"),
+    ],
+)
+def test_a_task_or_a_loss_that_is_for_something_else_is_refused(arguments, sentence):
+    with pytest.raises(UserError, match=sentence) as refusal:
+        attempt(rows := [], warm_share=None, method="l2t_dln", **({"loss": None} | arguments))
+    assert rows == [] and "\n" not in str(refusal.value)
+
+
+def test_a_loss_network_in_double_precision_is_taken_in_single():
+    errors = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)  # the model's first weights
+        loss = DynamicLossNetwork(hidden=3, layers=2).to(dtype)
+        errors.append(fitted(method="l2t_dln", loss=loss).rows[-1]["val_error"])
+    assert errors[0] == errors[1]
 
 
 def test_a_loss_for_other_classes_than_the_model_gives_is_refused():

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from l2t_ray.core.loss.family import LossFamily, RowLosses
-from l2t_ray.interfaces import Metrics, Terms, UserError
+from l2t_ray.core.loss.family import KeptFamily, LossFamily, RowLosses
+from l2t_ray.interfaces import Metrics, Task, Terms, UserError
 from l2t_ray.own_code import is_own, own_code
 
 _MEMBERS = ("phi", "reads_memory", "losses", "fixed", "report")
@@ -25,17 +25,17 @@ TAKEN = frozenset(
 TAKEN_BEGINNINGS = ("test_", "validation_", "seconds_")
 
 
-def checked_family(family: Any, what: str) -> LossFamily:
+def checked_family(family: Any, what: str, task: Task | None = None) -> LossFamily:
     """The family.
 
     Args:
         what: what it is called, as in `loss 'mine:Loss'`.
+        task: that it is to be a loss for; None: nobody knows.
 
     Raises:
-        UserError: if it lacks something, or its phi is no row of finite numbers in single precision.
+        UserError: if it lacks something, its phi is no row of finite numbers in single precision, or it is for another
+            task.
     """
-    if not is_own(family):
-        return family
     with own_code(what, family):
         lacking = [name for name in _MEMBERS if not hasattr(family, name)]
         phi = getattr(family, "phi", None)
@@ -52,6 +52,11 @@ def checked_family(family: Any, what: str) -> LossFamily:
         )
     if not phi.isfinite().all():
         raise UserError(f"phi of {what} has {int((~phi.isfinite()).sum())} numbers that are not finite; mend them.")
+    if task is not None and isinstance(family, KeptFamily):
+        try:
+            family.check(task)
+        except ValueError as error:
+            raise UserError(f"{what} {error}; give one that is for this task.") from None
     return family
 
 

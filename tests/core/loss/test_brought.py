@@ -7,8 +7,10 @@ from l2t_ray.core.loss.brought import TAKEN, TAKEN_BEGINNINGS, checked_family, f
 from l2t_ray.core.loss.family import RowLosses
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.interfaces import Terms, UserError
 from l2t_ray.own_code import own_code
+from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import COLUMNS
 
 TERMS, ROWS = Terms(torch.zeros(3, 2)), torch.arange(3)
@@ -54,8 +56,6 @@ def test_a_family_is_taken_as_it_is():
     assert checked_family(family, "loss") is family
     assert losses_of(family, family.phi, TERMS, None).values.tolist() == [0, 0, 0]
     assert report_of(family, family.phi) == {"strength": 1}
-    own = PairLoss(DynamicLossNetwork(hidden=3, layers=2).double())
-    assert checked_family(own, "loss") is own, "what is of this package is not looked at"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,7 @@ def test_a_family_is_taken_as_it_is():
         (Family(phi=3), "phi of loss 'a:B' must be a tensor, the weights that it begins with, got int"),
         (Family(torch.zeros(())), "must be a row of one number or more in torch.float32, got [] in torch.float32"),
         (Family(torch.zeros(0)), "got [0] in torch.float32"),
+        (PairLoss(DynamicLossNetwork(hidden=3, layers=2).double()), "in torch.float64"),
         (Family(torch.zeros(1, 1)), "got [1, 1] in torch.float32"),
         (Family(torch.zeros(1, dtype=torch.float64)), "got [1] in torch.float64"),
         (Family(torch.tensor([1, 2])), "got [2] in torch.int64"),
@@ -111,6 +112,15 @@ def test_reports_that_are_no_numbers_of_their_own_are_refused(report, sentence):
     with pytest.raises(UserError) as refused:
         report_of(Gives(report), torch.zeros(1))
     assert sentence in str(refused.value)
+
+
+def test_a_family_of_other_terms_than_the_tasks_is_refused():
+    family = TermLoss({"l_box": ["all"]})
+    assert checked_family(family, "loss") is family
+    with pytest.raises(
+        UserError, match=r"loss combines the terms l_box .*, and the classification task gives no terms; give one"
+    ):
+        checked_family(family, "loss", Classification())
 
 
 def test_every_column_of_a_round_is_taken_but_the_one_that_a_loss_gives():
