@@ -58,6 +58,7 @@ def drawn_digits(
     draw: np.random.Generator,
     digits: tuple[int, int],
     sizes: tuple[int, int],
+    classes: int = 10,
 ) -> Iterator[tuple[int, Float[np.ndarray, "s s"]]]:
     """Digits and their ink, 0 to 1, one after another; low ones are frequent. What is drawn for a digit comes before
     what its taker draws.
@@ -65,9 +66,10 @@ def drawn_digits(
     Args:
         digits: from so many to so many, the latter not included.
         sizes: from such heights and widths to such, likewise.
+        classes: the first so many digits.
     """
-    chances = RARITY ** np.arange(10)
-    for digit in draw.choice(10, draw.integers(*digits), p=chances / chances.sum()).tolist():
+    chances = RARITY ** np.arange(classes)
+    for digit in draw.choice(classes, draw.integers(*digits), p=chances / chances.sum()).tolist():
         scan = by_class[digit][draw.integers(len(by_class[digit]))]
         size = int(draw.integers(*sizes))
         yield digit, np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR)) / 255
