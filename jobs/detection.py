@@ -1,8 +1,8 @@
 """The main job on images with boxes: YOLO-v3 under a learned combination of its loss terms, and beside it under the
-same terms as they are.
+fixed loss, in the form that people train with and in the paper's (docs/detection.md).
 
 python jobs/detection.py                                              # canvases of digits, which need no download
-python jobs/detection.py data.name=bccd data.root=DIR data.boxes.size=416
+python jobs/detection.py --config configs/bccd.yaml data.root=DIR     # blood cells
 """
 
 from functools import partial

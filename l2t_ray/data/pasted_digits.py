@@ -62,6 +62,7 @@ def drawn_digits(
     digits: tuple[int, int],
     sizes: tuple[int, int],
     *,
+    classes: int = 10,
     rarity: float = RARITY,
 ) -> Iterator[tuple[int, Float[np.ndarray, "s s"]]]:
     """Digits and their ink, 0 to 1, one after another; low ones are frequent. What is drawn for a digit comes before
@@ -70,10 +71,11 @@ def drawn_digits(
     Args:
         digits: from so many to so many, the latter not included.
         sizes: from such heights and widths to such, likewise.
+        classes: the first so many digits.
         rarity: how much rarer each digit is than the one before it.
     """
-    chances = rarity ** np.arange(10)
-    for digit in draw.choice(10, draw.integers(*digits), p=chances / chances.sum()).tolist():
+    chances = rarity ** np.arange(classes)
+    for digit in draw.choice(classes, draw.integers(*digits), p=chances / chances.sum()).tolist():
         scan = by_class[digit][draw.integers(len(by_class[digit]))]
         size = int(draw.integers(*sizes))
         yield digit, np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BILINEAR)) / 255

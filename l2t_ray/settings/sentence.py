@@ -50,6 +50,9 @@ def sentence(error: ValidationError, record: type[BaseModel], settings: Settings
         case "literal_error" if new := _new_value(record, first, settings):
             return f"{key}={first['input']} {origin} is called {key}={new} now; write that."
     message = _IN_YAML.get(first["type"]) or first["msg"][0].lower() + first["msg"][1:]
+    words = [other for other in error.errors()[1:] if other["type"] == "literal_error"]
+    if words and keys_of(words[0], settings.tree) == keys and first["type"] in _IN_YAML:  # a word instead will do too
+        message += f" or {words[0].get('ctx', {})['expected']}"
     return f"{key} {origin}: {message}, got {value_text(first['input'])}."
 
 

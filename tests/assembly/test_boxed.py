@@ -41,7 +41,7 @@ def by_image(batches):
 def test_a_configuration_serves_inputs_of_one_size_and_equal_shares():
     _, source = served(data__boxes__size=[64, 96])
     data = source.plain()
-    assert isinstance(source, BoxedSource) and isinstance(data, Data) and data.num_classes == 10
+    assert isinstance(source, BoxedSource) and isinstance(data, Data) and data.num_classes == 5
     train, val = data.round(3)
     most = source.dataset.train.most
     assert [batch.inputs.shape for batch in train] == [(4, 3, 64, 96)] * 2 and val.inputs.shape == (3, 3, 64, 96)
@@ -137,4 +137,4 @@ def test_what_needs_a_label_an_image_says_so():
     config, _ = served()
     with pytest.raises(UserError, match=r"data\.name=digit_boxes has boxes, and this needs images with a label each"):
         load_dataset(config.data)
-    assert open_dataset(config.data).num_classes == 10
+    assert open_dataset(config.data).num_classes == 5

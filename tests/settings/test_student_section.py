@@ -136,3 +136,8 @@ def test_a_mistake_gets_one_sentence(load, overrides, sentence):
 def test_what_cannot_be_built_is_refused_in_one_sentence(load, student, sentence):
     with pytest.raises(UserError, match=sentence):
         built(load(f"student={student}"))
+
+
+def test_a_list_or_a_word_says_both():
+    with pytest.raises(UserError, match=r"^student\.anchors in the test: must be a list or 'kmeans', got 'kmean'\.$"):
+        configuration.validate({"student": {"name": "yolo", "anchors": "kmean"}}, source="the test")
