@@ -93,7 +93,7 @@ def test_the_run_directory_holds_everything(finished):
     }  # fmt: skip
     assert {path.name for path in (directory / "figures").iterdir()} == {
         "accuracy_and_error.png", "loss_surfaces.png", "gradient_sums.png", "teacher_steps.png",
-        "round_time.png", "confusion.png",
+        "round_time.png", "confusion.png", "loss_weights.png", "loss_weights_over_rounds.png",
     }  # fmt: skip
     rows = read_rows(directory / "metrics.parquet")
     assert [(row["arm"], row["round"]) for row in rows] == [

@@ -38,7 +38,7 @@ class TaskLossConfig(MethodSettings):
     @property
     def arm(self) -> str:
         own = self.form or self.name
-        return self.label or (own if self.clean_images == "judge" else f"{own}-{self.clean_images}")
+        return self.label or (own if self.clean_images == "validate" else f"{own}-{self.clean_images}")
 
     def build(self, parts: Parts) -> "TaskLoss":
         """

@@ -57,7 +57,8 @@ def anchors_of(boxes: Float[Tensor, "n 4"], num_anchors: int, *, seed: int = 0) 
     Raises:
         UserError: if there are fewer sizes than anchors.
     """
-    sizes = (boxes[:, 2:] - boxes[:, :2]).double()
+    # Of boxes that rounding alone tells apart there is one size: starts are drawn from different ones.
+    sizes = (boxes[:, 2:] - boxes[:, :2]).double().round(decimals=3)
     sizes = sizes[(sizes > 0).all(dim=1) & sizes.isfinite().all(dim=1)]
     different = sizes.unique(dim=0)
     if len(different) < num_anchors:

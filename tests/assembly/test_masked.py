@@ -64,7 +64,7 @@ def test_another_set_has_another_fingerprint():
         (
             "data.imbalance",
             {"kind": "step", "factor": 9},
-            r"data\.imbalance\.kind is 'step', which is of images with one",
+            r"data\.imbalance\.kind is 'step', which is of examples with one",
         ),
         ("data.noise", {"kind": "uniform", "rate": 0.2}, r"data\.noise\.kind is 'uniform', which images with masks"),
         ("data.validation_labels", "observed", r"set data\.validation_labels=clean"),

@@ -178,20 +178,6 @@ def test_a_run_of_an_earlier_version_is_refused_with_what_it_lacks_or_what_is_re
         Experiment.resume(copy)
 
 
-def test_a_run_from_before_there_was_imbalance_goes_on(whole, tmp_path):
-    copy = interrupted(whole, tmp_path)
-    tree = yaml.safe_load((copy / "config.yaml").read_text())
-    del tree["data"]["imbalance"]
-    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
-    written = json.loads((copy / "fingerprint.json").read_text())["settings"]
-    assert not any(key.startswith("data.imbalance") for key in written)  # as they wrote it
-    assert Experiment.resume(copy).config.data.imbalance.kind == "none"
-    tree["data"]["imbalance"] = {"kind": "step"}
-    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match=r"it lacks data\.imbalance\.factor"):
-        Experiment.resume(copy)
-
-
 def test_an_imbalance_is_written_and_part_of_what_a_run_is(tiny, tmp_path):
     thin = [
         "data.imbalance={kind: exponential, factor: 20}",

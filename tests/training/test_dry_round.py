@@ -15,6 +15,7 @@ from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import Batch, DivergenceError, RoundBatches, UserError
 from l2t_ray.training.dry_round import shortened, with_remedies
 
+EXACT = {"name": "recommended", "engine": "store"}
 WIDTH = 8
 CPU = torch.device("cpu")
 UNFITTED = DynamicLossNetwork(pairs="softmax", activation="silu")
@@ -213,7 +214,7 @@ REFUSED = {
     "norm at zero": (
         lambda: Wrapped(lambda f, x: f(normed(F.linear(x, torch.eye(WIDTH) * f.weight[:1])))),
         BLACK,
-        "second derivative of model is not finite .*rsqrt",
+        "second derivative of .* is not finite.*sqrt",
     ),
     "root at zero": (
         lambda: Wrapped(lambda f, x: f.bias + F.linear(x, f.weight).square().sum(1, keepdim=True).sqrt()),
@@ -364,7 +365,7 @@ def test_the_trial_can_be_skipped():
     with pytest.raises(UserError, match="not finite"):
         fit(Norm(), train=data, validation=data, **sizes)
     with pytest.raises(DivergenceError):
-        fit(Norm(), train=data, validation=data, try_first=False, **sizes)
+        fit(Norm(), train=data, validation=data, try_first=False, **sizes, method=EXACT)
 
 
 class Norm(nn.Module):

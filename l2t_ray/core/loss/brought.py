@@ -18,11 +18,11 @@ TAKEN = frozenset(
     {
         *("arm", "round", "step", "epoch", "seconds", "images_per_second", "ended_at", "train_loss", "val_error", "lr"),
         *("gradient_norm", "logit_gradient_sum", "hypergradient_norm", "phi_step_norm", "phi_step_max", "reproduced"),
-        *("weight_auc", "weight_right", "weight_wrong"),
+        *("weight_auc", "weight_right", "weight_wrong", "hypergradient_cosine"),
     }
 )
 """Columns of a round that a loss's own numbers would hide."""
-TAKEN_BEGINNINGS = ("test_", "validation_", "seconds_")
+TAKEN_BEGINNINGS = ("test_", "validation_", "seconds_", "snr")
 
 
 def checked_family(family: Any, what: str, task: Task | None = None) -> LossFamily:
@@ -33,7 +33,7 @@ def checked_family(family: Any, what: str, task: Task | None = None) -> LossFami
         task: that it is to be a loss for; None: nobody knows.
 
     Raises:
-        UserError: if it lacks something, its phi is no row of finite numbers in single precision, or it is for another
+        UserError: if it lacks something, its phi is no row of finite numbers of the usual type, or it is for another
             task.
     """
     with own_code(what, family):
@@ -46,9 +46,10 @@ def checked_family(family: Any, what: str, task: Task | None = None) -> LossFami
         )
     if not isinstance(phi, Tensor):
         raise UserError(f"phi of {what} must be a tensor, the weights that it begins with, got {type(phi).__name__}.")
-    if phi.dtype != torch.float32 or phi.ndim != 1 or not len(phi):
+    usual = torch.get_default_dtype()
+    if phi.dtype != usual or phi.ndim != 1 or not len(phi):
         raise UserError(
-            f"phi of {what} must be a row of one number or more in torch.float32, got {list(phi.shape)} in {phi.dtype}."
+            f"phi of {what} must be a row of one number or more in {usual}, got {list(phi.shape)} in {phi.dtype}."
         )
     if not phi.isfinite().all():
         raise UserError(f"phi of {what} has {int((~phi.isfinite()).sum())} numbers that are not finite; mend them.")
