@@ -179,7 +179,7 @@ def repr_exact(value):
     return [repr_exact(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-@pytest.mark.parametrize("num_kept", [1, 3, 4])
+@pytest.mark.parametrize("num_kept", [1, 4])
 def test_an_interrupted_run_resumes_bit_for_bit(finished, configs, num_kept):
     """Checkpoints exist after rounds 2 and 4 of either arm; everything after the first few of them is thrown away."""
     directory, _ = finished

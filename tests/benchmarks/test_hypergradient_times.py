@@ -69,6 +69,7 @@ def test_memory_of_recompute_is_two_and_a_half_times_plain_and_flat_in_the_numbe
     assert long < 1.1 * short
 
 
+@pytest.mark.slow
 @needs_proc
 def test_memory_is_measured(benchmark):
     case = benchmark.Case(num_steps=2, batch_size=8, val_batch_size=8)

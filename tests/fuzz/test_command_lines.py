@@ -136,8 +136,8 @@ def try_command_lines(tally, tmp_path: Path, cases: list[tuple[str, list[str]]])
 
 def test_commands_that_mean_nothing(tally, tmp_path):
     counted = tally("command lines")
-    try_command_lines(counted, tmp_path, random.Random(0).sample(CASES, 30))
-    counted.check(at_least=30)
+    try_command_lines(counted, tmp_path, random.Random(0).sample(CASES, 16))
+    counted.check(at_least=16)
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ def counted(title: str, number: int, case: Callable[[int], tuple[str, str]]) -> 
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("number", [12, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("number", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_a_damaged_run_ends_right_or_says_why_not(number, whole, tmp_path, end_of):
     def case(seed):
         (tmp_path / str(seed)).mkdir()
@@ -185,7 +185,7 @@ def test_a_damaged_run_ends_right_or_says_why_not(number, whole, tmp_path, end_o
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("number", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("number", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_a_run_that_is_killed_anywhere_comes_to_the_same_end(number, whole, tmp_path, end_of, tiny):
     def case(seed):
         return killed_case(seed, whole, tmp_path / str(seed), end_of, tiny)

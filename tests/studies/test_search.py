@@ -77,6 +77,7 @@ def test_what_diverges_is_the_worst_there_is(start, heard):
     assert search._study.trials[0].value == 0.0
 
 
+@pytest.mark.slow  # tests/studies/test_sweep.py has a study on Tune in the quick ones
 @pytest.mark.ray
 def test_on_tune_as_in_turn(start, heard):
     """With one trial at a time, the same samples to the last bit."""
