@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from l2t_ray.assembly.images import build_policy, refuse_other_sections
+from l2t_ray.assembly.images import build_policy, label_setting, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.example_sets import ExampleDataset
 from l2t_ray.data.examples import Undrawn
@@ -48,13 +48,9 @@ class ExampleSource(ExamplesSource):
 def _refuse_settings_of_images(config: ExperimentConfig) -> None:
     data = config.data
     refuse_other_sections(data, "examples of its own")
-    for key, value, only in (
-        ("data.noise.kind", data.noise.kind, "none"),
-        ("data.validation_labels", data.validation_labels, "clean"),
-        ("data.crop_padding", data.crop_padding, "zero"),
-    ):
-        if value != only:
-            raise UserError(f"{key} is {value!r}, which data.name={data.name} does not know; leave it out.")
+    if unknown := label_setting(data):
+        key, value, _ = unknown
+        raise UserError(f"{key} is {value!r}, which data.name={data.name} does not know; leave it out.")
     if data.augment == "flip":
         raise UserError(
             f"data.augment is 'flip', which data.name={data.name} does not know; set none, or leave it out for what "

@@ -52,6 +52,19 @@ def open_dataset(data: DataConfig) -> AnyDataset:
     )
 
 
+def label_setting(data: DataConfig) -> tuple[str, str, str] | None:
+    """The first setting of images with one label each that is set: its key, its value, and the value that says
+    nothing; None: none is."""
+    for key, value, usual in (
+        ("data.noise.kind", data.noise.kind, "none"),
+        ("data.validation_labels", data.validation_labels, "clean"),
+        ("data.crop_padding", data.crop_padding, "zero"),
+    ):
+        if value != usual:
+            return key, value, usual
+    return None
+
+
 def refuse_other_sections(data: DataConfig, what: str) -> None:
     """
     Args:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from l2t_ray.assembly.images import build_policy, refuse_other_sections
+from l2t_ray.assembly.images import build_policy, label_setting, refuse_other_sections
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.masked_images import MaskedImages
 from l2t_ray.data.masked_sets import MaskedDataset, MaskedSet
@@ -64,10 +64,6 @@ class MaskedSource(ExamplesSource):
 def _refuse_settings_of_labels(config: ExperimentConfig) -> None:
     data = config.data
     refuse_other_sections(data, "masks")
-    for key, value, only in (
-        ("data.noise.kind", data.noise.kind, "none"),
-        ("data.validation_labels", data.validation_labels, "clean"),
-        ("data.crop_padding", data.crop_padding, "zero"),
-    ):
-        if value != only:
-            raise UserError(f"{key} is {value!r}, which images with masks do not know; set {key}={only}.")
+    if unknown := label_setting(data):
+        key, value, usual = unknown
+        raise UserError(f"{key} is {value!r}, which images with masks do not know; set {key}={usual}.")

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from l2t_ray.assembly.source import ExamplesSource
 from l2t_ray.data.examples import Examples
+from l2t_ray.data.tensor_checks import class_numbers
 from l2t_ray.data.tensor_examples import TensorSets, test_batch_of
 from l2t_ray.interfaces import Task
 from l2t_ray.methods.parts import Labels
@@ -55,14 +55,8 @@ class TensorSource(ExamplesSource):
 
 def _labels(sets: TensorSets, num_classes: int, task: Task | None) -> Int[np.ndarray, " n"]:
     """The class of each row of both sets; zeros where a task's targets are something else."""
-    targets = [part.targets for part in (sets.train, sets.validation)]
-    if task is not None and not (task.row_is_example and all(_are_classes(part, num_classes) for part in targets)):
+    labels = [class_numbers(part.targets, num_classes) for part in (sets.train, sets.validation)]
+    found = [own for own in labels if own is not None]
+    if task is not None and not (task.row_is_example and len(found) == len(labels)):
         return np.zeros(len(sets.train) + len(sets.validation), dtype=np.int64)
-    labels = [part.cpu().numpy() for part in targets if isinstance(part, Tensor)]
-    return np.concatenate(labels).astype(np.int64, copy=False)
-
-
-def _are_classes(targets: object, num_classes: int) -> bool:
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
-        return False
-    return bool((targets >= 0).all() and (targets < num_classes).all())
+    return np.concatenate(found)

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from l2t_ray.data.dataset import OpenedSet
 from l2t_ray.data.examples import Examples
-from l2t_ray.data.tensor_checks import as_inputs_and_targets, by_name
+from l2t_ray.data.tensor_checks import as_inputs_and_targets, by_name, class_numbers
 from l2t_ray.data.tensor_examples import TensorExamples
 from l2t_ray.interfaces import UserError
 
@@ -37,7 +36,7 @@ class ExampleSet:
             UserError: if inputs and targets do not match, or inputs are not finite.
         """
         inputs, targets = as_inputs_and_targets("a set of examples", (inputs, targets), are_labels=False)
-        labels = _labels(targets, len(class_names))
+        labels = class_numbers(targets, len(class_names))
         examples = TensorExamples("a set of examples", inputs, targets)
         return cls(examples, tuple(class_names), _digest(inputs, targets), labels)
 
@@ -96,13 +95,6 @@ def check_examples(where: str, examples: ExampleSet) -> None:
     if labels.min() < 0 or labels.max() >= len(examples.class_names):
         strange = int(labels.min() if labels.min() < 0 else labels.max())
         raise UserError(f"{where} has the label {strange}, where {len(examples.class_names)} classes have names.")
-
-
-def _labels(targets: Any, num_classes: int) -> Int[np.ndarray, " n"] | None:
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
-        return None
-    labels = targets.cpu().numpy().astype(np.int64)
-    return labels if labels.min() >= 0 and labels.max() < num_classes else None
 
 
 def _digest(inputs: Any, targets: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from l2t_ray.interfaces import UserError
@@ -157,6 +158,14 @@ def count_classes(train: Tensor, validation: Tensor) -> int:
         what = f"class {missing[0]} is absent from validation" if missing else "there are fewer than two classes"
         raise UserError(f"{what}; every class of train must be validated on.")
     return max(in_train) + 1
+
+
+def class_numbers(targets: Any, num_classes: int) -> Int[np.ndarray, " n"] | None:
+    """Targets that are one class number an example, as int64; None: they are something else."""
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+        return None
+    labels = targets.cpu().numpy().astype(np.int64, copy=False)
+    return labels if ((labels >= 0) & (labels < num_classes)).all() else None
 
 
 def _listed(classes: set[int]) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from l2t_ray.assembly.run import build_trainee
 from l2t_ray.assembly.sources import AnySource
-from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.trained import Predictions
 from l2t_ray.assembly.trained_model import MODEL, card_of, write_model
 from l2t_ray.data.arrow import ImageSet
@@ -35,18 +34,18 @@ def write_models(config: ExperimentConfig, source: AnySource, folder: Path, chec
     dataset = source.dataset
     if isinstance(dataset, ExampleDataset):
         return
-    student = build_trainee(config, source, SingleProcess()).student
+    trainee = build_trainee(config, source, SingleProcess())
     for arm, state in checkpoint.finished.items():
         card = card_of(
             dataset,
             arm=arm,
-            task=build_task(config).name,
+            task=trainee.task.name,
             student={"name": config.student.name, **config.student.options()},
             resized=config.data.image_size,
             frame=config.data.boxes.size if isinstance(dataset, BoxedDataset) else None,
         )
         name = arm_file(MODEL, arm, is_method=arm == config.method.arm)
-        write_model(folder / name, student.load(state.theta, state.buffers), card)
+        write_model(folder / name, trainee.student.load(state.theta, state.buffers), card)
 
 
 def write_predictions(path: Path, predicted: Predictions, images: ImageSet) -> None:
