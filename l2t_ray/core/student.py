@@ -31,6 +31,15 @@ def cross_entropy(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Fl
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def weighted_cross_entropy(weights: Float[Tensor, " c"]) -> RowLoss:
+    """`w_y * -log p_y`."""
+
+    def loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return weights.to(logits)[labels] * cross_entropy(logits, labels)
+
+    return loss
+
+
 @dataclass(frozen=True)
 class StudentSchedule:
     """How the student is trained: learning rate a step, steps a round, and the optimizer that takes them."""

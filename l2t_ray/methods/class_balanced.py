@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from l2t_ray.core.student import RowLoss, cross_entropy
+from l2t_ray.core.student import RowLoss, cross_entropy, weighted_cross_entropy
 from l2t_ray.methods.fixed_loss import FixedLoss
 from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.phases import Phase, rounds_of
@@ -55,12 +55,7 @@ class ClassBalancedConfig(MethodSettings):
         Raises:
             UserError: if the training labels are of one class alone.
         """
-        weights = class_weights(self.class_counts(parts), self.beta).to(parts.device)
-
-        def loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-            return weights.to(logits)[labels] * cross_entropy(logits, labels)
-
-        return loss
+        return weighted_cross_entropy(class_weights(self.class_counts(parts), self.beta).to(parts.device))
 
 
 def class_weights(counts: Int[np.ndarray, " c"], beta: float) -> Float[Tensor, " c"]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor
 
-from l2t_ray.core.student import RowLoss, cross_entropy
+from l2t_ray.core.student import RowLoss, cross_entropy, weighted_cross_entropy
 from l2t_ray.data.row_shares import RowShares
 from l2t_ray.interfaces import Batch, Data, RoundBatches, UserError
 from l2t_ray.methods.parts import Parts
@@ -138,15 +138,6 @@ def class_weights(counts: Int[Tensor, " c"], power: float) -> Float[Tensor, " c"
     shares = counts.double() / counts.sum()
     raw = shares.clamp(min=shares[shares > 0].min().item()) ** -power
     return (raw / (shares * raw).sum()).float()
-
-
-def weighted_cross_entropy(weights: Float[Tensor, " c"]) -> RowLoss:
-    """`w_y * -log p_y`."""
-
-    def loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return weights.to(logits)[labels] * cross_entropy(logits, labels)
-
-    return loss
 
 
 def focal_loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

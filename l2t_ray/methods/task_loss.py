@@ -36,9 +36,8 @@ class TaskLossConfig(MethodSettings):
     Arms of several forms stand in one table: all are judged by the run's own error."""
 
     @property
-    def arm(self) -> str:
-        own = self.form or self.name
-        return self.label or (own if self.clean_images == "validate" else f"{own}-{self.clean_images}")
+    def called(self) -> str:
+        return self.form or super().called
 
     def build(self, parts: Parts) -> "TaskLoss":
         """

@@ -9,6 +9,7 @@ from l2t_ray.assembly.methods import build_arm
 from l2t_ray.assembly.run import build_trainee
 from l2t_ray.assembly.sources import source_of
 from l2t_ray.assembly.teachers import build_teacher
+from l2t_ray.core.student import weighted_cross_entropy
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods import mask_loss
 from l2t_ray.methods.parts import Parts
@@ -103,7 +104,7 @@ def test_class_weights_go_by_the_training_part_and_push_as_cross_entropy_does():
     present = shares > 0
     torch.testing.assert_close((shares * inverse)[present], torch.full_like(shares[present], 1 / present.sum()))
     torch.testing.assert_close(inverse / inverse[0], (root / root[0]) ** 2)
-    weighted = mask_loss.weighted_cross_entropy(root[:4])(ROWS, LABELS)
+    weighted = weighted_cross_entropy(root[:4])(ROWS, LABELS)
     torch.testing.assert_close(weighted, root[:4][LABELS] * F.cross_entropy(ROWS, LABELS, reduction="none"))
 
 
