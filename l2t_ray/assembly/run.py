@@ -67,17 +67,14 @@ def run_of(config: ExperimentConfig, parts: Parts, make_teacher: MakeTeacher, pr
     )
 
 
-def loss_facts(config: ExperimentConfig, num_classes: int, source: AnySource | None = None) -> LossFacts:
-    """What the loss of a configuration is made for, on a process that trains nothing.
-
-    Args:
-        source: of its data; None: they are opened for a family that asks for a sample of them.
-    """
+def loss_facts(config: ExperimentConfig, num_classes: int) -> LossFacts:
+    """What the loss of a configuration is made for, on a process that trains nothing: the data are opened only for a
+    family that asks for a sample of them."""
 
     @cache
     def parts() -> Parts:
-        own = source or source_of(config)
-        return Parts(build_trainee(config, own, SingleProcess()), own, config.training.num_rounds, config.seed)
+        source = source_of(config)
+        return Parts(build_trainee(config, source, SingleProcess()), source, config.training.num_rounds, config.seed)
 
     @cache
     def sample() -> list[Terms]:

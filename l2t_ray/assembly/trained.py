@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from l2t_ray.assembly.run import build_trainee
 from l2t_ray.assembly.sources import AnySource
 from l2t_ray.core.student import Trainee
 from l2t_ray.data.augment import pixels_of
 from l2t_ray.interfaces import Batch, Rows, StudentState
 from l2t_ray.parallel.group import SingleProcess
-from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.tasks.shown import Chart, ClassMatrix, Marks, ShowsAnswers, first
 from l2t_ray.training.evaluate import scored
 
@@ -60,10 +58,10 @@ class Inspected:
     truths: Sequence[Marks] = ()
 
 
-def inspect_students(config: ExperimentConfig, source: AnySource, students: Mapping[str, StudentState]) -> Inspected:
+def inspect_students(trainee: Trainee, source: AnySource, students: Mapping[str, StudentState]) -> Inspected:
     """Evaluates each trained student once on the test images, as its metrics are; classifiers on training images with
     wrong labels too."""
-    trainee, device = build_trainee(config, source, SingleProcess()), source.device
+    device = source.device
     on_device = {
         arm: state._replace(
             theta=state.theta.to(device), buffers={name: buffer.to(device) for name, buffer in state.buffers.items()}

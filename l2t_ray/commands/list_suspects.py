@@ -4,7 +4,6 @@ Imports nothing heavy, as `exit_codes`.
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,10 +33,10 @@ def show(directory: Path, *, arm: str | None, top: int) -> None:
         UserError: if the run has no such list.
     """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from l2t_ray.interfaces import UserError
+    from l2t_ray.reports.suspects_list import worst, worst_table
 
     if top < 1:
         raise UserError(f"--top must be at least 1, got {top}.")
@@ -46,12 +45,11 @@ def show(directory: Path, *, arm: str | None, top: int) -> None:
         there = ", ".join(sorted(found.name for found in directory.glob("suspects*.csv")))
         why = "only a finished run of a method with a memory of its images has one, such as method=recommended"
         raise UserError(f"{directory} holds no {path.name}; {f'there is {there}: see --arm' if there else why}.")
-    with path.open(newline="", encoding="utf-8") as file:
-        columns, *lines = list(csv.reader(file))
-    table = Table(*columns)
-    for line in lines[:top]:
-        table.add_row(*map(Text, line))  # a class name may look like markup
-    console = Console()
-    console.print(table)
-    shown = f"{min(top, len(lines))} of {len(lines)} training labels; all are ranked in {path}"
+    found, console = worst(path, top), Console()
+    if found.lines:
+        console.print(worst_table(found.lines))
+    shown = (
+        f"{len(found.lines):,} of {found.num_suspected:,} labels in whose place another class is suggested; "
+        f"all {found.num_labels:,} training labels are ranked in {path}"
+    )
     console.print(Text(shown), soft_wrap=True)

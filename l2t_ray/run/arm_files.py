@@ -3,14 +3,13 @@
 import csv
 from pathlib import Path
 
-from l2t_ray.assembly.run import build_trainee
 from l2t_ray.assembly.sources import AnySource
 from l2t_ray.assembly.trained import Predictions
 from l2t_ray.assembly.trained_model import MODEL, card_of, write_model
+from l2t_ray.core.student import Trainee
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.boxed_sets import BoxedDataset
 from l2t_ray.data.example_sets import ExampleDataset
-from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.training.checkpoint import Checkpoint
 
@@ -24,9 +23,11 @@ def arm_file(name: str, arm: str, *, is_method: bool) -> str:
     return name if is_method else f"{stem}-{arm}.{suffix}"
 
 
-def write_models(config: ExperimentConfig, source: AnySource, folder: Path, checkpoint: Checkpoint) -> None:
-    """The student of each arm at its end; an arm that diverged has none, and nor has one that is shown no images: a
-    file says how pixels are to be given.
+def write_models(
+    config: ExperimentConfig, source: AnySource, trainee: Trainee, folder: Path, checkpoint: Checkpoint
+) -> None:
+    """The student of each arm at its end: the trainee's own module, given these weights. An arm that diverged has none,
+    and nor has one that is shown no images: a file says how pixels are to be given.
 
     Raises:
         OSError: if one cannot be written.
@@ -34,7 +35,6 @@ def write_models(config: ExperimentConfig, source: AnySource, folder: Path, chec
     dataset = source.dataset
     if isinstance(dataset, ExampleDataset):
         return
-    trainee = build_trainee(config, source, SingleProcess())
     for arm, state in checkpoint.finished.items():
         card = card_of(
             dataset,

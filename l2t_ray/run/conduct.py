@@ -19,14 +19,15 @@ from l2t_ray.bilevel.heap import keep_freed_memory
 from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.reports.suspects_list import worst, worst_table
 from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
-from l2t_ray.run.suspects_file import file_name, worst
+from l2t_ray.run.suspects_file import file_name
 from l2t_ray.run.written import CONFIG
 from l2t_ray.settings.experiment import ExperimentConfig
 from l2t_ray.stopping import StopRequest
 from l2t_ray.tracking.mlflow import MlflowTracker, recorded_run_id
 from l2t_ray.tracking.null import NullTracker
-from l2t_ray.tracking.screen import Screen, summary_table, suspects_table
+from l2t_ray.tracking.screen import Screen, summary_table
 from l2t_ray.training.checkpoint import FINGERPRINT, Checkpoint, CheckpointStore
 from l2t_ray.training.fingerprint import changed_modules
 from l2t_ray.training.place import RunPlace
@@ -136,8 +137,8 @@ class Conduct:
         for arm, suspected in result.suspects.items():
             is_method = arm == self.config.method.arm
             path = self.directory / file_name(arm, is_method=is_method)
-            if is_method and (lines := worst(path, SHOWN_SUSPECTS)):
-                self.screen.table(suspects_table(lines))
+            if is_method and (lines := worst(path, SHOWN_SUSPECTS).lines):
+                self.screen.table(worst_table(lines))
             self.screen.message(f"{arm}: {suspected}; all are ranked in {path}")
         self.screen.message(f"results in {self.directory}")
         if isinstance(tracker, MlflowTracker):

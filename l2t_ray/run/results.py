@@ -3,7 +3,8 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import numpy as np
 from safetensors import SafetensorError
 
 from l2t_ray.assembly.boxed import BoxedSource
-from l2t_ray.assembly.run import loss_facts, resolve_device
+from l2t_ray.assembly.run import build_trainee, resolve_device
 from l2t_ray.assembly.source import CorruptedLabels
 from l2t_ray.assembly.sources import AnySource, source_of
 from l2t_ray.assembly.suspected_labels import suspects_of
-from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.trained import Inspected, Inspection, inspect_students
 from l2t_ray.assembly.trained_model import PATTERN as MODELS
 from l2t_ray.core.loss.family import LossPicture
 from l2t_ray.core.loss.learned import LearnedLoss
+from l2t_ray.core.student import Trainee
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.data.checked import AnyDataset
@@ -27,6 +28,8 @@ from l2t_ray.data.example_sets import ExampleSet
 from l2t_ray.files import PUBLIC, write_whole
 from l2t_ray.headline import HEADLINE
 from l2t_ray.interfaces import Metric, UserError
+from l2t_ray.methods.parts import LossFacts, Parts
+from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.run.arm_files import PREDICTION_FILES, PREDICTIONS, arm_file, write_models, write_predictions
 from l2t_ray.run.loss_card import loss_card
 from l2t_ray.run.suspects_file import PATTERN as SUSPECT_FILES
@@ -85,11 +88,12 @@ def write_results(config: ExperimentConfig, directory: Path, checkpoint: Checkpo
 def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: Checkpoint, *, figures: bool) -> Result:
     write_rows(folder / "metrics.parquet", checkpoint.rows)
     source = source_of(config, device=resolve_device(config))
-    inspected = inspect_students(config, source, checkpoint.finished) if figures else Inspected()
-    metrics = build_task(config).metrics
+    trainee = build_trainee(config, source, SingleProcess())
+    inspected = inspect_students(trainee, source, checkpoint.finished) if figures else Inspected()
+    metrics = trainee.task.metrics
     summaries = [_summary(name, checkpoint, inspected.students, metrics) for name in config.arms()]
     loss, moments = None, []
-    facts = loss_facts(config, source.dataset.num_classes, source)
+    facts = _loss_facts(config, source, trainee)
     for round_index, phi in sorted(checkpoint.snapshots.get(config.method.arm, {}).items()):
         loss = config.method.learned_loss(phi, facts)
         if loss is None or not loss.is_kept:
@@ -101,7 +105,7 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
         (folder / "loss.md").write_text(loss_card(config, loss, summaries, own_rows))
     if config.data.imbalance.kind != "none":
         (folder / IMBALANCE).write_text(json.dumps(_imbalance(config, source), indent=1))
-    write_models(config, source, folder, checkpoint)
+    write_models(config, source, trainee, folder, checkpoint)
     test = source.dataset.test
     for arm, inspection in inspected.students.items():
         if inspection.predicted is not None and isinstance(test, ImageSet):
@@ -109,8 +113,15 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
             write_predictions(folder / name, inspection.predicted, test)
     found = _write_suspects(config, source, folder, checkpoint)
     if figures:
-        _write_figures(config, source, folder, checkpoint, inspected, moments, found.get(config.method.arm))
+        _write_figures(
+            config, source, folder, checkpoint, inspected, moments, found.get(config.method.arm), headline=metrics[0]
+        )
     return Result(directory, summaries, loss, found)
+
+
+def _loss_facts(config: ExperimentConfig, source: AnySource, trainee: Trainee) -> LossFacts:
+    parts = Parts(trainee, source, config.training.num_rounds, config.seed)
+    return replace(parts, sample=cache(parts.term_sample)).loss_facts
 
 
 def _write_suspects(
@@ -137,6 +148,8 @@ def _write_figures(
     inspected: Inspected,
     moments: Sequence[tuple[str, Sequence[LossPicture]]],
     found: Suspects | None,
+    *,
+    headline: Metric,
 ) -> None:
     # matplotlib takes a second to import, at the start
     from l2t_ray.reports.answers import answer_figures
@@ -176,7 +189,7 @@ def _write_figures(
         confusions=confusions,
         noise=[] if noise is None else [("drawn from", noise.matrix), ("realised", noise.realised)],
         class_names=class_names,
-        headline=build_task(config).metrics[0],
+        headline=headline,
     )
 
 

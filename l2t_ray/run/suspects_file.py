@@ -1,7 +1,6 @@
 """The list of labels that look wrong, as a file of a run directory."""
 
 import csv
-from itertools import islice
 from pathlib import Path
 
 from l2t_ray.core.suspects import Suspects
@@ -16,16 +15,6 @@ PATTERN = "suspects*.csv"
 def file_name(arm: str, *, is_method: bool) -> str:
     """The method's own list is `suspects.csv`; those of the methods beside it carry their names."""
     return arm_file(SUSPECTS, arm, is_method=is_method)
-
-
-def worst(path: Path, count: int) -> list[dict[str, str]]:
-    """The most suspicious of a written list, at most `count`: a mapping from heading to entry for each.
-
-    Only those of which another class is suggested.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        differing = (line for line in csv.DictReader(file) if line["suggested_label"] != line["given_label"])
-        return list(islice(differing, count))
 
 
 def write_suspects(path: Path, found: Suspects, images: ImageSet | ExampleSet) -> None:

@@ -143,16 +143,6 @@ def summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def suspects_table(lines: Sequence[Mapping[str, str]]) -> Table:
-    """A table of labels that look wrong, from lines of `suspects.csv`."""
-    table = Table(title="the labels that look most wrong", header_style="bold", title_justify="left")
-    for heading in lines[0]:
-        table.add_column(heading.replace("_", " "), justify="right")
-    for line in lines:
-        table.add_row(*map(Text, line.values()))  # as it stands: names of classes and files may hold brackets
-    return table
-
-
 def duration(seconds: float | int) -> str:
     """A time span to read: `0:07`, `12:30`, `3:05:00`."""
     minutes, rest = divmod(round(seconds), 60)

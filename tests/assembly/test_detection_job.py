@@ -6,7 +6,7 @@ import torch
 from replicas import run_alone, run_interrupted, run_on_both
 
 from l2t_ray.assembly.boxed import BoxedSource
-from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.run import build_run, build_trainee
 from l2t_ray.assembly.sources import source_of
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.trained import inspect_students
@@ -61,7 +61,8 @@ def test_it_is_measured_by_its_own_metrics_and_its_loss_is_learned(whole):
 
 
 def test_what_is_shown_at_the_end_is_what_the_metric_saw(whole):
-    inspected = inspect_students(canvases(), source_of(canvases()), whole.finished)
+    source = source_of(canvases())
+    inspected = inspect_students(build_trainee(canvases(), source, SingleProcess()), source, whole.finished)
     (curves,) = inspected.students["l2t_dln"].charts
     areas = [line.mean() for _, line in curves.lines.values()]
     assert areas == pytest.approx([whole.rows[-1][f"test_{name}"] for name in ("ap50", "ap75")], abs=1e-9)

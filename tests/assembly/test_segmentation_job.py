@@ -5,7 +5,7 @@ import pytest
 import torch
 from replicas import run_alone, run_interrupted, run_on_both
 
-from l2t_ray.assembly.run import build_run
+from l2t_ray.assembly.run import build_run, build_trainee
 from l2t_ray.assembly.sources import source_of
 from l2t_ray.assembly.trained import inspect_students
 from l2t_ray.assembly.trial import try_arms
@@ -53,7 +53,8 @@ def test_it_is_measured_by_its_own_metrics(whole):
 
 
 def test_what_is_shown_at_the_end_is_what_the_metric_saw(whole):
-    inspected = inspect_students(scenes(), source_of(scenes()), whole.finished)
+    source = source_of(scenes())
+    inspected = inspect_students(build_trainee(scenes(), source, SingleProcess()), source, whole.finished)
     assert len(inspected.images) == len(inspected.truths) == 4  # all there are
     matrix, overlaps = inspected.students["l2t_dln"].charts
     assert overlaps.whole == ("mIoU", pytest.approx(whole.rows[-1]["test_miou"], abs=1e-12))

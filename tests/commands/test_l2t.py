@@ -89,7 +89,7 @@ def test_suspects_are_listed_from_the_worst(capsys, tmp_path):
     (tmp_path / "suspects-elr.csv").write_text("\n".join(lines) + "\n")
     text = said(capsys, "suspects", str(tmp_path), "--arm", "elr", "--top", "2")
     assert "0.900000" in text and "0.800000" in text and "0.700000" not in text and "cat, [b]" in text
-    assert "2 of 5 training labels; all are ranked in" in text
+    assert "2 of 5 labels in whose place another class is suggested; all 5 training labels are ranked in" in text
     assert "holds no suspects.csv; there is suspects-elr.csv: see --arm" in said(
         capsys, "suspects", str(tmp_path), code=2
     )

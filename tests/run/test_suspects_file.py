@@ -1,19 +1,16 @@
 """The list of suspicious labels in a run directory."""
 
 import csv
-from io import StringIO
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from l2t_ray.core.suspects import Suspects
 from l2t_ray.data.arrow import ImageSet
 from l2t_ray.interfaces import StoppedError
 from l2t_ray.run import Experiment
-from l2t_ray.run.suspects_file import file_name, worst, write_suspects
-from l2t_ray.tracking.screen import suspects_table
+from l2t_ray.run.suspects_file import file_name, write_suspects
 
 NOISY = [
     *("method={name: recommended, channel_estimates: 1}", "data.noise={kind: flip_to_two, rate: 0.4}"),
@@ -43,18 +40,6 @@ def test_the_method_that_remembers_has_a_list_and_the_other_arm_has_none(noisy):
         sum(line["given_label"] != line["suggested_label"] for line in found)
         == noisy.suspects["recommended"].differs.sum()
     )
-
-
-def test_the_worst_labels_are_shown_on_the_screen(tmp_path):
-    path = tmp_path / "suspects.csv"
-    path.write_text(
-        "index,given_label,suggested_label,score\n7,cat,cat,0.9\n4,cat,[dog],0.8\n3,cat,ox,0.7\n1,ox,cat,\n"
-    )
-    assert [line["index"] for line in worst(path, 2)] == ["4", "3"]
-    written = Console(file=StringIO(), width=80)
-    written.print(suspects_table(worst(path, 2)))
-    shown = written.file.getvalue()
-    assert "suggested label" in shown and "[dog]" in shown and "ox" in shown and "0.9" not in shown
 
 
 def test_a_run_that_was_stopped_and_resumed_lists_the_same(tiny, tmp_path, noisy):
