@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run test lint check matrix fuzz lock clean
+.PHONY: run test lint check package matrix fuzz lock clean
 
 run: $(BIN)/.ready
 	$(BIN)/python jobs/train.py --config configs/quick.yaml $(ARGS)
@@ -15,13 +15,17 @@ test: $(BIN)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 lint: $(BIN)/.ready
-	$(BIN)/ruff format --check l2t_ray jobs tests benchmarks
-	$(BIN)/ruff check l2t_ray jobs tests benchmarks
+	$(BIN)/ruff format --check l2t_ray jobs tests benchmarks .ci
+	$(BIN)/ruff check l2t_ray jobs tests benchmarks .ci
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not ray and not slow and not gpu" $(ARGS)
+
+# Sdist and wheel, tried where nothing is but what they ask for.
+package: $(BIN)/.ready
+	$(BIN)/python .ci/try_package.py
 
 $(BIN)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear .venv
