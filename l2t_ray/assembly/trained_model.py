@@ -22,6 +22,7 @@ from l2t_ray.data.box_transforms import letterbox, placed
 from l2t_ray.files import replaced
 from l2t_ray.import_path import is_import_path
 from l2t_ray.interfaces import UserError
+from l2t_ray.settings.signature import takes
 from l2t_ray.settings.student_section import student_record
 from l2t_ray.students.initialise import seeded
 from l2t_ray.students.known import STUDENTS, MakeStudent
@@ -39,8 +40,8 @@ class ModelCard:
         arm: the method that trained it.
         task: its name.
         student: the section `student` of its configuration, without what all students have.
-        image_size: the height that the student was built for.
-        mean, std: by which pixels in 0..1 are normalised, one a channel.
+        image_size: the height that the student was built for; None: its inputs are no images.
+        mean, std: by which pixels in 0..1 are normalised, one a channel; none where inputs are no images.
         resized: files of images are scaled and cropped to squares of this size; None: taken as they are.
         frame: images are letterboxed to this height and width; None: taken as they are.
     """
@@ -48,32 +49,39 @@ class ModelCard:
     arm: str
     task: str
     student: Mapping[str, Any]
-    image_size: int
     class_names: Sequence[str]
-    mean: Sequence[float]
-    std: Sequence[float]
+    image_size: int | None = None
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
     resized: int | None = None
     frame: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        numbers = [*self.mean, *self.std, self.image_size, self.resized or 1, *(self.frame or ())]
+        sizes = [self.image_size, self.resized, *(self.frame or ())]
+        numbers = [*self.mean, *self.std, *(size for size in sizes if size is not None)]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError("its sizes, mean and std are no numbers")
-        if not (self.class_names and self.mean and len(self.mean) == len(self.std) and min(self.std) > 0):
+        if not self.class_names or len(self.mean) != len(self.std) or min(self.std, default=1) <= 0:
             raise ValueError("its classes or channels do not fit together")
+        if bool(self.mean) != (self.image_size is not None):
+            raise ValueError("it has channels or a size alone, and images have both")
+
+    @property
+    def is_of_images(self) -> bool:
+        return self.image_size is not None
 
     @property
     def shape(self) -> dict[str, int]:
         """What a student is built for."""
-        return {
-            "num_classes": len(self.class_names),
-            "in_channels": len(self.mean),
-            "image_size": self.image_size,
-        }
+        classes = {"num_classes": len(self.class_names)}
+        if self.image_size is None:
+            return classes
+        return classes | {"in_channels": len(self.mean), "image_size": self.image_size}
 
 
 class TrainedModel(nn.Module):
-    """A trained student. It is called with normalised images, which `preprocess` makes of pixels or files.
+    """A trained student. It is called with normalised images, which `preprocess` makes of pixels or files; one of other
+    inputs with what its data set gives, by name where that has names.
 
     >>> model = l2t_ray.load_model("runs/NAME")
     >>> logits = model(model.preprocess("cat.png"))
@@ -101,8 +109,12 @@ class TrainedModel(nn.Module):
                 images are letterboxed, and boxes are then in pixels of the frame (`card.frame`).
 
         Raises:
-            UserError: if these are no such pixels, or a file cannot be read.
+            UserError: if the student reads no images, these are no such pixels, or a file cannot be read.
         """
+        if not self.card.is_of_images:
+            raise UserError(
+                "preprocess() is for images, and this model was trained on none; call it with what its data set gives."
+            )
         if isinstance(images, str | Path):
             images = [images]
         if not isinstance(images, Tensor | np.ndarray) and images and all(isinstance(i, str | Path) for i in images):
@@ -225,7 +237,7 @@ def _built(path: Path, card: ModelCard, tensors: Mapping[str, Tensor], student: 
     assert make is not None
 
     def build() -> nn.Module:
-        return make(**card.shape, **options)
+        return make(**takes(make, card.shape), **options)
 
     try:
         if not is_own:
@@ -294,8 +306,8 @@ def card_of(
         arm,
         task,
         student,
-        dataset.student_arguments["image_size"],
         tuple(dataset.train.class_names),
+        dataset.student_arguments.get("image_size"),
         tuple(dataset.mean),
         tuple(dataset.std),
         resized,

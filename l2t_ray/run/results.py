@@ -108,7 +108,7 @@ def _write(config: ExperimentConfig, directory: Path, folder: Path, checkpoint: 
     write_models(config, source, trainee, folder, checkpoint)
     test = source.dataset.test
     for arm, inspection in inspected.students.items():
-        if inspection.predicted is not None and isinstance(test, ImageSet):
+        if inspection.predicted is not None and isinstance(test, ImageSet | ExampleSet) and test.labels is not None:
             name = arm_file(PREDICTIONS, arm, is_method=arm == config.method.arm)
             write_predictions(folder / name, inspection.predicted, test)
     found = _write_suspects(config, source, folder, checkpoint)

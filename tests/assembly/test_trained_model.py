@@ -142,6 +142,32 @@ def test_a_student_of_ones_own_is_given_for_a_file_runs_no_code(path):
             lambda: l2t_ray.load_model(path, student=lambda **_: nn.Linear(2, 2)))  # fmt: skip
 
 
+class Words(nn.Module):
+    """It needs to know no more than the classes."""
+
+    def __init__(self, num_classes, *, num_words=5):
+        super().__init__()
+        self.table = nn.Embedding(num_words, num_classes)
+
+    def forward(self, words):
+        return self.table(words)
+
+
+def test_a_model_of_inputs_that_are_no_images_is_called_with_them(path):
+    described = card("my_nets:Words", {"num_words": 7}, image_size=None, mean=(), std=())
+    assert described.shape == {"num_classes": 3}
+    student, words = Words(3, num_words=7), torch.tensor([[6, 0]])
+    write_model(path, student, described)
+    model = l2t_ray.load_model(path, student=Words)
+    assert torch.equal(model(words), student(words)) and torch.equal(model(words=words), student(words))
+    refused(r"preprocess\(\) is for images, and this model was trained on none", lambda: model.preprocess(words))
+
+
+def test_a_student_of_ones_own_is_told_what_it_asks_for(path):
+    write_model(path, Words(3), card("my_nets:Words"))
+    assert l2t_ray.load_model(path, student=Words).student.table.weight.shape == (5, 3)
+
+
 def test_a_file_that_is_none_is_refused_in_a_sentence(written, tmp_path):
     def load():
         return l2t_ray.load_model(written)
@@ -174,7 +200,15 @@ def test_a_header_that_does_not_fit_builds_nothing(path, message, changed):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"mean": [0.1]}, {"std": [0.0, 1.0, 1.0]}, {"image_size": float("nan")}, {"class_names": []}]
+    "changed",
+    [
+        {"mean": [0.1]},
+        {"std": [0.0, 1.0, 1.0]},
+        {"image_size": float("nan")},
+        {"class_names": []},
+        {"image_size": None},
+        {"mean": [], "std": []},
+    ],
 )
 def test_a_header_that_describes_no_model_is_damaged(path, changed, monkeypatch):
     monkeypatch.setattr(trained_model, "asdict", lambda card: asdict(card) | changed)

@@ -105,6 +105,17 @@ def test_the_page_trains_as_a_job_with_nothing_but_parts_of_ones_own(whole):
     assert (whole.directory / "figures/confusion.png").exists()
 
 
+def test_the_page_s_job_leaves_a_model_of_each_arm_that_takes_words(whole, assembly):
+    models = [l2t_ray.load_model(whole.directory, arm=arm, student=assembly.Tagger) for arm in ("l2t_dln", None)]
+    words = torch.arange(36).reshape(3, 12)
+    first, again = (model(words) for model in models)
+    assert first.shape == (3, 12, 4) and torch.equal(first, again)
+    right = (first.argmax(dim=2) == words % 4).float().mean()
+    assert right > 0.6  # chance is a quarter
+    control = l2t_ray.load_model(whole.directory, arm="cross_entropy", student=assembly.Tagger)
+    assert not torch.equal(control(words), first)
+
+
 @pytest.fixture(scope="module")
 def ended(assembly):
     """The page's job without controls, with a checkpoint after each of its last rounds."""

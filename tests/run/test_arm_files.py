@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import l2t_ray
 from l2t_ray.assembly.trained import Predictions
@@ -60,6 +61,41 @@ def test_predictions_have_the_published_number_and_class_names(tmp_path):
         {"index": "0", "image": "a", "label": "cat", "prediction": "dog, small", "probability": "0.500000"},
         {"index": "5", "image": "b", "label": "dog, small", "prediction": "dog, small", "probability": "0.750000"},
     ]
+
+
+OWN = """
+import numpy as np
+import torch
+from l2t_ray.data.example_sets import ExampleDataset, ExampleSet
+
+def measured():
+    labels = np.arange(60) % 2
+    inputs = np.eye(2, dtype=np.float32)[labels] + 0.1
+    parts = [ExampleSet.of(inputs[rows], labels[rows], ("low", "high")) for rows in (slice(40), slice(40, None))]
+    return ExampleDataset("measured", *parts)
+
+def linear(num_classes: int, bias: bool = True):
+    return torch.nn.Linear(2, num_classes, bias)
+"""
+
+
+def test_labelled_examples_of_ones_own_leave_a_model_and_predictions(tmp_path, monkeypatch):
+    (tmp_path / "measurements.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "x.yaml").write_text(
+        "{data: {name: 'measurements:measured', num_validation: 20}, student: {name: 'measurements:linear'},"
+        " task: 'l2t_ray.tasks.classification:Classification', method: gce, controls: [], name: x,"
+        " training: {num_rounds: 2, num_steps: 5, batch_size: 10, val_batch_size: 10},"
+        " ray: {enabled: false}, tracking: {mlflow: false}}"
+    )
+    run = Experiment.from_yaml("x.yaml").run(quiet=True).directory
+    model = l2t_ray.load_model(run, student=lambda num_classes, bias: torch.nn.Linear(2, num_classes, bias))
+    said = model(torch.eye(2) + 0.1).argmax(dim=1).tolist()
+    with (run / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["label"] for line in lines] == ["low", "high"] * 10
+    assert [line["prediction"] for line in lines] == [("low", "high")[said[i % 2]] for i in range(20)]
 
 
 def test_a_controls_file_has_its_name():
