@@ -46,6 +46,12 @@ def write_models(
         write_model(folder / name, trainee.student.load(state.theta, state.buffers), card)
 
 
+def written_models(config: ExperimentConfig, directory: Path) -> dict[str, Path]:
+    """The models that are in a run directory, by arm."""
+    files = {arm: directory / arm_file(MODEL, arm, is_method=arm == config.method.arm) for arm in config.arms()}
+    return {arm: path for arm, path in files.items() if path.is_file()}
+
+
 def write_predictions(path: Path, predicted: Predictions, images: ImageSet | ExampleSet) -> None:
     """Writes a line for each test example, in order: `index`, `image` where images have names, `label`, `prediction`,
     and the `probability` of that. `index` is the example's place in the set as published; labels are class names."""

@@ -20,6 +20,7 @@ from l2t_ray.files import write_whole
 from l2t_ray.interfaces import DivergenceError, StoppedError, Tracker, UserError
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.reports.suspects_list import worst, worst_table
+from l2t_ray.run.deliver import deliver_data, deliver_models
 from l2t_ray.run.results import ARTIFACTS, Result, final_row, noise_facts, write_results
 from l2t_ray.run.suspects_file import file_name
 from l2t_ray.run.written import CONFIG
@@ -79,6 +80,8 @@ class Conduct:
         status = "KILLED"
         try:
             tracker.log_params(self.config.flat() | noise_facts(self.config))
+            if isinstance(tracker, MlflowTracker):
+                deliver_data(tracker, self.config, self.directory)
             if start is not None:
                 self._show(start.rows, tracker)
             with notes_on(self.screen):
@@ -130,8 +133,10 @@ class Conduct:
 
     def _close(self, checkpoint: Checkpoint, tracker: Tracker, *, figures: bool) -> Result:
         result = write_results(self.config, self.directory, checkpoint, figures=figures)
-        tracker.log_rows([final_row(summary) for summary in result.summaries])
+        tracker.log_rows([final_row(summary, self.config.method.arm) for summary in result.summaries])
         tracker.log_artifacts(*(str(path) for name in sorted(ARTIFACTS) for path in sorted(self.directory.glob(name))))
+        if isinstance(tracker, MlflowTracker):
+            deliver_models(tracker, self.config, self.directory)
         self.screen.stop()
         self.screen.table(summary_table(result.summaries))
         for arm, suspected in result.suspects.items():
@@ -157,6 +162,7 @@ class Conduct:
             experiment=tracking.experiment,
             run_name=self.directory.name,
             run_id=recorded_run_id(self.directory),
+            method=self.config.method.arm,
             tags={"data": self.config.data.name, "method": self.config.method.name},
             warn=self.screen.message,
         )

@@ -250,10 +250,11 @@ def _where_best(rows: Sequence[Mapping[str, Any]], headline: Metric, criterion: 
     return best(evaluated, key=lambda row: row[criterion])[headline.on_test] if evaluated else None
 
 
-def final_row(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The final metrics as a row for tracking: `final/<arm>/<name>`."""
+def final_row(summary: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The final metrics as a row for tracking: `final/<name>` of the method, `final/<arm>/<name>` of a control."""
     numbers = {name: float(value) for name, value in summary.items() if isinstance(value, float | int | bool)}
-    return {"arm": f"final/{summary['arm']}", "round": summary["rounds"], **numbers}
+    arm = "final" if summary["arm"] == method else f"final/{summary['arm']}"
+    return {"arm": arm, "round": summary["rounds"], **numbers}
 
 
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:

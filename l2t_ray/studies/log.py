@@ -8,6 +8,7 @@ from typing import Any
 
 from l2t_ray.reports.comparison_table import CELL, FINAL, SEED
 from l2t_ray.run import ARTIFACTS as OF_A_RUN
+from l2t_ray.run.deliver import deliver_data, deliver_models
 from l2t_ray.settings.experiment import TrackingConfig
 from l2t_ray.studies.outcome import FILE, Outcome, read_outcome
 from l2t_ray.studies.trials import Trial
@@ -59,7 +60,7 @@ class StudyLog:
         self._say, self._after_each = say, after_each
         self._parent: MlflowTracker | None = None
         if tracking.mlflow:
-            self._parent = self._start(directory, directory.name, {ROLE: "study"})
+            self._parent = self._start(directory, directory.name, {ROLE: "study"}, method="")
         self._trackers: dict[str, MlflowTracker] = {}
         self._finished: set[str] = set()
         self._are_trials_closed = False
@@ -142,6 +143,8 @@ class StudyLog:
         tracker.log_rows(read_rows(table) if table.exists() else [])
         tracker.log_rows([{**outcome.numbers, "arm": FINAL, "round": 0}])
         tracker.log_artifacts(*(str(path) for name in ARTIFACTS for path in sorted(trial.directory.glob(name))))
+        deliver_data(tracker, trial.config, trial.directory)
+        deliver_models(tracker, trial.config, trial.directory)
 
         def finish() -> None:
             tracker.finish("FINISHED" if outcome.kind == "finished" else "KILLED")
@@ -159,18 +162,19 @@ class StudyLog:
                 return None  # the parent has warned; what MLflow lacks is sent when the study is resumed
             cell = dict(zip(self._axes, trial.cell, strict=True))
             tags = {ROLE: "trial", CELL: ", ".join(trial.cell), SEED: str(trial.seed)}
-            tracker = self._start(trial.directory, trial.name, tags)
+            tracker = self._start(trial.directory, trial.name, tags, method=trial.config.method.arm)
             tracker.log_params({**trial.config.flat(), **{f"cell.{axis}": label for axis, label in cell.items()}})
             self._trackers[trial.name] = tracker
         return self._trackers[trial.name]
 
-    def _start(self, directory: Path, name: str, tags: Mapping[str, str]) -> MlflowTracker:
+    def _start(self, directory: Path, name: str, tags: Mapping[str, str], *, method: str) -> MlflowTracker:
         return MlflowTracker.start(
             uri=self._tracking.uri,
             directory=directory,
             experiment=self._tracking.experiment,
             run_name=name,
             run_id=recorded_run_id(directory),
+            method=method,
             parent_run_id=None if self._parent is None else self._parent.run_id,
             tags={**self._tags, **tags},
             root=self._directory.parent,

@@ -38,8 +38,9 @@ class RoundEntry(NamedTuple):
     def num_metrics(self) -> int:
         return len(self.values) + 1
 
-    def metrics(self) -> Iterator[tuple[str, float]]:
-        prefix = f"{self.arm}/" if self.arm else ""
+    def metrics(self, method: str) -> Iterator[tuple[str, float]]:
+        """Names and values; those of the arm that the run is about have plain names."""
+        prefix = "" if self.arm in ("", method) else f"{self.arm}/"
         for name, value in self.values.items():
             yield _key(prefix + name), value
         yield _key(prefix + "round"), float(self.round)

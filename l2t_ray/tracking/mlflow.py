@@ -5,8 +5,9 @@ background thread imports MLflow, opens the run and sends what is queued. The jo
 to be in the store, and goes away when all are. So a store that is down, slow or gone costs one warning and no time,
 and a killed run loses no rows: the next one in the same directory sends what is left.
 
-A row is identified by (arm, round). `<arm>/round` is logged with every row and last in it, which tells a resumed run
-what the store already has.
+A row is identified by (arm, round). The run's method has plain names, such as `test_accuracy`, the same in all runs
+whatever their methods; a control's are `<arm>/test_accuracy`. `round` is logged with every row and last in it, which
+tells a resumed run what the store already has.
 
 Only the driver process uses this: one writer a run, so that no two processes race for one SQLite file.
 """
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2t_ray.masking import masked
+from l2t_ray.tracking.deliveries import Delivery, Files, ModelFile, UsedData
 from l2t_ray.tracking.entries import Params, RoundEntry, read_journal
+from l2t_ray.tracking.opened_run import WantedRun, opened_run
 from l2t_ray.tracking.run_record import recorded_run_id, write_record
 from l2t_ray.tracking.runs import logged_rows
 from l2t_ray.tracking.stores import absolute_uri, artifact_location, opened_alone
@@ -67,6 +70,7 @@ class MlflowTracker:
         experiment: str,
         run_name: str,
         run_id: str | None,
+        method: str,
         tags: Mapping[str, str],
         system_metrics: bool,
         warn: Callable[[str], None],
@@ -77,13 +81,14 @@ class MlflowTracker:
         self._experiment = experiment
         self._run_name = run_name
         self._run_id = run_id
+        self._method = method
         self._tags = tags
         self._system_metrics = system_metrics
         self._warn = warn
 
         self._lock = threading.Lock()  # guards the queues, the journal and the two flags below
         self._queue: deque[RoundEntry | Params] = deque()
-        self._artifacts: deque[str] = deque()  # apart, so that a failing upload never holds up rows
+        self._deliveries: deque[Delivery] = deque()  # apart, so that a failing upload never holds up rows
         self._is_down = False
         self._is_journal_lost = False
         self._status: str | None = None
@@ -106,6 +111,7 @@ class MlflowTracker:
         experiment: str,
         run_name: str,
         run_id: str | None = None,
+        method: str = "",
         parent_run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         root: Path | None = None,
@@ -120,6 +126,7 @@ class MlflowTracker:
             experiment: name of the MLflow experiment; made when missing.
             run_name: name of the run.
             run_id: the run to go on with after a resume (see `recorded_run_id`); rows it has are not sent again.
+            method: the arm that the run is about: names of its metrics have no arm before them.
             parent_run_id: the study that this run is a trial of.
             tags: further tags of the run.
             root: where the default store lives; None: the parent of `directory`.
@@ -139,6 +146,7 @@ class MlflowTracker:
             experiment=experiment,
             run_name=run_name,
             run_id=run_id,
+            method=method,
             tags=all_tags,
             system_metrics=system_metrics,
             warn=warn,
@@ -166,7 +174,8 @@ class MlflowTracker:
             self._queue.append(Params.of(params))
 
     def log_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Logs rows of the metrics table, each at its round as `<arm>/<column>`; None and NaN are left out.
+        """Logs rows of the metrics table, each at its round as `<column>`, of a control as `<arm>/<column>`; None and
+        NaN are left out.
 
         The first of several rows with the same arm and round counts.
         """
@@ -185,8 +194,23 @@ class MlflowTracker:
 
     def log_artifacts(self, *paths: str) -> None:
         """Uploads files, and directories under their own names, some time before `finish` returns."""
+        self._deliver(*(Files(str(Path(path).absolute())) for path in paths))
+
+    def log_data(self, data: UsedData) -> None:
+        """Names the data set of the run, likewise."""
+        self._deliver(data)
+
+    def log_models(self, models: Mapping[str, Path], loader: str) -> None:
+        """Lists trained models, by arm, likewise.
+
+        Args:
+            loader: the module by which `mlflow.pyfunc` loads such a file.
+        """
+        self._deliver(*(ModelFile(arm, path.absolute(), loader) for arm, path in models.items()))
+
+    def _deliver(self, *deliveries: Delivery) -> None:
         with self._lock:
-            self._artifacts.extend(str(Path(path).absolute()) for path in paths)
+            self._deliveries.extend(deliveries)
 
     def finish(self, status: str = "FINISHED", *, timeout: float | int = 60) -> None:
         """Sends what is queued and closes the run; what cannot be sent stays in the journal. Repeated calls do nothing.
@@ -202,7 +226,7 @@ class MlflowTracker:
         self._thread.join(timeout)
         with self._lock:
             num_rows = sum(isinstance(item, RoundEntry) for item in self._queue)
-            is_incomplete = bool(self._queue or self._artifacts) or self._is_down or self._thread.is_alive()
+            is_incomplete = bool(self._queue or self._deliveries) or self._is_down or self._thread.is_alive()
         if is_incomplete:
             self._warn(
                 f"MLflow at {masked(self.uri)} was not reached at the end: {num_rows} rows stay in "
@@ -240,41 +264,19 @@ class MlflowTracker:
             import mlflow  # 4 to 10 s
 
             client = mlflow.MlflowClient(tracking_uri=self.uri)
-            self._run_id = run_id = self._open_run(client)  # kept at once: a failure must not lead to a second run
+            wanted = WantedRun(self._run_id, self._run_name, self._experiment, self._tags)
+            location = artifact_location(self.uri, self._artifact_root)
+            # Kept at once: a failure must not lead to a second run.
+            self._run_id = run_id = opened_run(client, wanted, location, self._told_of_another)
         write_record(self._directory, run_id, self.uri)
         self._known_params = dict(client.get_run(run_id).data.params)
-        self._logged = logged_rows(client, run_id)
+        self._logged = logged_rows(client, run_id, self._method)
         self._client = client
         self._has_run.set()
         return client
 
-    def _open_run(self, client: MlflowClient) -> str:
-        from mlflow.exceptions import MlflowException
-
-        if self._run_id is not None:
-            try:
-                client.update_run(self._run_id, status="RUNNING")
-                return self._run_id
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                self._warn(f"MLflow at {masked(self.uri)} has no run {self._run_id}: going on as a new run.")
-        experiment = client.get_experiment_by_name(self._experiment)
-        if experiment is None:
-            try:
-                experiment_id = client.create_experiment(
-                    self._experiment, artifact_location=artifact_location(self.uri, self._artifact_root)
-                )
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                experiment = client.get_experiment_by_name(self._experiment)  # another driver was faster
-                if experiment is None:
-                    raise
-                experiment_id = experiment.experiment_id
-        else:
-            experiment_id = experiment.experiment_id
-        return client.create_run(experiment_id, run_name=self._run_name, tags=dict(self._tags)).info.run_id
+    def _told_of_another(self, run_id: str) -> None:
+        self._warn(f"MLflow at {masked(self.uri)} has no run {run_id}: going on as a new run.")
 
     def _send(self, client: MlflowClient, *, is_last: bool) -> None:
         from mlflow.exceptions import MlflowException
@@ -295,7 +297,7 @@ class MlflowTracker:
                 if not any(isinstance(item, RoundEntry) for item in self._queue):
                     with suppress(OSError):
                         (self._directory / PENDING).unlink(missing_ok=True)
-        self._send_artifacts(client, is_last=is_last)
+        self._send_deliveries(client, is_last=is_last)
         if is_last:
             if self._monitor is not None:
                 self._monitor.finish()
@@ -330,27 +332,24 @@ class MlflowTracker:
         metrics = [
             Metric(key=key, value=value, timestamp=row.time_ms, step=row.round)
             for row in fresh.values()
-            for key, value in row.metrics()
+            for key, value in row.metrics(self._method)
         ]
         # A call is one transaction, and the time stamp is the row's own: repeating one that did arrive adds nothing.
         for start in range(0, len(metrics), _MAX_METRICS_PER_CALL):
             client.log_batch(self._run_id, metrics=metrics[start : start + _MAX_METRICS_PER_CALL], synchronous=True)
         self._logged.update(fresh)
 
-    def _send_artifacts(self, client: MlflowClient, *, is_last: bool) -> None:
+    def _send_deliveries(self, client: MlflowClient, *, is_last: bool) -> None:
         assert self._run_id is not None
-        while self._artifacts:
-            path = self._artifacts[0]
+        while self._deliveries:
+            delivery = self._deliveries[0]
             try:
-                if Path(path).is_dir():
-                    client.log_artifacts(self._run_id, path, artifact_path=Path(path).name)
-                else:
-                    client.log_artifact(self._run_id, path)
+                delivery.send(client, self._run_id)
             except Exception as error:
                 if not is_last:
                     raise
-                self._warn(f"{path} could not be copied to MLflow: {masked(str(error))}")
-            self._artifacts.popleft()
+                self._warn(f"{delivery} could not be copied to MLflow: {masked(str(error))}")
+            self._deliveries.popleft()
 
     def _send_params(self, client: MlflowClient, values: Mapping[str, str]) -> None:
         from mlflow.entities import Param

@@ -55,20 +55,20 @@ def find_runs(
 
 
 def metric_history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
-    """All (round, value) of one metric, such as `l2t_dln/val_error`, in order of rounds."""
+    """All (round, value) of one metric, such as `val_error`, in order of rounds."""
     from mlflow import MlflowClient
 
     history = MlflowClient(tracking_uri=uri).get_metric_history(run_id, metric)
     return sorted((point.step, point.value) for point in history)
 
 
-def logged_rows(client: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
-    """The rows that a run has, by (arm, round): `<arm>/round` is logged last of each."""
+def logged_rows(client: "MlflowClient", run_id: str, method: str = "") -> set[tuple[str, int]]:
+    """The rows that a run has, by (arm, round): `round` is logged last of each, of a control `<arm>/round`."""
     logged = set()
     for key in client.get_run(run_id).data.metrics:
         arm, _, name = key.rpartition("/")
         if name == "round":
-            logged.update((arm, metric.step) for metric in client.get_metric_history(run_id, key))
+            logged.update((arm or method, metric.step) for metric in client.get_metric_history(run_id, key))
     return logged
 
 

@@ -92,6 +92,6 @@ def test_a_store_that_comes_back_while_workers_train_has_all_rows(
     assert not store.is_file()
     run_id = recorded_run_id(experiment.directory)
     assert run_id is not None
-    sent = MlflowClient(tracking_uri=uri).get_metric_history(run_id, "l2t_dln/val_error")
+    sent = MlflowClient(tracking_uri=uri).get_metric_history(run_id, "val_error")
     assert [metric.step for metric in sent] == list(range(40))
     assert_same_end(experiment.directory, undisturbed)

@@ -7,8 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from l2t_ray.assembly.trained_model import ModelCard, write_model
+from l2t_ray.students.lenet import LeNet
+from l2t_ray.tracking.deliveries import UsedData
 from l2t_ray.tracking.mlflow import PENDING, MlflowTracker, recorded_run_id
 
 # MLflow's table definitions on SQLAlchemy 2.1.
@@ -36,7 +41,10 @@ def closed_port() -> int:
 
 def start(directory, **kwargs) -> MlflowTracker:
     return MlflowTracker.start(
-        directory=directory, experiment="test", run_name="first", **{"system_metrics": False, **kwargs}
+        directory=directory,
+        experiment="test",
+        run_name="first",
+        **{"method": "l2t_dln", "system_metrics": False, **kwargs},
     )
 
 
@@ -70,13 +78,59 @@ def test_everything_can_be_read_back(directory):
     assert run.data.params["student.lr"] == "0.1" and run.data.params["bad_name_"] == "1"
     assert len(run.data.params["note"]) == 500
     assert run.data.tags["dataset"] == "digits" and run.data.tags["mlflow.parentRunId"] == "study"
-    assert history(tracker, "l2t_dln/val_error") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
-    assert set(run.data.metrics) == {"l2t_dln/val_error", "l2t_dln/round", "cross_entropy/lr", "cross_entropy/round"}
+    assert history(tracker, "val_error") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert set(run.data.metrics) == {"val_error", "round", "cross_entropy/lr", "cross_entropy/round"}
     assert [f.path for f in client(tracker).list_artifacts(tracker.run_id)] == ["figures", "summary.json"]
     assert (directory.parent / "artifacts" / tracker.run_id / "artifacts" / "figures" / "loss.png").is_file()
     assert recorded_run_id(directory) == tracker.run_id
     assert not (directory / PENDING).exists()
     assert tracker.ui_command() == f"mlflow ui --backend-store-uri sqlite:///{directory.parent}/mlflow.db"
+
+
+@pytest.mark.filterwarnings("ignore:.*type hint is inferred as AnyType:UserWarning")  # of MLflow's own modules
+def test_the_data_set_and_the_models_are_listed_once_however_often_the_run_ends(directory):
+    import mlflow
+
+    student = LeNet(num_classes=2, in_channels=1, image_size=8)
+    card = ModelCard("l2t_dln", "classification", {"name": "lenet"}, ("a", "b"), 8, (0.5,), (0.25,))
+    write_model(directory / "model.safetensors", student, card)
+    data = UsedData("digits", {"training images": "1", "test images": "2"}, {"data.root": "https://me:secret@there"})
+    for _ in range(2):
+        tracker = start(directory, run_id=recorded_run_id(directory))
+        tracker.log_data(data)
+        tracker.log_models({"l2t_dln": directory / "model.safetensors"}, loader="l2t_ray.run.served_model")
+        tracker.finish()
+    run = client(tracker).get_run(tracker.run_id)
+    used = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+    assert {context: (one.name, one.profile) for context, one in used.items()} == {
+        "training": ("digits", '{"training images": "1"}'),
+        "testing": ("digits", '{"test images": "2"}'),
+    }
+    assert len({one.digest for one in used.values()}) == 2 and "secret" not in used["training"].source
+    (listed,) = client(tracker).search_logged_models([run.info.experiment_id])
+    assert (listed.name, str(listed.status), listed.source_run_id) == ("l2t_dln", "READY", tracker.run_id)
+    assert [one.model_id for one in run.outputs.model_outputs] == [listed.model_id]
+    mlflow.set_tracking_uri(tracker.uri)
+    try:
+        served = mlflow.pyfunc.load_model(f"models:/{listed.model_id}")
+    finally:
+        mlflow.set_tracking_uri(None)
+    pixels = np.zeros((3, 1, 8, 8), dtype=np.uint8)
+    expected = student.eval()(torch.full((3, 1, 8, 8), -2.0)).detach().numpy()
+    np.testing.assert_allclose(served.predict(pixels), expected, rtol=1e-6)
+
+
+def test_what_cannot_be_delivered_is_named_and_holds_nothing_up(directory):
+    warnings = []
+    tracker = start(directory, warn=warnings.append)
+    tracker.log_models({"l2t_dln": directory / "absent.safetensors"}, loader="nowhere")
+    tracker.log_rows(rows(range(2)))
+    (directory / "summary.json").write_text("[]")
+    tracker.log_artifacts(str(directory / "summary.json"))
+    tracker.finish()
+    assert "the model of l2t_dln could not be copied to MLflow" in warnings[-1]
+    assert [one.path for one in client(tracker).list_artifacts(tracker.run_id)] == ["summary.json"]
+    assert [step for step, _ in history(tracker, "val_error")] == [0, 1]
 
 
 def test_store_that_is_down_costs_no_time_and_no_rows(directory, closed_port, tmp_path):
@@ -117,7 +171,7 @@ def test_store_that_is_down_costs_no_time_and_no_rows(directory, closed_port, tm
     up = start(directory, uri=f"sqlite:///{tmp_path}/elsewhere.db")
     up.log_rows(rows(range(num_rows - 5, num_rows + 5)))  # resumed from a checkpoint five rounds back
     up.finish()
-    assert [step for step, _ in history(up, "l2t_dln/val_error")] == list(range(num_rows + 5))
+    assert [step for step, _ in history(up, "val_error")] == list(range(num_rows + 5))
     assert not (directory / PENDING).exists()
 
 
@@ -135,8 +189,8 @@ def test_resumed_run_sends_no_row_twice_and_warns_of_changed_params(directory):
     second.finish()
 
     assert second.run_id == first.run_id
-    assert [step for step, _ in history(second, "l2t_dln/val_error")] == list(range(12))
-    assert history(second, "l2t_dln/val_error")[5] == (5, 1 / 6)
+    assert [step for step, _ in history(second, "val_error")] == list(range(12))
+    assert history(second, "val_error")[5] == (5, 1 / 6)
     assert history(second, "cross_entropy/round") == [(3, 3.0)]
     assert len(warnings) == 1 and "lr = 0.1 (now 0.2)" in warnings[0] and "seed" not in warnings[0]
     params = client(second).get_run(second.run_id).data.params
@@ -157,7 +211,7 @@ def test_rows_of_a_store_that_comes_back_arrive_within_the_run(tmp_path, directo
     tracker.log_rows(rows(range(3, 6)))
     assert tracker.wait_for_run_id(60) is not None
     tracker.finish()
-    assert [step for step, _ in history(tracker, "l2t_dln/val_error")] == list(range(6))
+    assert [step for step, _ in history(tracker, "val_error")] == list(range(6))
     assert len(warnings) == 1
 
 
@@ -203,8 +257,8 @@ def test_runs_are_found_by_parent_and_tags(tmp_path):
     uri = trackers[0].uri
     trials = find_runs(uri, "test", parent_run_id="study")
     assert [trial.params["seed"] for trial in trials] == ["0", "1"]
-    assert trials[0].metrics["l2t_dln/val_error"] == 0.5 and trials[0].status == "FINISHED"
-    assert metric_history(uri, trials[1].run_id, "l2t_dln/val_error") == [(0, 1.0), (1, 0.5)]
+    assert trials[0].metrics["val_error"] == 0.5 and trials[0].status == "FINISHED"
+    assert metric_history(uri, trials[1].run_id, "val_error") == [(0, 1.0), (1, 0.5)]
     assert [r.name for r in find_runs(uri, "test", tags={"note": "it's 2"})] == ["first"]
     assert find_runs(uri, "nothing") == []
 
