@@ -12,7 +12,7 @@ from l2t_ray.assembly.identity import fingerprint, shown_yaml
 from l2t_ray.assembly.images import open_dataset
 from l2t_ray.assembly.methods import build_arm
 from l2t_ray.assembly.sources import AnySource, source_of
-from l2t_ray.assembly.students import build_schedule, build_student
+from l2t_ray.assembly.students import build_autocast, build_schedule, build_student
 from l2t_ray.assembly.tasks import build_task
 from l2t_ray.assembly.teachers import MakeTeacher, build_teacher
 from l2t_ray.bilevel.flat import FlatModule
@@ -89,9 +89,14 @@ def first_teacher(config: ExperimentConfig, num_classes: int) -> LocalTeacher:
 
 
 def build_trainee(config: ExperimentConfig, source: AnySource, group: Group) -> Trainee:
-    """The student at its beginning, with its task and its optimiser."""
+    """The student at its beginning, with its task and its optimiser.
+
+    Raises:
+        UserError: if it cannot be made, or not be trained in the precision that is set.
+    """
     config = with_anchors(config, source.dataset)
-    student = FlatModule(build_student(config.student, source.dataset, group=group, seed=config.seed))
+    model = build_student(config.student, source.dataset, group=group, seed=config.seed)
+    student = FlatModule(model, autocast=build_autocast(config.training, model, source.device))
     return Trainee(student, build_task(config), build_schedule(config.training), group, source.device)
 
 

@@ -14,6 +14,7 @@ from l2t_ray.settings.experiment import TrainingConfig
 from l2t_ray.settings.signature import factory, required, takes
 from l2t_ray.settings.student_section import SHAPE, StudentSettings
 from l2t_ray.students.initialise import seeded
+from l2t_ray.training.arguments import check_castable
 
 
 def build_student(student: StudentSettings, dataset: AnyDataset, *, group: Group, seed: int) -> torch.nn.Module:
@@ -44,6 +45,18 @@ def build_student(student: StudentSettings, dataset: AnyDataset, *, group: Group
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"student {student.name!r} cannot be made ({reason}); mend it or its settings.") from error
     return with_global_batch_norm(model, group) if student.sync_batchnorm else model
+
+
+def build_autocast(training: TrainingConfig, model: torch.nn.Module, device: torch.device) -> torch.dtype | None:
+    """What the student's operations are cast to; None: nothing.
+
+    Raises:
+        UserError: if the student or the device are not for that.
+    """
+    if training.precision == "float32":
+        return None
+    check_castable(f"training.precision={training.precision}", model, device)
+    return torch.bfloat16
 
 
 def build_schedule(training: TrainingConfig) -> StudentSchedule:

@@ -38,6 +38,7 @@ class GlobalBatchNorm2d(nn.Module):
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
 
     def _batch_statistics(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # in half precision counts above 256 would be rounded
         size = x.new_tensor([float(x.shape[0] * x.shape[2] * x.shape[3])])
         sums = GlobalSum.apply(torch.cat((x.sum(dim=(0, 2, 3)), size)), self._group)
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()

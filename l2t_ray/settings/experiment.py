@@ -152,6 +152,11 @@ class ExperimentConfig(Record):
                 raise ValueError(
                     "student.sync_batchnorm cannot be differentiated forward; set method.engine=store or recompute"
                 )
+            if method.needs_forward_derivatives and training.precision != "float32":
+                raise ValueError(
+                    f"training.precision is {training.precision!r}, and torch does not cast in forward mode, which "
+                    f"{method.arm} asks for; set method.engine=store or recompute"
+                )
         if self.name is not None and not (re.fullmatch(_PLAIN, self.name) and len(self.name.encode()) <= _LONGEST_NAME):
             raise ValueError(
                 f"name {self.name[:40]!r} must be a plain directory name: letters, digits and ' .+=_-', not beginning "

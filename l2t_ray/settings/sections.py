@@ -246,6 +246,9 @@ class TrainingConfig(Record):
     """`sgd` and `adam` add it to the gradient; `adamw` decays the weights beside it."""
     clip: Positive | None = None
     """Largest norm of the gradient of a minibatch; longer ones are scaled down to it. null: any."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: the student's operations are computed in it where torch holds that to be safe (`torch.autocast`), in
+    the second-order products too. Weights, the loss, and what is carried from step to step and back stay in float32."""
     decay: Literal["constant", "cosine", "drops"] = "constant"
     """Schedule of the learning rate over all steps (paper: constant). `drops`: a tenth from each of `drops` on."""
     drops: tuple[Fraction, ...] = ()

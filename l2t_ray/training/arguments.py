@@ -143,18 +143,29 @@ def autocast_of(
     """
     if precision is None:
         return None
-    own = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
-    if own != {torch.float32}:
-        shown = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
-        raise UserError(f"precision={precision!r} is for a model of float32 parameters, got {shown}; try .float().")
-    if not torch.amp.is_autocast_available(device.type):
-        raise UserError(f"precision={precision!r} is nothing that torch has on device {device.type!r}; leave it out.")
+    check_castable(f"precision={precision!r}", model, device)
     if engine == "forward_over_reverse":
         raise UserError(
             f"precision={precision!r} is not for method.engine={engine}: torch does not cast in forward mode; take the "
             "engine store or recompute."
         )
     return PRECISIONS[precision]
+
+
+def check_castable(setting: str, model: nn.Module, device: torch.device) -> None:
+    """
+    Args:
+        setting: by which the model's operations are to be cast, for messages.
+
+    Raises:
+        UserError: if its parameters or the device are not for that.
+    """
+    own = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if own != {torch.float32}:
+        shown = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
+        raise UserError(f"{setting} is for a model of float32 parameters, got {shown}; try .float().")
+    if not torch.amp.is_autocast_available(device.type):
+        raise UserError(f"{setting} is nothing that torch has on device {device.type!r}; leave it out.")
 
 
 def usable_device(device: Any) -> torch.device:

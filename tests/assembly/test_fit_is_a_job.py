@@ -48,20 +48,25 @@ def digits(monkeypatch):
 
 
 ADAMW = {"learning_rate": 0.002, "momentum": 0.0}, {"betas": (0.8, 0.99), "eps_root": 1e-8, "clip": 0.5}
+HALF = "bfloat16", "bf16"
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer", "numbers", "of_steps"),
-    [*((name, "sgd", {}, {}) for name in METHODS), ("recommended", "adamw", *ADAMW)],
+    ("name", "optimizer", "numbers", "of_steps", "precision"),
+    [
+        *((name, "sgd", {}, {}, ("float32", None)) for name in METHODS),
+        ("recommended", "adamw", *ADAMW, ("float32", None)),
+        ("recommended", "sgd", {}, {}, HALF),
+    ],
 )
-def test_fit_and_a_job_with_the_same_settings_are_one_training(name, optimizer, numbers, of_steps, digits):
+def test_fit_and_a_job_with_the_same_settings_are_one_training(name, optimizer, numbers, of_steps, precision, digits):
     training = TRAINING | numbers
     config = validate(
         {
             "seed": 3,
             "data": {"name": "digits", "augment": "none", "noise": {"kind": "flip_to_two", "rate": 0.4}},
             "student": {"name": "resnet8", "norm": "batch"},
-            "training": training | of_steps | {"decay": "cosine", "optimizer": optimizer},
+            "training": training | of_steps | {"decay": "cosine", "optimizer": optimizer, "precision": precision[0]},
             "method": METHODS[name],
             "controls": [],
             "ray": {"enabled": False},
@@ -86,6 +91,7 @@ def test_fit_and_a_job_with_the_same_settings_are_one_training(name, optimizer, 
         seed=config.seed,
         **training,
         optimizer={"name": optimizer} | of_steps,
+        precision=precision[1],
     )
     assert len(fitted.rows) == len(rows) == 12
     for own, other in zip(fitted.rows, rows, strict=True):

@@ -47,3 +47,11 @@ def test_hypergradient_of_two_workers_equals_one_worker_with_plain_batch_norm(ma
     for name, buffer in whole.student.buffers.items():
         torch.testing.assert_close(first.student.buffers[name], buffer)
         torch.testing.assert_close(second.student.buffers[name], buffer)
+
+
+def test_statistics_of_half_precision_are_counted_in_single():
+    """More values a channel than bfloat16 can count."""
+    x = torch.randn(7, 3, 11, 13, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16) + 1
+    own, plain = GlobalBatchNorm2d(nn.BatchNorm2d(3), SingleProcess()), nn.BatchNorm2d(3)
+    torch.testing.assert_close(own(x).float(), plain(x.float()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own.running_var, plain.running_var)
