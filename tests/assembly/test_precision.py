@@ -72,12 +72,11 @@ def test_what_torch_does_not_cast_is_refused_in_a_sentence(monkeypatch):
         build_trainee(own, source, SingleProcess())
 
 
-def test_single_precision_casts_nothing():
-    run = build_run(config("float32"), group=SingleProcess(), device=torch.device("cpu"))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_operations_are_cast_where_that_is_set_and_outputs_are_not(precision):
+    run = build_run(config(precision), group=SingleProcess(), device=torch.device("cpu"))
     seen = []
-    run.student.module.register_forward_hook(
-        lambda module, inputs, output: seen.append(torch.is_autocast_enabled("cpu"))
-    )
-    state = run.student.initial(), run.student.initial_buffers()
-    run.student(*state, run.data.round(0).train[0].inputs, training=False)
-    assert seen == [False]
+    run.student.module.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    theta, buffers = run.student.initial(), run.student.initial_buffers()
+    outputs = run.student(theta, buffers, run.data.round(0).train[0].inputs, training=False)
+    assert seen == [precision == "bfloat16"] and outputs.dtype == torch.float32
