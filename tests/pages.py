@@ -43,9 +43,7 @@ class Page:
     def __init__(self, name: str):
         self.name = name
         self.text = (ROOT / name).read_text()
-        self.blocks = [
-            Block(found["language"], found["name"], found["text"]) for found in _BLOCK.finditer(self.text)
-        ]
+        self.blocks = [Block(found["language"], found["name"], found["text"]) for found in _BLOCK.finditer(self.text)]
 
     @property
     def python(self) -> list[Block]:
@@ -136,5 +134,9 @@ def _apart(words: list[str]) -> Iterator[list[str]]:
 
 PAGES = {
     name: Page(name)
-    for name in ["README.md", "benchmarks/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    for name in [
+        "README.md",
+        "benchmarks/README.md",
+        *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    ]
 }

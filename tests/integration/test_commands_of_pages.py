@@ -102,7 +102,9 @@ def check(words, patch):
         taken()
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert {name for word in rest for named in re.findall(r"\[(.*)\]", word) for name in named.split(",")} <= {*extras}
+        assert {name for word in rest for named in re.findall(r"\[(.*)\]", word) for name in named.split(",")} <= {
+            *extras
+        }
         taken()
     elif "--" in rest:  # ray job submit
         check(rest[rest.index("--") + 1 :], patch)
