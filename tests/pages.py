@@ -72,35 +72,41 @@ class Page:
         return [command for line in lines for command in _apart(line)]
 
     @contextmanager
+    def placed(self, directory: Path) -> Iterator[None]:
+        """Puts the page's files into a directory. Until the context ends it is the current one, and modules are found
+        there."""
+        self.write_files(directory)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(directory)
+            patch.chdir(directory)
+            try:
+                yield
+            finally:
+                for module in self.modules:
+                    sys.modules.pop(module, None)
+
+    @contextmanager
     def ran(self, directory: Path, given: Mapping[str, Any] | None = None) -> Iterator[SimpleNamespace]:
-        """Runs all of the page's Python in its order, in a directory that has its files.
+        """Runs all of the page's Python in its order, in a directory that has its files (`placed`).
 
         Args:
-            directory: becomes the current one, and is looked into for modules, until the context ends.
             given: names that the page says the reader has.
 
         Yields:
             `names`, as the blocks left them, and `modules` by name.
         """
-        self.write_files(directory)
         names: dict[str, Any] = {"__name__": self.name, **(given or {})}
         modules: dict[str, ModuleType] = {}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(directory)
-            patch.chdir(directory)
-            try:
-                with torch.random.fork_rng():
-                    torch.manual_seed(0)
-                    for block in self.python:
-                        if block.file is None:
-                            exec(compile(block.text, self.name, "exec"), names)
-                        else:
-                            module = block.file.removesuffix(".py")
-                            modules[module] = import_module(module)
-                yield SimpleNamespace(names=names, modules=modules)
-            finally:
-                for module in self.modules:
-                    sys.modules.pop(module, None)
+        with self.placed(directory):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                for block in self.python:
+                    if block.file is None:
+                        exec(compile(block.text, self.name, "exec"), names)
+                    else:
+                        module = block.file.removesuffix(".py")
+                        modules[module] = import_module(module)
+            yield SimpleNamespace(names=names, modules=modules)
 
 
 def _logical(text: str) -> Iterator[list[str]]:

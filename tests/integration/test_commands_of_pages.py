@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from pages import PAGES, ROOT
 
+from l2t_ray.__main__ import COMMANDS as L2T
 from l2t_ray.__main__ import main as l2t
 from l2t_ray.run import Experiment, ready_experiment
+from l2t_ray.settings.experiment import load
 from l2t_ray.shipped import config_file
 from l2t_ray.studies import command as study_command
 from l2t_ray.studies import sweep
@@ -30,6 +32,10 @@ COMMANDS = {
     if page.name != OF_THE_PAST
     for command in page.commands
 }
+SETTINGS = [(page.name, block.text) for page in PAGES.values() for block in page.blocks if block.language == "yaml"]
+READ_ALONE = {"report", "convergence", "show", "suspects"}
+"""What takes neither a configuration nor keys."""
+STUDIES = {"ablation", "gradients", "lr_robustness", "similarity", "study"}
 
 
 class TakenError(Exception):
@@ -42,9 +48,7 @@ def taken(*_, **__):
 
 @pytest.fixture
 def dry(monkeypatch, tmp_path):
-    """In a directory where commands are read, and do nothing."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    """A directory in which commands are read, and do nothing."""
     for name, shipped in STAND_INS.items():
         text = config_file(shipped).read_text()
         (tmp_path / name).write_text(text.replace("base: ../", f"base: {ROOT}/configs/"))
@@ -61,65 +65,78 @@ def dry(monkeypatch, tmp_path):
     return tmp_path
 
 
-READ_ALONE = {"report", "convergence", "show", "suspects"}
-"""What takes neither a configuration nor keys."""
-
-
-def ends_where_it_is_read(patch):
-    """Makes a program end once its arguments are parsed."""
-    parse = argparse.ArgumentParser.parse_args
-
-    def read(self, *given, **named):
-        arguments = parse(self, *given, **named)
-        return taken() if self.prog != "l2t" else arguments
-
-    patch.setattr(argparse.ArgumentParser, "parse_args", read)
-
-
 def check(words, patch):
     """Raises `TakenError` if the command is one."""
     program, *rest = words
     if program == "python" and rest[:2] == ["-m", "l2t_ray"]:
         program, rest = "l2t", rest[2:]
-    if program == "l2t":
-        if rest[0] in READ_ALONE:
-            ends_where_it_is_read(patch)
-        try:
-            l2t(rest)
-        except SystemExit as exit:
-            if exit.code == 0:
-                raise TakenError from None
-            raise
-    elif program == "python":
-        if Path(rest[0]).parent.name == "benchmarks" or Path(rest[0]).stem in READ_ALONE:
-            ends_where_it_is_read(patch)
-        patch.setattr(sys, "argv", rest)
-        patch.syspath_prepend(Path(rest[0]).resolve().parent)
-        runpy.run_path(rest[0], run_name="__main__")
-    elif program == "make":
-        (target,) = [word for word in rest if "=" not in word]
-        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        taken()
-    elif program == "pip":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert {name for word in rest for named in re.findall(r"\[(.*)\]", word) for name in named.split(",")} <= {
-            *extras
-        }
-        taken()
+    if program in CHECKS:
+        CHECKS[program](rest, patch)
     elif "--" in rest:  # ray job submit
         check(rest[rest.index("--") + 1 :], patch)
     else:
         assert program in NOT_OURS
-        taken()
+    taken()
+
+
+def check_l2t(rest, patch):
+    if len(rest) == 1 and not rest[0].startswith("-"):  # its name, in a sentence
+        assert rest[0] in L2T
+        return
+    if rest[0] in READ_ALONE:
+        ends_where_it_is_read(patch)
+    try:
+        l2t(rest)
+    except SystemExit as exit:  # `--help`
+        assert exit.code == 0
+
+
+def check_python(rest, patch):
+    script, *arguments = rest
+    name = Path(script).stem
+    if Path(script).parent.name == "benchmarks" or name in READ_ALONE:
+        ends_where_it_is_read(patch)
+    elif name in STUDIES and not {"--resume", "--seeds"} & {*arguments}:
+        arguments += ["--seeds", "1"]  # each seed is read for itself
+    patch.setattr(sys, "argv", [script, *arguments])
+    patch.syspath_prepend(Path(script).resolve().parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+def check_make(rest, patch):
+    (target,) = (word for word in rest if "=" not in word)
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def check_pip(rest, patch):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = [name for word in rest for names in re.findall(r"\[(.*)\]", word) for name in names.split(",")]
+    assert {*named} <= {*extras}
+
+
+CHECKS = {"l2t": check_l2t, "python": check_python, "make": check_make, "pip": check_pip}
+
+
+def ends_where_it_is_read(patch):
+    """Makes a program end once its arguments are parsed; `l2t` itself goes on to its command."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def read(self, *given, **named):
+        arguments = parse(self, *given, **named)
+        return arguments if self.prog == "l2t" else taken()
+
+    patch.setattr(argparse.ArgumentParser, "parse_args", read)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_a_page_is_taken_as_it_stands_there(command, dry, monkeypatch):
     page, words = COMMANDS[command]
-    page.write_files(dry)
-    try:
-        with pytest.raises(TakenError):
-            check(words, monkeypatch)
-    finally:
-        for module in page.modules:
-            sys.modules.pop(module, None)
+    with page.placed(dry), pytest.raises(TakenError):
+        check(words, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "text"), SETTINGS, ids=[name for name, _ in SETTINGS])
+def test_settings_that_a_page_shows_are_settings(name, text, dry):
+    with PAGES[name].placed(dry):
+        (dry / "shown.yaml").write_text(text)
+        load(dry / "shown.yaml")
