@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,11 +23,14 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<kind>file|configuration): (?P<name>[\w.]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    r"(?:^<!-- (?:file|configuration): (?P<name>[\w.]+) -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\S*)\n(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
+LANGUAGES = {"", "bash", "json", "python", "sh", "yaml"}
 _PROGRAMS = r"python jobs/|python benchmarks/|python -m l2t_ray|l2t |make |pip install "
 _BETWEEN_WORDS = re.compile(rf"`((?:{_PROGRAMS})[^`\n]+)`")
+_AT_ITS_BEGINNING = re.compile(rf"^(?:{_PROGRAMS}|import |from \w+ import )", re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -36,6 +40,11 @@ class Block(NamedTuple):
     file: str | None
     text: str
 
+    @property
+    def is_untold(self) -> bool:
+        """Whether it is something that a test would run or read, if it said which language it is in."""
+        return self.language not in LANGUAGES or (not self.language and bool(_AT_ITS_BEGINNING.search(self.text)))
+
 
 class Page:
     """A page by its path below the repository."""
@@ -43,7 +52,9 @@ class Page:
     def __init__(self, name: str):
         self.name = name
         self.text = (ROOT / name).read_text()
-        self.blocks = [Block(found["language"], found["name"], found["text"]) for found in _BLOCK.finditer(self.text)]
+        self.blocks = [
+            Block(found["language"], found["name"], dedent(found["text"])) for found in _BLOCK.finditer(self.text)
+        ]
 
     @property
     def python(self) -> list[Block]:

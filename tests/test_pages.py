@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from pages import Page
+from pages import PAGES, Block, Page
 
 PAGE = """
 Begin with `l2t show runs/x`.
@@ -24,6 +24,12 @@ l2t train --config quick \\
     name=a   # the first
 make run && make "test it"
 ```
+
+- In a list:
+
+  ```sh
+  l2t report
+  ```
 """
 
 
@@ -50,6 +56,7 @@ def test_commands_are_words_without_comments_one_for_each_program(page):
         ["l2t", "train", "--config", "quick", "name=a"],
         ["make", "run"],
         ["make", "test it"],
+        ["l2t", "report"],
         ["l2t", "show", "runs/x"],
     ]
 
@@ -58,3 +65,14 @@ def test_a_quotation_without_an_end_is_no_command(page):
     page.blocks = [page.blocks[0]._replace(language="sh", text='l2t "show\n')]
     with pytest.raises(AssertionError, match="has no end"):
         page.commands  # noqa: B018
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_block_escapes_the_tests_by_not_saying_what_it_is(name):
+    assert [block.text for block in PAGES[name].blocks if block.is_untold] == []
+    assert PAGES[name].text.count("```") == 2 * len(PAGES[name].blocks)
+
+
+def test_a_block_of_commands_or_python_must_say_so():
+    assert Block("", None, "l2t report\n").is_untold and Block("py", None, "").is_untold
+    assert not Block("", None, "runs/x/config.yaml   the settings\n").is_untold
