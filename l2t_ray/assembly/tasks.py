@@ -42,7 +42,15 @@ def build_task(config: ExperimentConfig) -> Task:
         )
     if not isinstance(dataset, MaskedDataset):
         return Classification()
-    return Segmentation(dataset.train.class_names, ignore=dataset.train.ignore, error=config.data.masks.error)
+    masks = config.data.masks
+    return Segmentation(
+        dataset.train.class_names,
+        ignore=dataset.train.ignore,
+        error=masks.error,
+        loss_terms=masks.terms,
+        auxiliary=masks.auxiliary,
+        aux_weight=masks.auxiliary_weight,
+    )
 
 
 def _detection(config: ExperimentConfig, dataset: BoxedDataset) -> Detection:

@@ -21,10 +21,9 @@ from l2t_ray.interfaces import Batch, Data, RoundBatches, UserError
 from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.phases import Phase
 from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.tasks.pixel_terms import focal_loss
 from l2t_ray.tasks.segmentation import Segmentation
 
-FOCAL_POWER = 2.0
-"""gamma, how fast pixels that are right already lose their say (paper: 2)."""
 TINY = 1e-7
 """Least denominator: of a class that is not there and that nobody answers."""
 COUNTED_AT_ONCE = 64
@@ -67,9 +66,14 @@ class MaskLossConfig(MethodSettings):
         """As of every fixed loss, with all pixels for rows.
 
         Raises:
-            UserError: if the images have no masks.
+            UserError: if the images have no masks, or an overlap would be taken of two heads at once.
         """
         task, group = _segmentation(parts), parts.group
+        if task.auxiliary == "same" and self.form in OVERLAPS:
+            raise UserError(
+                f"data.masks.auxiliary is 'same', which makes rows of one minibatch from both heads, and {self.form} is a "
+                "loss of a minibatch as a whole; set data.masks.auxiliary=cross_entropy, or leave this method out."
+            )
         return [
             replace(phase, data=RowShares(AllPixels(phase.data, task), task, group)) for phase in super().phases(parts)
         ]
@@ -138,12 +142,6 @@ def class_weights(counts: Int[Tensor, " c"], power: float) -> Float[Tensor, " c"
     shares = counts.double() / counts.sum()
     raw = shares.clamp(min=shares[shares > 0].min().item()) ** -power
     return (raw / (shares * raw).sum()).float()
-
-
-def focal_loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """`(1 - p_y)^2 * -log p_y` with p the softmax (Lin et al., ICCV 2017; smp's `softmax_focal_loss_with_logits`)."""
-    losses = cross_entropy(logits, labels)
-    return (-torch.expm1(-losses)) ** FOCAL_POWER * losses
 
 
 def dice_loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:

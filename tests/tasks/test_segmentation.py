@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from l2t_ray.core.student import own_loss
 from l2t_ray.interfaces import Batch, Task
 from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.tasks.pixel_terms import touching
 from l2t_ray.tasks.segmentation import Segmentation
 from l2t_ray.tasks.shares import share_of
 from l2t_ray.tasks.shown import ShowsAnswers
@@ -63,6 +65,52 @@ def test_terms_are_cross_entropy_by_class_and_overlap_by_image():
     p = z[1].softmax(0)[2].flatten()[:5]  # the second image has one class
     torch.testing.assert_close(jaccard.values[1], 1 - p.sum() / 5)
     torch.testing.assert_close(jaccard.weights, torch.tensor([0.5, 0.5]))
+
+
+def test_pixels_touch_another_class_beside_them_and_nothing_that_does_not_count():
+    mask = torch.tensor([[[0, 0, 1, 1], [0, 0, 255, 1], [0, 0, 255, 2]]])
+    expected = [[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
+    assert touching(mask, 255)[0].int().tolist() == expected
+    assert not touching(torch.full((2, 1, 1), 3), 255).any()
+
+
+def test_other_terms_can_be_chosen_and_the_tasks_own_loss_is_their_sum():
+    task, z = Segmentation(NAMES, loss_terms=("boundary", "dice", "focal")), logits()
+    terms = task.terms(z, batch_of(MASK))
+    assert list(terms.values) == list(task.kinds) == ["boundary", "dice", "focal"]
+    rows = terms.rows
+    ce = F.cross_entropy(rows.logits, rows.labels, reduction="none")
+    p = rows.logits.softmax(1)[torch.arange(len(rows.labels)), rows.labels]
+    torch.testing.assert_close(terms.values["focal"].values, (1 - p) ** 2 * ce)
+    near = torch.tensor([1, 1, 1, 0, 1] + [0] * 5).bool()  # in the second image there is one class alone
+    torch.testing.assert_close(terms.values["boundary"].values, ce[near])
+    assert terms.values["boundary"].owner.tolist() == [0] * 4
+    pixels = z[1].softmax(0)[2].flatten()[:5].sum()
+    torch.testing.assert_close(terms.values["dice"].values[1], 1 - 2 * pixels / (pixels + 5))
+    torch.testing.assert_close(own_loss(terms, task), sum((t.weights * t.values).sum() for t in terms.values.values()))
+
+
+def test_borders_are_found_where_pixels_are_chosen():
+    chosen = torch.tensor([[4, 0, 3], [2, -1, 1]])  # 4 touches none, 0 does, 3 does not count
+    boundary = Segmentation(NAMES, loss_terms=("boundary",)).terms(logits(), batch_of(MASK, chosen)).values["boundary"]
+    ce = F.cross_entropy(logits().flatten(2), MASK.flatten(1), ignore_index=255, reduction="none")
+    torch.testing.assert_close(boundary.values, ce[0, [0]])
+    torch.testing.assert_close(boundary.weights, torch.tensor([0.1]))
+
+
+def test_an_auxiliary_head_can_be_under_the_same_loss():
+    z, aux = logits(), logits(seed=1)
+    task, own = Segmentation(NAMES, auxiliary="same", aux_weight=0.3), Segmentation(NAMES)
+    both, main, other = (
+        task.terms((z, aux), batch_of(MASK)),
+        own.terms(z, batch_of(MASK)),
+        own.terms(aux, batch_of(MASK)),
+    )
+    assert both.rest is None and both.outputs is z
+    torch.testing.assert_close(own_loss(both, task), own_loss(main, own) + 0.3 * own_loss(other, own))
+    torch.testing.assert_close(both.rows.logits, torch.cat((main.rows.logits, other.rows.logits)))
+    torch.testing.assert_close(both.rows.weights, torch.cat((main.rows.weights, 0.3 * other.rows.weights)))
+    torch.testing.assert_close(own_loss(task.terms(z, batch_of(MASK)), task), own_loss(main, own))  # in evaluation
 
 
 @pytest.mark.parametrize("error", ["cross_entropy", "soft_miou", "soft_dice"])
