@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2t_ray.core.student import RowLoss, cross_entropy, weighted_cross_entropy
 from l2t_ray.data.row_shares import RowShares
-from l2t_ray.interfaces import Batch, Data, RoundBatches, UserError
+from l2t_ray.interfaces import Batch, Data, RoundBatches, Task, UserError
 from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.phases import Phase
 from l2t_ray.methods.settings import MethodSettings
@@ -68,12 +68,9 @@ class MaskLossConfig(MethodSettings):
         Raises:
             UserError: if the images have no masks, or an overlap would be taken of two heads at once.
         """
-        task, group = _segmentation(parts), parts.group
-        if task.auxiliary == "same" and self.form in OVERLAPS:
-            raise UserError(
-                f"data.masks.auxiliary is 'same', which makes rows of one minibatch from both heads, and {self.form} is a "
-                "loss of a minibatch as a whole; set data.masks.auxiliary=cross_entropy, or leave this method out."
-            )
+        task, group = segmentation(parts.trainee.task, self.name), parts.group
+        if self.form in OVERLAPS:
+            refuse_joined_heads(task, self.form)
         return [
             replace(phase, data=RowShares(AllPixels(phase.data, task), task, group)) for phase in super().phases(parts)
         ]
@@ -126,7 +123,7 @@ def pixels_by_class(parts: Parts) -> Int[Tensor, " c"]:
     Raises:
         UserError: if the images have no masks.
     """
-    task, rows = _segmentation(parts), parts.source.split(0).train
+    task, rows = segmentation(parts.trainee.task, "mask_loss"), parts.source.split(0).train
     counts = torch.zeros(parts.num_classes, dtype=torch.int64)
     for here in np.array_split(rows, -(-len(rows) // COUNTED_AT_ONCE)):
         for batch in parts.source.images(here):
@@ -185,14 +182,30 @@ def of_each_row(overlap: Overlap) -> RowLoss:
     return loss
 
 
-def _segmentation(parts: Parts) -> Segmentation:
-    task = parts.trainee.task
+def segmentation(task: Task, what: str) -> Segmentation:
+    """The task, for what is for images with masks.
+
+    Raises:
+        UserError: if it is another one.
+    """
     if not isinstance(task, Segmentation):
         raise UserError(
-            f"mask_loss is for images with masks, and the task here is {task.name}; name another method, or a data set "
-            "with masks."
+            f"{what} is for images with masks, and the task here is {task.name}; name another one, or a data set with "
+            "masks."
         )
     return task
+
+
+def refuse_joined_heads(task: Segmentation, what: str) -> None:
+    """
+    Raises:
+        UserError: if the rows of a minibatch are of two heads, for a loss of all of them together.
+    """
+    if task.auxiliary == "same":
+        raise UserError(
+            f"data.masks.auxiliary is 'same', which makes rows of both heads, and {what} is of all rows together; set "
+            "data.masks.auxiliary=cross_entropy, or take another loss."
+        )
 
 
 def _overlaps(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -124,9 +124,9 @@ class MasksConfig(Record):
     error: SegmentationError = "cross_entropy"
     """The validation error of a learned loss: of all pixels of a validation minibatch."""
     terms: Annotated[tuple[SegmentationTerm, ...], Field(min_length=1)] = ("cross_entropy", "jaccard")
-    """What the task's own loss is the sum of, and `loss: terms` a combination: cross-entropy, which is weighed by class;
-    focal loss; one minus the soft overlap of each image, Jaccard or Dice; the cross-entropy of pixels that touch another
-    class."""
+    """What the task's own loss is the sum of, and `loss: terms` a combination: cross-entropy, with a weight for each
+    class; focal loss; one minus the soft overlap of each image, Jaccard or Dice; the cross-entropy of pixels that touch
+    another class."""
     auxiliary: AuxiliaryLoss = "cross_entropy"
     """What a student's auxiliary head is trained under: plain cross-entropy, or the `same` loss as the main head."""
     auxiliary_weight: NonNegative = 0.4

@@ -31,8 +31,8 @@ class Segmentation:
         error: the validation error: cross-entropy over all pixels; or one minus the mean over classes of soft
             intersection over union, or of soft Dice, of the whole validation minibatch.
         loss_terms: what the task's own loss is the sum of (`pixel_terms`).
-        auxiliary: what an auxiliary head is trained under: plain cross-entropy, which is not learned; or the `same` loss
-            as the main head, of which its pixels are then further rows and terms.
+        auxiliary: what an auxiliary head is trained under: plain cross-entropy, which is not learned; or the `same`
+            loss as the main head, of which its pixels are then further rows and terms.
         aux_weight: what that counts (PSPNet: 0.4).
     """
 
