@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from l2t_ray.core.loss.soft_metric import SoftMetricLoss
+from l2t_ray.core.loss.soft_metric import SoftMetricLoss, Sums
 from l2t_ray.methods.loss_settings import LossSettings
 from l2t_ray.methods.mask_loss import refuse_joined_heads, segmentation
 from l2t_ray.methods.parts import LossFacts
@@ -17,6 +17,8 @@ class SoftMetricConfig(LossSettings):
     name: Literal["soft_metric"] = "soft_metric"  # pyright: ignore[reportIncompatibleVariableOverride]
     pieces: Annotated[Whole, Field(ge=1, le=100)] = 4
     """Straight pieces of each of the two curves."""
+    sums: Sums = "minibatch"
+    """Over what a soft Jaccard index is taken: each worker's slice of the minibatch as a whole, or each `image`."""
 
     def family(self, facts: LossFacts, *, begun: bool = True) -> SoftMetricLoss:
         """
@@ -26,4 +28,4 @@ class SoftMetricConfig(LossSettings):
         del begun  # it always begins with the identity
         task = segmentation(facts.task, "loss soft_metric")
         refuse_joined_heads(task, "a soft metric")
-        return SoftMetricLoss.for_classes(task.class_names, facts.sample(), num_pieces=self.pieces)
+        return SoftMetricLoss.for_classes(task.class_names, facts.sample(), num_pieces=self.pieces, sums=self.sums)

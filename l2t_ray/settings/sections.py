@@ -125,8 +125,8 @@ class MasksConfig(Record):
     """The validation error of a learned loss: of all pixels of a validation minibatch."""
     terms: Annotated[tuple[SegmentationTerm, ...], Field(min_length=1)] = ("cross_entropy", "jaccard")
     """What the task's own loss is the sum of, and `loss: terms` a combination: cross-entropy, with a weight for each
-    class; focal loss; one minus the soft overlap of each image, Jaccard or Dice; the cross-entropy of pixels that touch
-    another class."""
+    class; focal loss; cross-entropy of pixels that touch another class (`boundary`); one minus the soft overlap,
+    Jaccard or Dice, of each image, or of the minibatch as a whole: each worker's own slice, by its share."""
     auxiliary: AuxiliaryLoss = "cross_entropy"
     """What a student's auxiliary head is trained under: plain cross-entropy, or the `same` loss as the main head."""
     auxiliary_weight: NonNegative = 0.4

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from l2t_ray.interfaces import Rows, Term
 
-SegmentationTerm = Literal["cross_entropy", "focal", "jaccard", "dice", "boundary"]
+SegmentationTerm = Literal[
+    "cross_entropy", "focal", "boundary", "jaccard", "dice", "minibatch_jaccard", "minibatch_dice"
+]
 
 FOCAL_POWER = 2.0
 """gamma, how fast pixels that are right already lose their say (paper: 2)."""
@@ -69,32 +71,52 @@ def _boundary(pixels: Pixels) -> Term:
 
 def _jaccard(pixels: Pixels) -> Term:
     """One minus each image's mean over its classes of p.t / (p + t - p.t), sums over its rows."""
-    return _overlap(pixels, lambda hits, answers, truths: hits / (answers + truths - hits).clamp(min=TINY))
+    return _overlap(pixels, jaccard)
 
 
 def _dice(pixels: Pixels) -> Term:
     """As `_jaccard`, of 2 p.t / (p + t)."""
-    return _overlap(pixels, lambda hits, answers, truths: 2 * hits / (answers + truths).clamp(min=TINY))
+    return _overlap(pixels, dice)
 
 
-def _overlap(pixels: Pixels, ratio_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Term:
+def _minibatch_jaccard(pixels: Pixels) -> Term:
+    """As `_jaccard`, with sums over all rows of this worker's slice: a loss that each of its images has."""
+    return _overlap(pixels, jaccard, is_of_all=True)
+
+
+def _minibatch_dice(pixels: Pixels) -> Term:
+    return _overlap(pixels, dice, is_of_all=True)
+
+
+def jaccard(hits: Tensor, answers: Tensor, truths: Tensor) -> Tensor:
+    return hits / (answers + truths - hits).clamp(min=TINY)
+
+
+def dice(hits: Tensor, answers: Tensor, truths: Tensor) -> Tensor:
+    return 2 * hits / (answers + truths).clamp(min=TINY)
+
+
+def _overlap(pixels: Pixels, ratio_of: Callable[[Tensor, Tensor, Tensor], Tensor], *, is_of_all: bool = False) -> Term:
     rows, num_examples = pixels.rows, pixels.num_examples
     p = rows.logits.softmax(dim=1)
     truth = F.one_hot(rows.labels, p.shape[1]).to(p)
-    zeros = p.new_zeros(num_examples, p.shape[1])
-    hits, answers, truths = (zeros.index_add(0, rows.owner, part) for part in (p * truth, p, truth))
+    whole, num_wholes = (torch.zeros_like(rows.owner), 1) if is_of_all else (rows.owner, num_examples)
+    zeros = p.new_zeros(num_wholes, p.shape[1])
+    hits, answers, truths = (zeros.index_add(0, whole, part) for part in (p * truth, p, truth))
     present = truths > 0
     ratio = torch.where(present, ratio_of(hits, answers, truths), 0)
     values = 1 - ratio.sum(dim=1) / present.sum(dim=1).clamp(min=1)
     weights = rows.weights.new_zeros(num_examples).index_add(0, rows.owner, rows.weights)
     owner = torch.arange(num_examples, device=p.device)
-    return Term(values, weights, torch.zeros_like(owner), owner)
+    return Term(values.expand(num_examples), weights, torch.zeros_like(owner), owner)
 
 
 TERMS: Mapping[SegmentationTerm, Callable[[Pixels], Term]] = {
     "cross_entropy": _cross_entropy,
     "focal": _focal,
+    "boundary": _boundary,
     "jaccard": _jaccard,
     "dice": _dice,
-    "boundary": _boundary,
+    "minibatch_jaccard": _minibatch_jaccard,
+    "minibatch_dice": _minibatch_dice,
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2t_ray.headline import ACCURACY, CLASS_ACCURACY, ERROR, MIOU
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms, UserError
-from l2t_ray.tasks.pixel_terms import TERMS, TINY, Pixels, SegmentationTerm, touching
+from l2t_ray.tasks.pixel_terms import TERMS, Pixels, SegmentationTerm, dice, jaccard, touching
 from l2t_ray.tasks.shares import share_of
 from l2t_ray.tasks.shown import ByClass, Chart, ClassMap, ClassMatrix
 
@@ -205,10 +205,7 @@ class Segmentation:
     def _overlap_error(self, sums: Float[Tensor, " sums"]) -> Float[Tensor, ""]:
         hits, answers, truths = sums.chunk(3)
         present = truths > 0
-        if self._error == "soft_dice":
-            ratio = 2 * hits / (answers + truths).clamp(min=TINY)
-        else:
-            ratio = hits / (answers + truths - hits).clamp(min=TINY)
+        ratio = (dice if self._error == "soft_dice" else jaccard)(hits, answers, truths)
         return torch.where(present, 1 - ratio, 0).sum() / present.sum().clamp(min=1)
 
 

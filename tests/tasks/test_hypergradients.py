@@ -136,7 +136,7 @@ TERMS = TermLoss(
 )
 BOX_TERMS = TermLoss(Boxes.kinds, knots={"where": [0.5, 2.0]})
 PAIRS = DynamicLossNetwork(5, 3, init="released", pairs="softmax", activation="silu", seed=2).double()
-SOFT_METRIC = SoftMetricLoss(SoftMetricSpec(CLASSES, (0.5, 0.3, 0.2), pieces=3))
+SOFT_METRIC = SoftMetricLoss(SoftMetricSpec(CLASSES, (0.5, 0.3, 0.2), pieces=3, sums="image"))
 OTHER = ("boundary", "focal", "dice")
 CASES = {
     "pixels, pairs": (PixelStudent, lambda: pixel_task("cross_entropy"), lambda task: PairLoss(PAIRS, task)),

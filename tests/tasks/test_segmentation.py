@@ -90,6 +90,17 @@ def test_other_terms_can_be_chosen_and_the_tasks_own_loss_is_their_sum():
     torch.testing.assert_close(own_loss(terms, task), sum((t.weights * t.values).sum() for t in terms.values.values()))
 
 
+def test_an_overlap_of_the_minibatch_is_that_of_all_its_pixels_and_each_image_has_it():
+    names, z = ("minibatch_jaccard", "minibatch_dice"), logits()
+    terms = Segmentation(NAMES, loss_terms=names).terms(z, batch_of(MASK))
+    rows = terms.rows
+    p, t = rows.logits.softmax(1), F.one_hot(rows.labels, 3)
+    hits, sums = (p * t).sum(0), p.sum(0) + t.sum(0)
+    for name, ratio in zip(names, (hits / (sums - hits), 2 * hits / sums), strict=True):
+        torch.testing.assert_close(terms.values[name].values, (1 - ratio.mean()).expand(2))
+        torch.testing.assert_close(terms.values[name].weights, torch.tensor([0.5, 0.5]))
+
+
 def test_borders_are_found_where_pixels_are_chosen():
     chosen = torch.tensor([[4, 0, 3], [2, -1, 1]])  # 4 touches none, 0 does, 3 does not count
     boundary = Segmentation(NAMES, loss_terms=("boundary",)).terms(logits(), batch_of(MASK, chosen)).values["boundary"]

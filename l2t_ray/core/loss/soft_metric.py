@@ -1,6 +1,6 @@
 """Curves inside a soft metric: cross-entropy and a soft Jaccard index whose probabilities go through learned curves.
 
-    sum_i w_i a_{y_i} CE_i + b sum_images w (1 - mean_c  sum_{y=c} f(p_c) / (sum_{y=c} 1 + sum_{y!=c} g(p_c)))
+    sum_i w_i a_{y_i} CE_i + b (1 - mean_c  sum_{y=c} f(p_c) / (sum_{y=c} 1 + sum_{y!=c} g(p_c)))
 
 This is Auto Seg-Loss's parametrisation (Li et al., ICLR 2021) of the mean intersection over union: the logical AND and
 OR of answers and truth, which the metric is made of, become curves f and g of the probability. They rise from 0 to 1
@@ -8,13 +8,15 @@ over equal pieces, straight in each. So whatever is learned, hard answers have t
 changes is what a half-sure pixel counts, in the intersection and in the union. Where phi is zero the curves are the
 identity, and the loss is cross-entropy and soft Jaccard.
 
-a and b are weights with a fixed mean push, as in `terms.TermLoss`, which combines the two.
+a and b are weights with a fixed mean push, as in `terms.TermLoss`, which combines the two. The mean is over the classes
+that are there. The sums are over each image, whose loss counts by its rows, or over all rows of this worker's
+minibatch, as the metric's are over all images; the latter depend on how a minibatch is divided among workers.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ from l2t_ray.core.loss.terms import SCALE, TermLoss
 from l2t_ray.core.student import cross_entropy, rows_of
 from l2t_ray.interfaces import Metrics, Rows, Task, Term, Terms
 
+Sums = Literal["minibatch", "image"]
 CURVES = ("and", "or")
 """f and g, in the order in which phi holds their pieces, behind the weights."""
 
@@ -39,6 +42,7 @@ class SoftMetricSpec:
         class_names: of the c classes.
         shares: how much of the rows each class has, in any unit.
         pieces: of each curve.
+        sums: over what a soft Jaccard index is taken.
 
     Raises:
         ValueError: if these are no names, no positive numbers, or of another number.
@@ -47,6 +51,7 @@ class SoftMetricSpec:
     class_names: tuple[str, ...]
     shares: tuple[float, ...]
     pieces: int
+    sums: Sums = "minibatch"
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -84,7 +89,7 @@ class SoftMetricLoss:
 
     @classmethod
     def for_classes(
-        cls, class_names: Sequence[str], sample: Sequence[Terms] = (), *, num_pieces: int = 4
+        cls, class_names: Sequence[str], sample: Sequence[Terms] = (), *, num_pieces: int = 4, sums: Sums = "minibatch"
     ) -> "SoftMetricLoss":
         """
         Args:
@@ -92,7 +97,7 @@ class SoftMetricLoss:
         """
         rows = [rows_of(terms, None) for terms in sample]
         shares = shares_of_kinds([_cross_entropy(own) for own in rows], len(class_names))
-        return cls(SoftMetricSpec(tuple(class_names), tuple(shares), num_pieces))
+        return cls(SoftMetricSpec(tuple(class_names), tuple(shares), num_pieces, sums))
 
     @property
     def phi(self) -> Float[Tensor, " m"]:
@@ -167,14 +172,15 @@ class SoftMetricLoss:
         slopes = self.slopes(phi.to(dtype))
         owners, image = rows.owner.unique(return_inverse=True)
         truth = F.one_hot(rows.labels, p.shape[1]).to(p)
-        none = p.new_zeros(len(owners), p.shape[1])
-        intersection = none.index_add(0, image, truth * _curve(slopes["and"], p))
-        union = none.index_add(0, image, truth + (1 - truth) * _curve(slopes["or"], p))
-        present = none.index_add(0, image, truth) > 0
+        whole, num_wholes = (image, len(owners)) if self.spec.sums == "image" else (torch.zeros_like(image), 1)
+        none = p.new_zeros(num_wholes, p.shape[1])
+        intersection = none.index_add(0, whole, truth * _curve(slopes["and"], p))
+        union = none.index_add(0, whole, truth + (1 - truth) * _curve(slopes["or"], p))
+        present = none.index_add(0, whole, truth) > 0
         ratios = torch.where(present, intersection / union.clamp(min=torch.finfo(dtype).tiny), 0)
-        values = 1 - ratios.sum(dim=1) / present.sum(dim=1)
+        values = 1 - ratios.sum(dim=1) / present.sum(dim=1).clamp(min=1)
         weights = rows.weights.new_zeros(len(owners)).index_add(0, image, rows.weights)
-        return Term(values, weights, torch.zeros_like(owners), owners)
+        return Term(values.expand(len(owners)), weights, torch.zeros_like(owners), owners)
 
     def report(self, phi: Float[Tensor, " m"]) -> Metrics:
         """`weight_<term>_<kind>`, and `slope_and_<piece>`, `slope_or_<piece>` of the curves."""

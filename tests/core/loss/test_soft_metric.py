@@ -14,8 +14,8 @@ NAMES, IGNORE = ("sky", "road", "car"), 255
 MASK = torch.tensor([[[0, 1, 2], [255, 1, 1]], [[2, 2, 2], [2, 2, 255]]])
 
 
-def make(pieces=3):
-    return SoftMetricLoss(SoftMetricSpec(NAMES, (0.5, 0.3, 0.2), pieces))
+def make(pieces=3, sums="image"):
+    return SoftMetricLoss(SoftMetricSpec(NAMES, (0.5, 0.3, 0.2), pieces, sums))
 
 
 def some_phi(seed=0, loss=None):
@@ -77,6 +77,14 @@ def test_a_surer_right_pixel_never_costs_more():
         for s in range(-9, 9)
     ]
     assert (torch.stack(values)[:, 0].diff() < 0).all()
+
+
+def test_sums_over_a_minibatch_are_those_of_one_large_image():
+    phi, one = some_phi(), make(sums="minibatch")
+    large = logits().permute(1, 0, 2, 3).reshape(1, 3, 4, 3)
+    rows = one.losses(phi, terms(logits()), None)
+    assert rows.values[10] == rows.values[11] != jaccard(make(), phi, logits())[0]
+    torch.testing.assert_close(one.loss(phi, logits(), MASK), make().loss(phi, large, MASK.reshape(1, 4, 3)))
 
 
 @pytest.mark.parametrize("seed", range(3))
