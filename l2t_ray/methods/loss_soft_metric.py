@@ -8,7 +8,7 @@ from l2t_ray.core.loss.soft_metric import SoftMetricLoss, Sums
 from l2t_ray.methods.loss_settings import LossSettings
 from l2t_ray.methods.mask_loss import refuse_joined_heads, segmentation
 from l2t_ray.methods.parts import LossFacts
-from l2t_ray.settings.record import Whole
+from l2t_ray.settings.record import Real, Whole
 
 
 class SoftMetricConfig(LossSettings):
@@ -19,13 +19,17 @@ class SoftMetricConfig(LossSettings):
     """Straight pieces of each of the two curves."""
     sums: Sums = "minibatch"
     """Over what a soft Jaccard index is taken: each worker's slice of the minibatch as a whole, or each `image`."""
+    balance: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """How far the weights of classes begin by how rare each is, as of `terms`."""
 
     def family(self, facts: LossFacts, *, begun: bool = True) -> SoftMetricLoss:
         """
         Raises:
             UserError: if the images have no masks, or the metric would be of two heads at once.
         """
-        del begun  # it always begins with the identity
+        del begun  # where it begins costs nothing
         task = segmentation(facts.task, "loss soft_metric")
         refuse_joined_heads(task, "a soft metric")
-        return SoftMetricLoss.for_classes(task.class_names, facts.sample(), num_pieces=self.pieces, sums=self.sums)
+        return SoftMetricLoss.for_classes(
+            task.class_names, facts.sample(), num_pieces=self.pieces, sums=self.sums, balance=self.balance
+        )

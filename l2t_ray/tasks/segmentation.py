@@ -50,7 +50,7 @@ class Segmentation:
         auxiliary: AuxiliaryLoss = "cross_entropy",
         aux_weight: float = 0.4,
     ):
-        self._ignore, self._error = ignore, error
+        self.ignore, self._error = ignore, error
         self.class_names, self._num_classes = tuple(class_names), len(class_names)
         self._loss_terms, self.auxiliary, self._aux_weight = tuple(loss_terms), auxiliary, aux_weight
         self.kinds: Mapping[str, Sequence[str]] = {
@@ -59,7 +59,7 @@ class Segmentation:
 
     def num_rows(self, targets: Tensor | Mapping[str, Tensor]) -> Int[Tensor, " n"]:
         labels, _ = self._rows_of(targets)
-        return (labels != self._ignore).sum(dim=1)
+        return (labels != self.ignore).sum(dim=1)
 
     def with_all_pixels(self, batch: Batch) -> Batch:
         """The minibatch as if no pixels had been chosen. Its weights are not those of its rows then."""
@@ -93,9 +93,9 @@ class Segmentation:
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         mask = _mask(batch)
         self._check(logits, batch)
-        counts = mask != self._ignore
+        counts = mask != self.ignore
         if self._error == "cross_entropy":
-            losses = F.cross_entropy(logits, mask, ignore_index=self._ignore, reduction="none")
+            losses = F.cross_entropy(logits, mask, ignore_index=self.ignore, reduction="none")
             sums = torch.stack((losses.sum(), counts.sum().to(losses)))
             return share_of(lambda total: total[0] / total[1].clamp(min=1), sums, group)
         return share_of(self._overlap_error, self._overlaps(logits, mask, counts), group)
@@ -105,10 +105,10 @@ class Segmentation:
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         mask = _mask(batch)
         self._check(logits, batch)
-        counts = mask != self._ignore
+        counts = mask != self.ignore
         pairs = mask[counts] * self._num_classes + logits.argmax(dim=1)[counts]
         confusion = torch.bincount(pairs, minlength=self._num_classes**2).double()
-        losses = F.cross_entropy(logits, mask, ignore_index=self._ignore, reduction="sum")
+        losses = F.cross_entropy(logits, mask, ignore_index=self.ignore, reduction="sum")
         return torch.cat((confusion, losses.double().reshape(1)))
 
     def summarise(self, totals: Float[Tensor, " s"]) -> Metrics:
@@ -131,7 +131,7 @@ class Segmentation:
 
     def answers(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> list[ClassMap]:
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        return self._maps(logits.argmax(dim=1).masked_fill(_mask(batch) == self._ignore, self._ignore))
+        return self._maps(logits.argmax(dim=1).masked_fill(_mask(batch) == self.ignore, self.ignore))
 
     def charts(self, totals: Float[Tensor, " s"]) -> list[Chart]:
         """The confusion matrix of pixels, and the intersection over union of each class."""
@@ -147,7 +147,7 @@ class Segmentation:
         ]
 
     def _maps(self, masks: Int[Tensor, "n h w"]) -> list[ClassMap]:
-        return [ClassMap(classes, self._ignore) for classes in masks.cpu().numpy()]
+        return [ClassMap(classes, self.ignore) for classes in masks.cpu().numpy()]
 
     def _confusion(self, totals: Float[Tensor, " s"]) -> Float[Tensor, "c c"]:
         return totals[:-1].reshape(self._num_classes, self._num_classes)
@@ -178,24 +178,24 @@ class Segmentation:
             return targets.flatten(1), None
         chosen = targets["chosen"]
         labels = targets["mask"].flatten(1).gather(1, chosen.clamp(min=0))
-        return labels.masked_fill(chosen < 0, self._ignore), chosen
+        return labels.masked_fill(chosen < 0, self.ignore), chosen
 
     def _rows(self, logits: Float[Tensor, "n c h w"], batch: Batch) -> Rows:
         labels, chosen = self._rows_of(batch.targets)
         flat = logits.flatten(2)
         if chosen is not None:
             flat = flat.gather(2, chosen.clamp(min=0)[:, None].expand(-1, flat.shape[1], -1))
-        counts: Bool[Tensor, "n m"] = labels != self._ignore
+        counts: Bool[Tensor, "n m"] = labels != self.ignore
         owner = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[counts]
         return Rows(flat.transpose(1, 2)[counts], labels[counts], batch.weights[owner], owner)
 
     def _is_border(self, batch: Batch) -> Bool[Tensor, " r"]:
         """Which rows are pixels that touch another class."""
         labels, chosen = self._rows_of(batch.targets)
-        found = touching(_mask(batch), self._ignore).flatten(1)
+        found = touching(_mask(batch), self.ignore).flatten(1)
         if chosen is not None:
             found = found.gather(1, chosen.clamp(min=0))
-        return found[labels != self._ignore]
+        return found[labels != self.ignore]
 
     def _overlaps(self, logits: Tensor, mask: Tensor, counts: Tensor) -> Float[Tensor, " sums"]:
         p = logits.softmax(dim=1).transpose(0, 1)[:, counts]

@@ -1,5 +1,7 @@
 """Pixels as rows: what counts, what is chosen, and scores that add up over workers."""
 
+from itertools import combinations
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,6 +101,29 @@ def test_an_overlap_of_the_minibatch_is_that_of_all_its_pixels_and_each_image_ha
     for name, ratio in zip(names, (hits / (sums - hits), 2 * hits / sums), strict=True):
         torch.testing.assert_close(terms.values[name].values, (1 - ratio.mean()).expand(2))
         torch.testing.assert_close(terms.values[name].weights, torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_sampled_pixels_give_loss_and_gradient_on_average_and_scatter_as_a_sample_does(count):
+    """Over all choices of so many of the five pixels that count."""
+    task, z, places = (
+        Segmentation(NAMES, loss_terms=("cross_entropy",)),
+        logits(1).double().requires_grad_(),
+        (0, 1, 2, 4, 5),
+    )
+
+    def loss_and_slope(chosen):
+        batch = batch_of(MASK[:1], torch.tensor([chosen]))._replace(weights=torch.tensor([1 / len(chosen)]).double())
+        terms = task.terms(z, batch)
+        loss = own_loss(terms, task)
+        return loss.detach(), torch.autograd.grad(loss, z)[0], terms.values["cross_entropy"].values.detach()
+
+    losses, slopes, _ = zip(*(loss_and_slope(chosen) for chosen in combinations(places, count)), strict=True)
+    whole, slope, values = loss_and_slope(places)
+    torch.testing.assert_close(torch.stack(losses).mean(), whole)
+    torch.testing.assert_close(torch.stack(slopes).mean(dim=0), slope)
+    expected = values.var() * (1 / count - 1 / 5)
+    torch.testing.assert_close(torch.stack(losses).var(unbiased=False), expected)
 
 
 def test_borders_are_found_where_pixels_are_chosen():

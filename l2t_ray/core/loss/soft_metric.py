@@ -43,6 +43,7 @@ class SoftMetricSpec:
         shares: how much of the rows each class has, in any unit.
         pieces: of each curve.
         sums: over what a soft Jaccard index is taken.
+        balance: how far the weights of classes begin by how rare each is (`terms.TermLoss`).
 
     Raises:
         ValueError: if these are no names, no positive numbers, or of another number.
@@ -52,6 +53,7 @@ class SoftMetricSpec:
     shares: tuple[float, ...]
     pieces: int
     sums: Sums = "minibatch"
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -60,6 +62,8 @@ class SoftMetricSpec:
             raise ValueError(f"shares must be {len(self.class_names)} positive numbers, got {list(self.shares)}.")
         if self.pieces < 1:
             raise ValueError(f"pieces must be at least 1, got {self.pieces}.")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must be 0 to 1, got {self.balance}.")
 
     @property
     def num_weights(self) -> int:
@@ -81,6 +85,7 @@ class SoftMetricLoss:
         self._weighed = TermLoss(
             {"cross_entropy": spec.class_names, "jaccard": ("all",)},
             shares={"cross_entropy": spec.shares, "jaccard": (sum(spec.shares),)},
+            balance=spec.balance,
         )
 
     @classmethod
@@ -89,7 +94,13 @@ class SoftMetricLoss:
 
     @classmethod
     def for_classes(
-        cls, class_names: Sequence[str], sample: Sequence[Terms] = (), *, num_pieces: int = 4, sums: Sums = "minibatch"
+        cls,
+        class_names: Sequence[str],
+        sample: Sequence[Terms] = (),
+        *,
+        num_pieces: int = 4,
+        sums: Sums = "minibatch",
+        balance: float = 0.0,
     ) -> "SoftMetricLoss":
         """
         Args:
@@ -97,12 +108,12 @@ class SoftMetricLoss:
         """
         rows = [rows_of(terms, None) for terms in sample]
         shares = shares_of_kinds([_cross_entropy(own) for own in rows], len(class_names))
-        return cls(SoftMetricSpec(tuple(class_names), tuple(shares), num_pieces, sums))
+        return cls(SoftMetricSpec(tuple(class_names), tuple(shares), num_pieces, sums, balance))
 
     @property
     def phi(self) -> Float[Tensor, " m"]:
-        """Zeros: cross-entropy and soft Jaccard."""
-        return torch.zeros(self.spec.num_weights)
+        """Cross-entropy and soft Jaccard, which is zeros, or what `balance` makes of it."""
+        return torch.cat((self._weighed.phi, torch.zeros(len(CURVES) * self.spec.pieces)))
 
     @property
     def groups(self) -> dict[str, int]:

@@ -47,6 +47,14 @@ def test_it_begins_as_cross_entropy_and_soft_jaccard():
     assert rows.owner.tolist() == [0] * 5 + [1] * 5 + [0, 1]
 
 
+def test_it_can_begin_with_classes_weighed_by_how_rare_they_are():
+    loss = SoftMetricLoss(SoftMetricSpec(NAMES, (0.64, 0.32, 0.04), 3, "image", 0.5))
+    report = loss.report(loss.phi)
+    assert report["weight_cross_entropy_car"] / report["weight_cross_entropy_sky"] == pytest.approx(4)
+    assert report["weight_jaccard_all"] == pytest.approx(1) and report["slope_and_0"] == pytest.approx(1)
+    torch.testing.assert_close(loss.fixed(terms(logits())), make().fixed(terms(logits())))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_hard_answers_have_the_metric_itself_whatever_phi(seed):
     loss, answers = make(), torch.tensor([[[0, 1, 1], [0, 0, 1]], [[2, 2, 0], [2, 1, 0]]])
@@ -124,7 +132,8 @@ def test_what_does_not_fit_is_refused():
     [
         ({"class_names": ("sky", "sky", "car")}, "class_names must be one name or more, each once"),
         ({"shares": (0.5, 0.5)}, "shares must be 3 positive numbers, got"),
-        ({"shares": (0.5, 0.5, 0)}, "shares must be 3 positive numbers, got"),
+        ({"shares": (0.5, 0.5, 0.0)}, "shares must be 3 positive numbers, got"),
+        ({"balance": 1.5}, "balance must be 0 to 1, got 1.5"),
         ({"pieces": 0}, "pieces must be at least 1, got 0"),
     ],
 )
