@@ -26,7 +26,8 @@ _LEFT_OUT = frozenset(
         *MAY_CHANGE_ON_RESUME,
         "name",
         *("training.checkpoint_every", "training.keep_checkpoints", "training.try_first"),
-        *("data.root", "data.verify", "data.download", "data.noise.file"),  # the content counts, and not its place
+        # Of files the content counts, and not its place.
+        *("data.root", "data.verify", "data.download", "data.noise.file", "student.initial_weights"),
     }
 )
 
@@ -43,8 +44,11 @@ def fingerprint(config: ExperimentConfig, dataset: AnyDataset) -> Fingerprint:
         data["pixel statistics"] = repr((dataset.mean, dataset.std))
     if dataset.validation is not None:
         data["validation images"] = hashlib.sha256(np.ascontiguousarray(dataset.validation).tobytes()).hexdigest()
-    if config.data.noise.file is not None:
-        data[f"labels of data.noise.file ({config.data.noise.kind})"] = _file_digest(config.data.noise.file)
+    labels, weights = config.data.noise.file, config.student.initial_weights
+    if labels is not None:
+        data[f"labels of data.noise.file ({config.data.noise.kind})"] = _file_digest("data.noise.file", labels)
+    if weights is not None:
+        data["weights of student.initial_weights"] = _file_digest("student.initial_weights", weights)
     code = {"l2t_ray": _version(), "torch": torch.__version__, **sources(config.import_paths())}
     return {"settings": settings(config), "data": data, "code": code}
 
@@ -77,12 +81,12 @@ def _digest(images: Any) -> str:
     return digest.hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def _file_digest(key: str, path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"cannot read data.noise.file={path}: {error.strerror}; give an existing file.") from None
+        raise UserError(f"cannot read {key}={path}: {error.strerror}; give an existing file.") from None
 
 
 def _version() -> str:

@@ -13,6 +13,7 @@ from l2t_ray.parallel.global_batch_norm import with_global_batch_norm
 from l2t_ray.settings.experiment import TrainingConfig
 from l2t_ray.settings.signature import factory, required, takes
 from l2t_ray.settings.student_section import SHAPE, StudentSettings
+from l2t_ray.students.initial_weights import begin_with
 from l2t_ray.students.initialise import seeded
 from l2t_ray.training.arguments import check_castable
 
@@ -21,7 +22,7 @@ def build_student(student: StudentSettings, dataset: AnyDataset, *, group: Group
     """The student at its beginning.
 
     Raises:
-        UserError: if it cannot be made for these examples.
+        UserError: if it cannot be made for these examples, or its first weights are not in the file that is named.
     """
     make, given = factory(StudentSettings, student.name), dataset.student_arguments
     if of_images := [key for key in required(make) if key in SHAPE and key not in given]:
@@ -44,6 +45,8 @@ def build_student(student: StudentSettings, dataset: AnyDataset, *, group: Group
     except Exception as error:  # it is the user's own code that runs here
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"student {student.name!r} cannot be made ({reason}); mend it or its settings.") from error
+    if student.initial_weights is not None:
+        begin_with(model, student.initial_weights)
     return with_global_batch_norm(model, group) if student.sync_batchnorm else model
 
 

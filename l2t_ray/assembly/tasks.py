@@ -42,14 +42,23 @@ def build_task(config: ExperimentConfig) -> Task:
         )
     if not isinstance(dataset, MaskedDataset):
         return Classification()
-    return Segmentation(dataset.train.class_names, ignore=dataset.train.ignore, error=config.data.masks.error)
+    masks = config.data.masks
+    return Segmentation(
+        dataset.train.class_names,
+        ignore=dataset.train.ignore,
+        error=masks.error,
+        loss_terms=masks.terms,
+        auxiliary=masks.auxiliary,
+        aux_weight=masks.auxiliary_weight,
+    )
 
 
 def _detection(config: ExperimentConfig, dataset: BoxedDataset) -> Detection:
     """The task of a student's own anchors and strides, which it has as attributes; no weights are drawn to see them."""
     config = with_anchors(config, dataset)
     with torch.device("meta"):
-        student = build_student(config.student, dataset, group=SingleProcess(), seed=config.seed)
+        drawn = config.student.model_copy(update={"initial_weights": None})
+        student = build_student(drawn, dataset, group=SingleProcess(), seed=config.seed)
     anchors, strides = (getattr(student, name, None) for name in ("anchors", "strides"))
     if not (isinstance(anchors, Sequence) and isinstance(strides, Sequence)):
         raise UserError(

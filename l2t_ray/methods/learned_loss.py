@@ -43,8 +43,8 @@ class LearnedLossSettings(MethodSettings):
 
     loss: LossConfig = DEFAULT_LOSS()
     """The family of losses that is learned: `pairs`, the paper's loss network; `terms`, a combination of the task's own
-    loss terms; `adjusted`, cross-entropy with few numbers that change it; or the import path of one of your own
-    (docs/extending.md)."""
+    loss terms; `soft_metric`, cross-entropy and a soft Jaccard index with curves inside; `adjusted`, cross-entropy with
+    few numbers that change it; or the import path of one of your own (docs/extending.md)."""
     warm_share: Fraction = 0
     """Share of the rounds, the first ones, that train with plain cross-entropy (`loss: terms`: with the task's own
     loss); teaching begins after them. A channel is then estimated from the student's embeddings

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from l2t_ray.core.student import RowLoss, cross_entropy, weighted_cross_entropy
 from l2t_ray.data.row_shares import RowShares
-from l2t_ray.interfaces import Batch, Data, RoundBatches, UserError
+from l2t_ray.interfaces import Batch, Data, RoundBatches, Task, UserError
 from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.phases import Phase
 from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.tasks.pixel_terms import focal_loss
 from l2t_ray.tasks.segmentation import Segmentation
 
-FOCAL_POWER = 2.0
-"""gamma, how fast pixels that are right already lose their say (paper: 2)."""
 TINY = 1e-7
 """Least denominator: of a class that is not there and that nobody answers."""
 COUNTED_AT_ONCE = 64
@@ -67,9 +66,11 @@ class MaskLossConfig(MethodSettings):
         """As of every fixed loss, with all pixels for rows.
 
         Raises:
-            UserError: if the images have no masks.
+            UserError: if the images have no masks, or an overlap would be taken of two heads at once.
         """
-        task, group = _segmentation(parts), parts.group
+        task, group = segmentation(parts.trainee.task, self.name), parts.group
+        if self.form in OVERLAPS:
+            refuse_joined_heads(task, self.form)
         return [
             replace(phase, data=RowShares(AllPixels(phase.data, task), task, group)) for phase in super().phases(parts)
         ]
@@ -122,7 +123,7 @@ def pixels_by_class(parts: Parts) -> Int[Tensor, " c"]:
     Raises:
         UserError: if the images have no masks.
     """
-    task, rows = _segmentation(parts), parts.source.split(0).train
+    task, rows = segmentation(parts.trainee.task, "mask_loss"), parts.source.split(0).train
     counts = torch.zeros(parts.num_classes, dtype=torch.int64)
     for here in np.array_split(rows, -(-len(rows) // COUNTED_AT_ONCE)):
         for batch in parts.source.images(here):
@@ -138,12 +139,6 @@ def class_weights(counts: Int[Tensor, " c"], power: float) -> Float[Tensor, " c"
     shares = counts.double() / counts.sum()
     raw = shares.clamp(min=shares[shares > 0].min().item()) ** -power
     return (raw / (shares * raw).sum()).float()
-
-
-def focal_loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """`(1 - p_y)^2 * -log p_y` with p the softmax (Lin et al., ICCV 2017; smp's `softmax_focal_loss_with_logits`)."""
-    losses = cross_entropy(logits, labels)
-    return (-torch.expm1(-losses)) ** FOCAL_POWER * losses
 
 
 def dice_loss(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
@@ -187,14 +182,30 @@ def of_each_row(overlap: Overlap) -> RowLoss:
     return loss
 
 
-def _segmentation(parts: Parts) -> Segmentation:
-    task = parts.trainee.task
+def segmentation(task: Task, what: str) -> Segmentation:
+    """The task, for what is for images with masks.
+
+    Raises:
+        UserError: if it is another one.
+    """
     if not isinstance(task, Segmentation):
         raise UserError(
-            f"mask_loss is for images with masks, and the task here is {task.name}; name another method, or a data set "
-            "with masks."
+            f"{what} is for images with masks, and the task here is {task.name}; name another one, or a data set with "
+            "masks."
         )
     return task
+
+
+def refuse_joined_heads(task: Segmentation, what: str) -> None:
+    """
+    Raises:
+        UserError: if the rows of a minibatch are of two heads, for a loss of all of them together.
+    """
+    if task.auxiliary == "same":
+        raise UserError(
+            f"data.masks.auxiliary is 'same', which makes rows of both heads, and {what} is of all rows together; set "
+            "data.masks.auxiliary=cross_entropy, or take another loss."
+        )
 
 
 def _overlaps(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,8 @@ from l2t_ray.settings.record import (
     Whole,
 )
 from l2t_ray.tasks.detection import DetectionError
-from l2t_ray.tasks.segmentation import SegmentationError
+from l2t_ray.tasks.pixel_terms import SegmentationTerm
+from l2t_ray.tasks.segmentation import AuxiliaryLoss, SegmentationError
 from l2t_ray.tasks.yolo_loss import DetectionLoss
 
 BOX_NOISE = ("shifted", "scaled", "dropped", "mislabelled", "mixed")
@@ -122,6 +123,14 @@ class MasksConfig(Record):
     """Pixels of each crop that are trained on, drawn anew in each step; null: all that count."""
     error: SegmentationError = "cross_entropy"
     """The validation error of a learned loss: of all pixels of a validation minibatch."""
+    terms: Annotated[tuple[SegmentationTerm, ...], Field(min_length=1)] = ("cross_entropy", "jaccard")
+    """What the task's own loss is the sum of, and `loss: terms` a combination: cross-entropy, with a weight for each
+    class; focal loss; cross-entropy of pixels that touch another class (`boundary`); one minus the soft overlap,
+    Jaccard or Dice, of each image, or of the minibatch as a whole: each worker's own slice, by its share."""
+    auxiliary: AuxiliaryLoss = "cross_entropy"
+    """What a student's auxiliary head is trained under: plain cross-entropy, or the `same` loss as the main head."""
+    auxiliary_weight: NonNegative = 0.4
+    """What the auxiliary head's loss counts (PSPNet: 0.4)."""
 
     @model_validator(mode="after")
     def _numbers_fit_together(self) -> "MasksConfig":
@@ -131,6 +140,8 @@ class MasksConfig(Record):
             raise ValueError(
                 f"masks.pixels is {self.pixels}, more than the {self.crop**2} pixels of masks.crop={self.crop} squared"
             )
+        if len(set(self.terms)) < len(self.terms):
+            raise ValueError(f"masks.terms is {list(self.terms)}; name each term once")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from l2t_ray.settings.record import FilePath
 from l2t_ray.settings.signature import MadeSettings, Maker, factory, own_made, record_of, takes
 from l2t_ray.students.known import STUDENTS
 
@@ -16,6 +17,9 @@ class StudentSettings(MadeSettings):
 
     sync_batchnorm: bool = False
     """Batch statistics of the global minibatch instead of each worker's own slice."""
+    initial_weights: FilePath | None = None
+    """A state dict that the student begins with, `.safetensors` or of `torch.save`, of all of it or of its `backbone`;
+    null: its weights are drawn."""
 
 
 def student_record(name: str) -> type[StudentSettings]:

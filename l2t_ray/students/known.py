@@ -10,6 +10,7 @@ from typing import Any
 
 from l2t_ray.students.lenet import lenet
 from l2t_ray.students.pspnet import pspnet
+from l2t_ray.students.pspnet_resnet import pspnet_resnet
 from l2t_ray.students.resnet import resnet
 from l2t_ray.students.wide_resnet import wide_resnet
 from l2t_ray.students.yolo import yolo
@@ -23,6 +24,8 @@ STUDENTS: Mapping[str, MakeStudent] = {
     "wide_resnet": wide_resnet,
     "lenet": lenet,
     "pspnet": pspnet,
+    "pspnet_resnet50": partial(pspnet_resnet, 50),
+    "pspnet_resnet101": partial(pspnet_resnet, 101),
     "yolo": yolo,
 }
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from l2t_ray.headline import ACCURACY, CLASS_ACCURACY, ERROR, MIOU
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms, UserError
+from l2t_ray.tasks.pixel_terms import TERMS, Pixels, SegmentationTerm, dice, jaccard, touching
 from l2t_ray.tasks.shares import share_of
 from l2t_ray.tasks.shown import ByClass, Chart, ClassMap, ClassMatrix
 
 SegmentationError = Literal["cross_entropy", "soft_miou", "soft_dice"]
+AuxiliaryLoss = Literal["cross_entropy", "same"]
 
 
 class Segmentation:
@@ -28,7 +30,10 @@ class Segmentation:
         ignore: the label of pixels that do not count.
         error: the validation error: cross-entropy over all pixels; or one minus the mean over classes of soft
             intersection over union, or of soft Dice, of the whole validation minibatch.
-        aux_weight: of the auxiliary head's cross-entropy, which is not learned (PSPNet: 0.4).
+        loss_terms: what the task's own loss is the sum of (`pixel_terms`).
+        auxiliary: what an auxiliary head is trained under: plain cross-entropy, which is not learned; or the `same`
+            loss as the main head, of which its pixels are then further rows and terms.
+        aux_weight: what that counts (PSPNet: 0.4).
     """
 
     name = "segmentation"
@@ -41,14 +46,20 @@ class Segmentation:
         *,
         ignore: int = 255,
         error: SegmentationError = "cross_entropy",
+        loss_terms: Sequence[SegmentationTerm] = ("cross_entropy", "jaccard"),
+        auxiliary: AuxiliaryLoss = "cross_entropy",
         aux_weight: float = 0.4,
     ):
-        self._num_classes, self._ignore, self._error, self._aux_weight = len(class_names), ignore, error, aux_weight
-        self.kinds: Mapping[str, Sequence[str]] = {"cross_entropy": tuple(class_names), "jaccard": ("all",)}
+        self.ignore, self._error = ignore, error
+        self.class_names, self._num_classes = tuple(class_names), len(class_names)
+        self._loss_terms, self.auxiliary, self._aux_weight = tuple(loss_terms), auxiliary, aux_weight
+        self.kinds: Mapping[str, Sequence[str]] = {
+            name: self.class_names if name == "cross_entropy" else ("all",) for name in loss_terms
+        }
 
     def num_rows(self, targets: Tensor | Mapping[str, Tensor]) -> Int[Tensor, " n"]:
         labels, _ = self._rows_of(targets)
-        return (labels != self._ignore).sum(dim=1)
+        return (labels != self.ignore).sum(dim=1)
 
     def with_all_pixels(self, batch: Batch) -> Batch:
         """The minibatch as if no pixels had been chosen. Its weights are not those of its rows then."""
@@ -60,32 +71,31 @@ class Segmentation:
         return torch.stack([(labels == number).sum() for number in range(self._num_classes)])
 
     def terms(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> Terms:
-        """Rows are the chosen pixels that count. Terms: their cross-entropy by class, and each image's soft Jaccard
-        loss (over its chosen pixels; an example is weighed by its rows)."""
+        """Rows are the chosen pixels that count. Terms are those of each head that is under the loss: of pixels, and of
+        images (over their chosen pixels; an image is weighed by its rows)."""
         logits, aux = outputs if isinstance(outputs, tuple) else (outputs, None)
         self._check(logits, batch)
-        rows = self._rows(logits, batch)
-        rest = None
+        heads, rest = [self._rows(logits, batch)], None
         if aux is not None:
             aux_rows = self._rows(aux, batch)
-            rest = self._aux_weight * aux_rows.total(
-                F.cross_entropy(aux_rows.logits, aux_rows.labels, reduction="none")
-            )
-        ce = F.cross_entropy(rows.logits, rows.labels, reduction="none")
-        values = {
-            "cross_entropy": Term(ce, rows.weights, rows.labels, rows.owner),
-            "jaccard": self._jaccard(rows, len(logits)),
-        }
-        return Terms(logits, rows, values, rest)
+            if self.auxiliary == "same":
+                heads.append(aux_rows._replace(weights=self._aux_weight * aux_rows.weights))
+            else:
+                losses = F.cross_entropy(aux_rows.logits, aux_rows.labels, reduction="none")
+                rest = self._aux_weight * aux_rows.total(losses)
+        is_border = self._is_border(batch)
+        pixels = [Pixels(rows, is_border, len(logits)) for rows in heads]
+        values = {name: Term(*_joined([TERMS[name](head) for head in pixels])) for name in self._loss_terms}
+        return Terms(logits, Rows(*_joined([rows[:4] for rows in heads])), values, rest)
 
     def error(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch, group: Group) -> Float[Tensor, ""]:
         """This worker's share of the error over all pixels of the global batch."""
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         mask = _mask(batch)
         self._check(logits, batch)
-        counts = mask != self._ignore
+        counts = mask != self.ignore
         if self._error == "cross_entropy":
-            losses = F.cross_entropy(logits, mask, ignore_index=self._ignore, reduction="none")
+            losses = F.cross_entropy(logits, mask, ignore_index=self.ignore, reduction="none")
             sums = torch.stack((losses.sum(), counts.sum().to(losses)))
             return share_of(lambda total: total[0] / total[1].clamp(min=1), sums, group)
         return share_of(self._overlap_error, self._overlaps(logits, mask, counts), group)
@@ -95,10 +105,10 @@ class Segmentation:
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         mask = _mask(batch)
         self._check(logits, batch)
-        counts = mask != self._ignore
+        counts = mask != self.ignore
         pairs = mask[counts] * self._num_classes + logits.argmax(dim=1)[counts]
         confusion = torch.bincount(pairs, minlength=self._num_classes**2).double()
-        losses = F.cross_entropy(logits, mask, ignore_index=self._ignore, reduction="sum")
+        losses = F.cross_entropy(logits, mask, ignore_index=self.ignore, reduction="sum")
         return torch.cat((confusion, losses.double().reshape(1)))
 
     def summarise(self, totals: Float[Tensor, " s"]) -> Metrics:
@@ -113,7 +123,7 @@ class Segmentation:
             "class_accuracy": recall[truth > 0].mean().item(),
             "error": (totals[-1] / truth.sum()).item(),
         }
-        names = self.kinds["cross_entropy"]
+        names = self.class_names
         return metrics | {f"iou_{name}": iou[k].item() for k, name in enumerate(names) if occurs[k]}
 
     def truths(self, batch: Batch) -> list[ClassMap]:
@@ -121,12 +131,12 @@ class Segmentation:
 
     def answers(self, outputs: Tensor | tuple[Tensor, Tensor], batch: Batch) -> list[ClassMap]:
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        return self._maps(logits.argmax(dim=1).masked_fill(_mask(batch) == self._ignore, self._ignore))
+        return self._maps(logits.argmax(dim=1).masked_fill(_mask(batch) == self.ignore, self.ignore))
 
     def charts(self, totals: Float[Tensor, " s"]) -> list[Chart]:
         """The confusion matrix of pixels, and the intersection over union of each class."""
         metrics = self.summarise(totals)
-        names = self.kinds["cross_entropy"]
+        names = self.class_names
         overlaps = {name: metrics[f"iou_{name}"] for name in names if f"iou_{name}" in metrics}
         counts = self._confusion(totals).cpu().numpy().astype(np.int64)
         return [
@@ -137,7 +147,7 @@ class Segmentation:
         ]
 
     def _maps(self, masks: Int[Tensor, "n h w"]) -> list[ClassMap]:
-        return [ClassMap(classes, self._ignore) for classes in masks.cpu().numpy()]
+        return [ClassMap(classes, self.ignore) for classes in masks.cpu().numpy()]
 
     def _confusion(self, totals: Float[Tensor, " s"]) -> Float[Tensor, "c c"]:
         return totals[:-1].reshape(self._num_classes, self._num_classes)
@@ -168,29 +178,24 @@ class Segmentation:
             return targets.flatten(1), None
         chosen = targets["chosen"]
         labels = targets["mask"].flatten(1).gather(1, chosen.clamp(min=0))
-        return labels.masked_fill(chosen < 0, self._ignore), chosen
+        return labels.masked_fill(chosen < 0, self.ignore), chosen
 
     def _rows(self, logits: Float[Tensor, "n c h w"], batch: Batch) -> Rows:
         labels, chosen = self._rows_of(batch.targets)
         flat = logits.flatten(2)
         if chosen is not None:
             flat = flat.gather(2, chosen.clamp(min=0)[:, None].expand(-1, flat.shape[1], -1))
-        counts: Bool[Tensor, "n m"] = labels != self._ignore
+        counts: Bool[Tensor, "n m"] = labels != self.ignore
         owner = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[counts]
         return Rows(flat.transpose(1, 2)[counts], labels[counts], batch.weights[owner], owner)
 
-    def _jaccard(self, rows: Rows, num_examples: int) -> Term:
-        """One minus each image's mean over its classes of p.t / (p + t - p.t), sums over its rows."""
-        p = rows.logits.softmax(dim=1)
-        truth = F.one_hot(rows.labels, self._num_classes).to(p)
-        zeros = p.new_zeros(num_examples, self._num_classes)
-        hits, answers, truths = (zeros.index_add(0, rows.owner, part) for part in (p * truth, p, truth))
-        present = truths > 0
-        ratio = torch.where(present, hits / (answers + truths - hits).clamp(min=1e-6), 0)
-        values = 1 - ratio.sum(dim=1) / present.sum(dim=1).clamp(min=1)
-        weights = rows.weights.new_zeros(num_examples).index_add(0, rows.owner, rows.weights)
-        owner = torch.arange(num_examples, device=p.device)
-        return Term(values, weights, torch.zeros_like(owner), owner)
+    def _is_border(self, batch: Batch) -> Bool[Tensor, " r"]:
+        """Which rows are pixels that touch another class."""
+        labels, chosen = self._rows_of(batch.targets)
+        found = touching(_mask(batch), self.ignore).flatten(1)
+        if chosen is not None:
+            found = found.gather(1, chosen.clamp(min=0))
+        return found[labels != self.ignore]
 
     def _overlaps(self, logits: Tensor, mask: Tensor, counts: Tensor) -> Float[Tensor, " sums"]:
         p = logits.softmax(dim=1).transpose(0, 1)[:, counts]
@@ -200,12 +205,14 @@ class Segmentation:
     def _overlap_error(self, sums: Float[Tensor, " sums"]) -> Float[Tensor, ""]:
         hits, answers, truths = sums.chunk(3)
         present = truths > 0
-        if self._error == "soft_dice":
-            ratio = 2 * hits / (answers + truths).clamp(min=1e-6)
-        else:
-            ratio = hits / (answers + truths - hits).clamp(min=1e-6)
+        ratio = (dice if self._error == "soft_dice" else jaccard)(hits, answers, truths)
         return torch.where(present, 1 - ratio, 0).sum() / present.sum().clamp(min=1)
 
 
 def _mask(batch: Batch) -> Int[Tensor, "n h w"]:
     return batch.targets["mask"] if isinstance(batch.targets, Mapping) else batch.targets
+
+
+def _joined(heads: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """The same columns of several heads, one below the other."""
+    return heads[0] if len(heads) == 1 else [torch.cat(columns) for columns in zip(*heads, strict=True)]

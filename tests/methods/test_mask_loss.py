@@ -1,5 +1,7 @@
 """Fixed losses for images with masks: the formulas, which pixels they read, and what clean images are for."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,6 +167,16 @@ def test_images_without_masks_are_refused():
     config = scenes("mask_loss", data={"name": "digits"}, student="resnet8")
     with pytest.raises(UserError, match="is for images with masks, and the task here is classification; name another"):
         build_arm(config.method, parts_of(config), build_teacher)
+
+
+def test_an_overlap_of_both_heads_together_is_refused():
+    data = scenes("cross_entropy").data.model_dump()
+    joined = {"data": data | {"masks": data["masks"] | {"auxiliary": "same"}}}
+    for form in ("dice", "focal"):
+        config = scenes({"name": "mask_loss", "form": form}, **joined)
+        refusal = pytest.raises(UserError, match=r"data\.masks\.auxiliary is 'same', .* dice is of all rows together")
+        with refusal if form == "dice" else nullcontext():
+            build_arm(config.method, parts_of(config), build_teacher)
 
 
 def test_an_overlap_of_some_of_the_images_is_refused():

@@ -18,6 +18,7 @@ from l2t_ray.bilevel.hypergradient import hypergradient
 from l2t_ray.bilevel.optimizers import Sgd
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.soft_metric import SoftMetricLoss, SoftMetricSpec
 from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.core.objective import LearnedObjective
 from l2t_ray.core.student import StudentSchedule, Trainee
@@ -135,10 +136,18 @@ TERMS = TermLoss(
 )
 BOX_TERMS = TermLoss(Boxes.kinds, knots={"where": [0.5, 2.0]})
 PAIRS = DynamicLossNetwork(5, 3, init="released", pairs="softmax", activation="silu", seed=2).double()
+SOFT_METRIC = SoftMetricLoss(SoftMetricSpec(CLASSES, (0.5, 0.3, 0.2), pieces=3, sums="image"))
+OTHER = ("boundary", "focal", "dice")
 CASES = {
     "pixels, pairs": (PixelStudent, lambda: pixel_task("cross_entropy"), lambda task: PairLoss(PAIRS, task)),
     "pixels, terms": (PixelStudent, lambda: pixel_task("soft_miou"), lambda task: TERMS),
     "pixels, terms, Dice": (PixelStudent, lambda: pixel_task("soft_dice"), lambda task: TERMS),
+    "pixels, other terms": (
+        PixelStudent,
+        lambda: Segmentation(CLASSES, ignore=IGNORE, error="soft_miou", loss_terms=OTHER),
+        lambda task: TermLoss(task.kinds),
+    ),
+    "pixels, curves inside": (PixelStudent, lambda: pixel_task("soft_miou"), lambda task: SOFT_METRIC),
     "boxes, terms": (BoxStudent, Boxes, lambda task: BOX_TERMS),
 }
 
@@ -179,9 +188,13 @@ def plain_step_loss(case, module, weights, phi, batch):
         flat, truth = torch.cat(logits), torch.cat(labels)
         return PAIRS.losses_at(phi, flat, truth).mean()
     count = sum(len(own) for own in labels)
+    if case == "pixels, other terms":
+        return plain_other_terms(logits, labels, plain_borders(batch), phi, count)
     raw = (10 * phi[:4]).exp()
     shares = torch.tensor([0.5, 0.3, 0.2, 1.0], dtype=torch.float64)
     a = raw * shares.sum() / (shares * raw).sum()
+    if case == "pixels, curves inside":
+        return plain_soft_metric(logits, labels, a, phi, count)
     total = 0
     for own_logits, own_labels in zip(logits, labels, strict=True):
         if not len(own_labels):
@@ -196,6 +209,41 @@ def plain_step_loss(case, module, weights, phi, batch):
         jaccard = 1 - torch.stack(ratios).mean()
         total = total + a[3] * plain_curve(jaccard, phi[7:9], (0.5,)) * len(own_labels) / count
     return total
+
+
+def plain_other_terms(logits, labels, borders, phi, count):
+    raw = (10 * phi).exp()
+    a, total = raw / raw.mean(), 0
+    for own_logits, own_labels, border in zip(logits, labels, borders, strict=True):
+        for z, y, is_border in zip(own_logits, own_labels, border, strict=True):
+            ce = F.cross_entropy(z, y)
+            total = total + (a[0] * is_border * ce + a[1] * (1 - z.softmax(0)[y]) ** 2 * ce) / count
+        if len(own_labels):
+            p = own_logits.softmax(1)
+            dices = [
+                2 * p[own_labels == k, k].sum() / (p[:, k].sum() + (own_labels == k).sum()) for k in own_labels.unique()
+            ]
+            total = total + a[2] * (1 - torch.stack(dices).mean()) * len(own_labels) / count
+    return total
+
+
+def plain_soft_metric(logits, labels, a, phi, count):
+    total = 0
+    for z, y in zip(logits, labels, strict=True):
+        if not len(y):
+            continue
+        p = z.softmax(1)
+        hit, seen = (plain_rise(p, phi[first : first + 3]) for first in (4, 7))
+        ratios = [hit[y == k, k].sum() / ((y == k).sum() + seen[y != k, k].sum()) for k in y.unique()]
+        ce = (a[y] * F.cross_entropy(z, y, reduction="none")).sum()
+        total = total + (ce + a[3] * (1 - torch.stack(ratios).mean()) * len(y)) / count
+    return total
+
+
+def plain_rise(p, numbers):
+    heights = torch.cat((torch.zeros(1), (10 * numbers).softmax(0).cumsum(0)))
+    piece = (3 * p.detach()).long().clamp(max=2)
+    return heights[piece] + (3 * p - piece) * (heights[piece + 1] - heights[piece])
 
 
 def plain_curve(x, numbers, knots):
@@ -230,6 +278,20 @@ def plain_pixels(outputs, batch):
         logits.append(outputs[i].flatten(1)[:, own].T)
         labels.append(batch.targets["mask"][i].flatten()[own])
     return logits, labels
+
+
+def plain_borders(batch):
+    """Of the rows of `plain_pixels`, which touch another class."""
+    borders = []
+    for mask, chosen in zip(batch.targets["mask"], batch.targets["chosen"], strict=True):
+        touching = []
+        for row, column in (divmod(p, SIZE) for p in chosen.tolist() if p >= 0):
+            around = ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1))
+            beside = {mask[i, j].item() for i, j in around if 0 <= i < SIZE and 0 <= j < SIZE}
+            if mask[row, column] != IGNORE:
+                touching.append(bool(beside - {IGNORE, mask[row, column].item()}))
+        borders.append(touching)
+    return borders
 
 
 def plain_error(case, module, weights, val):

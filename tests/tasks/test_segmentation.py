@@ -1,11 +1,15 @@
 """Pixels as rows: what counts, what is chosen, and scores that add up over workers."""
 
+from itertools import combinations
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from l2t_ray.core.student import own_loss
 from l2t_ray.interfaces import Batch, Task
 from l2t_ray.parallel.group import SingleProcess
+from l2t_ray.tasks.pixel_terms import touching
 from l2t_ray.tasks.segmentation import Segmentation
 from l2t_ray.tasks.shares import share_of
 from l2t_ray.tasks.shown import ShowsAnswers
@@ -63,6 +67,86 @@ def test_terms_are_cross_entropy_by_class_and_overlap_by_image():
     p = z[1].softmax(0)[2].flatten()[:5]  # the second image has one class
     torch.testing.assert_close(jaccard.values[1], 1 - p.sum() / 5)
     torch.testing.assert_close(jaccard.weights, torch.tensor([0.5, 0.5]))
+
+
+def test_pixels_touch_another_class_beside_them_and_nothing_that_does_not_count():
+    mask = torch.tensor([[[0, 0, 1, 1], [0, 0, 255, 1], [0, 0, 255, 2]]])
+    expected = [[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
+    assert touching(mask, 255)[0].int().tolist() == expected
+    assert not touching(torch.full((2, 1, 1), 3), 255).any()
+
+
+def test_other_terms_can_be_chosen_and_the_tasks_own_loss_is_their_sum():
+    task, z = Segmentation(NAMES, loss_terms=("boundary", "dice", "focal")), logits()
+    terms = task.terms(z, batch_of(MASK))
+    assert list(terms.values) == list(task.kinds) == ["boundary", "dice", "focal"]
+    rows = terms.rows
+    ce = F.cross_entropy(rows.logits, rows.labels, reduction="none")
+    p = rows.logits.softmax(1)[torch.arange(len(rows.labels)), rows.labels]
+    torch.testing.assert_close(terms.values["focal"].values, (1 - p) ** 2 * ce)
+    near = torch.tensor([1, 1, 1, 0, 1] + [0] * 5).bool()  # in the second image there is one class alone
+    torch.testing.assert_close(terms.values["boundary"].values, ce[near])
+    assert terms.values["boundary"].owner.tolist() == [0] * 4
+    pixels = z[1].softmax(0)[2].flatten()[:5].sum()
+    torch.testing.assert_close(terms.values["dice"].values[1], 1 - 2 * pixels / (pixels + 5))
+    torch.testing.assert_close(own_loss(terms, task), sum((t.weights * t.values).sum() for t in terms.values.values()))
+
+
+def test_an_overlap_of_the_minibatch_is_that_of_all_its_pixels_and_each_image_has_it():
+    names, z = ("minibatch_jaccard", "minibatch_dice"), logits()
+    terms = Segmentation(NAMES, loss_terms=names).terms(z, batch_of(MASK))
+    rows = terms.rows
+    p, t = rows.logits.softmax(1), F.one_hot(rows.labels, 3)
+    hits, sums = (p * t).sum(0), p.sum(0) + t.sum(0)
+    for name, ratio in zip(names, (hits / (sums - hits), 2 * hits / sums), strict=True):
+        torch.testing.assert_close(terms.values[name].values, (1 - ratio.mean()).expand(2))
+        torch.testing.assert_close(terms.values[name].weights, torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_sampled_pixels_give_loss_and_gradient_on_average_and_scatter_as_a_sample_does(count):
+    """Over all choices of so many of the five pixels that count."""
+    task, z, places = (
+        Segmentation(NAMES, loss_terms=("cross_entropy",)),
+        logits(1).double().requires_grad_(),
+        (0, 1, 2, 4, 5),
+    )
+
+    def loss_and_slope(chosen):
+        batch = batch_of(MASK[:1], torch.tensor([chosen]))._replace(weights=torch.tensor([1 / len(chosen)]).double())
+        terms = task.terms(z, batch)
+        loss = own_loss(terms, task)
+        return loss.detach(), torch.autograd.grad(loss, z)[0], terms.values["cross_entropy"].values.detach()
+
+    losses, slopes, _ = zip(*(loss_and_slope(chosen) for chosen in combinations(places, count)), strict=True)
+    whole, slope, values = loss_and_slope(places)
+    torch.testing.assert_close(torch.stack(losses).mean(), whole)
+    torch.testing.assert_close(torch.stack(slopes).mean(dim=0), slope)
+    expected = values.var() * (1 / count - 1 / 5)
+    torch.testing.assert_close(torch.stack(losses).var(unbiased=False), expected)
+
+
+def test_borders_are_found_where_pixels_are_chosen():
+    chosen = torch.tensor([[4, 0, 3], [2, -1, 1]])  # 4 touches none, 0 does, 3 does not count
+    boundary = Segmentation(NAMES, loss_terms=("boundary",)).terms(logits(), batch_of(MASK, chosen)).values["boundary"]
+    ce = F.cross_entropy(logits().flatten(2), MASK.flatten(1), ignore_index=255, reduction="none")
+    torch.testing.assert_close(boundary.values, ce[0, [0]])
+    torch.testing.assert_close(boundary.weights, torch.tensor([0.1]))
+
+
+def test_an_auxiliary_head_can_be_under_the_same_loss():
+    z, aux = logits(), logits(seed=1)
+    task, own = Segmentation(NAMES, auxiliary="same", aux_weight=0.3), Segmentation(NAMES)
+    both, main, other = (
+        task.terms((z, aux), batch_of(MASK)),
+        own.terms(z, batch_of(MASK)),
+        own.terms(aux, batch_of(MASK)),
+    )
+    assert both.rest is None and both.outputs is z
+    torch.testing.assert_close(own_loss(both, task), own_loss(main, own) + 0.3 * own_loss(other, own))
+    torch.testing.assert_close(both.rows.logits, torch.cat((main.rows.logits, other.rows.logits)))
+    torch.testing.assert_close(both.rows.weights, torch.cat((main.rows.weights, 0.3 * other.rows.weights)))
+    torch.testing.assert_close(own_loss(task.terms(z, batch_of(MASK)), task), own_loss(main, own))  # in evaluation
 
 
 @pytest.mark.parametrize("error", ["cross_entropy", "soft_miou", "soft_dice"])

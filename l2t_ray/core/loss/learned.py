@@ -15,12 +15,14 @@ from l2t_ray.core.loss.criterion import Options, class_weights, criterion
 from l2t_ray.core.loss.family import CalledFamily, KeptFamily, LossFamily, LossPicture, RowFamily
 from l2t_ray.core.loss.memory import nothing_remembered, remembered
 from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.soft_metric import SoftMetricLoss
 from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.interfaces import Task
 
 FAMILIES: dict[str, Any] = {
     PairLoss.family: PairLoss,
     TermLoss.family: TermLoss,
+    SoftMetricLoss.family: SoftMetricLoss,
     AdjustedLoss.family: AdjustedLoss,
 }
 """By the name that stands in files."""

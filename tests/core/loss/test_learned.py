@@ -18,6 +18,7 @@ from l2t_ray.core.loss.family import Bars, Curve, KeptFamily, Surface
 from l2t_ray.core.loss.learned import FAMILIES, LearnedLoss
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.soft_metric import SoftMetricLoss, SoftMetricSpec
 from l2t_ray.core.loss.terms import TermLoss
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.tasks.segmentation import Segmentation
@@ -51,7 +52,17 @@ def of_numbers():
     return LearnedLoss(AdjustedLoss(spec), some(spec.num_weights).abs())
 
 
-LOSSES = {**{kind: lambda kind=kind: of_pairs(kind) for kind in PARTS}, "terms": of_terms, "numbers": of_numbers}
+def of_soft_metric():
+    family = SoftMetricLoss(SoftMetricSpec(("sky", "road", "car"), (0.5, 0.3, 0.2), pieces=3))
+    return LearnedLoss(family, some(family.spec.num_weights))
+
+
+LOSSES = {
+    **{kind: lambda kind=kind: of_pairs(kind) for kind in PARTS},
+    "terms": of_terms,
+    "numbers": of_numbers,
+    "soft metric": of_soft_metric,
+}
 
 
 @pytest.fixture
@@ -189,6 +200,7 @@ def test_the_example_on_its_page_runs(path, kind, monkeypatch):
         "images": logits,
         "student": lambda images: images,
         "labels": torch.tensor([0, 2]),
+        "masks": torch.tensor([0, 2]),
         "batch": type("Batch", (), {"inputs": logits}),
         "task": type(
             "Task",
@@ -293,6 +305,6 @@ def test_a_family_of_ones_own_is_kept_and_named_when_it_is_loaded(path):
     logits, labels = torch.randn(3, 4), torch.tensor([0, 3, 1])
     assert torch.equal(LearnedLoss.load(path, families={"power": Power})(logits, labels), loss(logits, labels))
     refused(
-        "holds a loss of the family 'power', and 'pairs' or 'terms' or 'adjusted' was asked for",
+        "holds a loss of the family 'power', and 'pairs' or 'terms' or 'soft_metric' or 'adjusted' was asked for",
         lambda: LearnedLoss.load(path),
     )
