@@ -262,17 +262,15 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
-    """The training images of each class, and how many are labelled so."""
-    train, names = source.dataset.train, list(source.dataset.train.class_names)
-    assert isinstance(train, ImageSet | ExampleSet) and train.labels is not None  # without labels there is no imbalance
-    rows = source.split(0).train
-    images, labelled = (
-        np.bincount(labels[rows], minlength=len(names)) for labels in (train.labels, source.labels().observed)
-    )
+    """The training images that have each class, and how many are labelled so."""
+    names, rows = list(source.dataset.train.class_names), source.split(0).train
+    images, labelled = (_images_by_class(labels, rows, len(names)) for labels in _true_and_observed(source))
+    setting = config.data.imbalance
     return {
-        "kind": config.data.imbalance.kind,
-        "factor": config.data.imbalance.factor,
-        "realised_factor": float(images.max() / images.min()),
+        "kind": setting.kind,
+        "factor": setting.factor,
+        "of": setting.of,
+        "realised_factor": float(images.max() / max(1, images.min())),
         "seed": config.seed,
         "num_images": len(rows),
         "class_names": names,
@@ -280,6 +278,20 @@ def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
         "labelled": labelled.tolist(),
         "validation": protocol(config, source.dataset),
     }
+
+
+def _true_and_observed(source: AnySource) -> tuple[Sequence[Any], Sequence[Any]]:
+    """By image of the training set its label, or the labels of its boxes."""
+    train = source.dataset.train
+    if isinstance(source, BoxedSource):
+        observed = source.dataset.train.boxes if source.noisy is None else source.noisy.boxes
+        return [boxes.labels for boxes in source.dataset.train.boxes], [boxes.labels for boxes in observed]
+    assert isinstance(train, ImageSet | ExampleSet) and train.labels is not None  # others can have no imbalance
+    return train.labels, source.labels().observed
+
+
+def _images_by_class(labels: Sequence[Any], rows: np.ndarray, num_classes: int) -> np.ndarray:
+    return np.bincount(np.concatenate([np.unique(labels[row]) for row in rows.tolist()]), minlength=num_classes)
 
 
 def _rate(hit: Mapping[str, tuple[int, int]]) -> float:

@@ -83,6 +83,17 @@ def test_validation_boxes_may_have_the_noise_too():
     assert sum(map(len, noisy.values())) < 0.5 * sum(map(len, whole.values()))
 
 
+def test_of_a_rare_class_few_images_are_taught():
+    """On images with boxes the class is one of several, and the others go with it."""
+    _, source = served()
+    rows = source.split(0).train
+    has_one = [row for row in rows.tolist() if (source.dataset.train.boxes[row].labels == 1).any()]
+    _, thin = served(data__imbalance={"kind": "rare", "of": source.dataset.train.class_names[1], "factor": 3})
+    kept = thin.split(0).train.tolist()
+    assert len(set(kept) & set(has_one)) == len(has_one) // 3 and set(rows.tolist()) - set(has_one) <= set(kept)
+    assert (thin.split(0).validation == source.split(0).validation).all()
+
+
 def test_another_set_has_another_fingerprint():
     prints = []
     for number in (12, 13):
@@ -98,6 +109,9 @@ def test_another_set_has_another_fingerprint():
         ("data.noise", {"kind": "uniform", "rate": 0.2}, r"data\.noise\.kind is 'uniform', and digit_boxes has boxes"),
         ("data.noise", {"kind": "dropped", "rate": 0.2, "strength": 0.1}, r"noise\.strength is 0\.1, which .*=dropped"),
         ("data.noise", {"kind": "shifted", "strength": 1}, r"data\.noise\.strength .* should be less than 1"),
+        ("data.imbalance", {"kind": "rare", "of": "x", "factor": 2}, r"imbalance\.of is 'x', and .* has the classes .*;"),
+        ("data.imbalance", {"kind": "rare", "factor": 2}, r"imbalance\.kind is 'rare'; set imbalance\.of to the name"),
+        ("data.imbalance", {"kind": "step", "of": "x", "factor": 2}, r"imbalance\.of is 'x', which .*=step does not"),
         ("data.masks.crop", 32, r"data\.masks is of images with masks, and digit_boxes has boxes"),
         ("data.crop_padding", "reflect", r"set data\.crop_padding=zero"),
         ("data.split", "redivide", r"validation images of digit_boxes are set apart; set data\.split=fixed"),
