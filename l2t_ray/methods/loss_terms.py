@@ -19,6 +19,9 @@ class TermLossConfig(LossSettings):
     name: Literal["terms"] = "terms"  # pyright: ignore[reportIncompatibleVariableOverride]
     pieces: Annotated[Whole, Field(ge=1, le=100)] = 1
     """Straight pieces of each term's curve; 1: none, the weights are all that is learned."""
+    tail: bool = False
+    """Each curve has one piece more, for values beyond nearly all that a student at its beginning has: rows that say the
+    opposite of what the student has learned, as wrong ones do."""
 
     def warm_up(self, trainee: Trainee, memory: Memory | None = None) -> TaskLoss:
         """The task's own loss."""
@@ -27,4 +30,5 @@ class TermLossConfig(LossSettings):
 
     def family(self, facts: LossFacts, *, begun: bool = True) -> TermLoss:
         del begun  # it always begins with the task's own loss
-        return TermLoss.for_task(facts.task, facts.sample() if facts.task.kinds else (), num_pieces=self.pieces)
+        sample = facts.sample() if facts.task.kinds else ()
+        return TermLoss.for_task(facts.task, sample, num_pieces=self.pieces, has_tail=self.tail)
