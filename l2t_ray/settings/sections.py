@@ -165,6 +165,8 @@ class BoxesConfig(Record):
     error: DetectionError = "edet"
     """The validation error of a learned loss: a soft average precision (`edet50`: of boxes that overlap by half), or
     the loss itself, `total`."""
+    by_class: bool = False
+    """A learned combination weighs l_cls by class, and not by stride."""
 
     @model_validator(mode="after")
     def _least_comes_first(self) -> "BoxesConfig":

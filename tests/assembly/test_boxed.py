@@ -8,12 +8,15 @@ from l2t_ray.assembly.boxed import BoxedSource
 from l2t_ray.assembly.identity import fingerprint
 from l2t_ray.assembly.images import load_dataset, open_dataset
 from l2t_ray.assembly.sources import source_of
+from l2t_ray.assembly.tasks import build_task
 from l2t_ray.interfaces import Data, UserError
 from l2t_ray.settings.experiment import ExperimentConfig, validated
 from l2t_ray.settings.tree import Settings
 
 CANVASES = {
     "data.name": "digit_boxes",
+    "student.name": "yolo",
+    "student.depth": "tiny",
     "method.name": "l2t_dln",
     "data.options": {"num_train": 12, "num_validation": 6, "num_test": 5},
     "data.boxes.size": 64,
@@ -145,6 +148,18 @@ def test_settings_of_boxes_are_refused_elsewhere(name, key, value, message):
     config = validated(ExperimentConfig, Settings({}, "in a test").with_settings(given, place="in a test"))
     with pytest.raises(UserError, match=message):
         source_of(config)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_class_decisions_are_weighed_by_stride_or_by_class(by_class):
+    config, source = served(data__boxes__by_class=by_class)
+    task = build_task(config)
+    assert task.kinds["l_loc"] == ("stride 16", "stride 32")
+    assert task.kinds["l_cls"] == (source.dataset.train.class_names if by_class else task.kinds["l_loc"])
+    batch = source.plain().round(0).val
+    outputs = [torch.zeros(3, 3, side, side, 10) for side in (4, 2)]
+    term = task.terms(outputs, batch).values["l_cls"]
+    assert len(term.kinds) and int(term.kinds.max()) > 1 if by_class else int(term.kinds.max()) <= 1
 
 
 def test_what_needs_a_label_an_image_says_so():
