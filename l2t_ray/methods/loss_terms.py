@@ -20,8 +20,8 @@ class TermLossConfig(LossSettings):
     pieces: Annotated[Whole, Field(ge=1, le=100)] = 1
     """Straight pieces of each term's curve; 1: none, the weights are all that is learned."""
     tail: bool = False
-    """Each curve has one piece more, for values beyond nearly all that a student at its beginning has: rows that say the
-    opposite of what the student has learned, as wrong ones do."""
+    """Each curve has one piece more, for values beyond nearly all that a student at its beginning has: rows that say
+    the opposite of what the student has learned, as wrong ones do."""
 
     def warm_up(self, trainee: Trainee, memory: Memory | None = None) -> TaskLoss:
         """The task's own loss."""

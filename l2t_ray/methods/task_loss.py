@@ -35,7 +35,7 @@ class TaskLossConfig(MethodSettings):
     form: Text | None = None
     """One of the forms of that loss, whatever the run's own is (detection: `darknet`, `paper`); null: the run's own.
     Arms of several forms stand in one table: all are judged by the run's own error."""
-    weights: Annotated[dict[str, Positive], Field(max_length=100)] = {}
+    weights: Annotated[dict[str, Positive], Field(max_length=100)] = Field(default_factory=dict)
     """By term, how many times as much it counts as in that loss (detection: `l_loc`, `l_cls`, `l_conf_object`,
     `l_conf_background`); a term that is left out counts as it does there."""
 

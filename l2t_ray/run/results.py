@@ -246,11 +246,11 @@ def final_row(summary: Mapping[str, Any]) -> dict[str, Any]:
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise and the imbalance that the training images really have, for tracking."""
     source = source_of(config)
-    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
-        return {"noise.realised_rate": round(_rate(hit), 5), "noise.seed": config.seed}
     facts, noise = {}, source.corrupted
     if config.data.imbalance.kind != "none":
         facts["imbalance.images"] = str(_imbalance(config, source)["images"])
+    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
+        return facts | {"noise.realised_rate": round(_rate(hit), 5), "noise.seed": config.seed}
     if noise is None:
         return facts
     return facts | {
@@ -280,17 +280,18 @@ def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
     }
 
 
-def _true_and_observed(source: AnySource) -> tuple[Sequence[Any], Sequence[Any]]:
+def _true_and_observed(source: AnySource) -> tuple[Any, Any]:
     """By image of the training set its label, or the labels of its boxes."""
     train = source.dataset.train
     if isinstance(source, BoxedSource):
-        observed = source.dataset.train.boxes if source.noisy is None else source.noisy.boxes
-        return [boxes.labels for boxes in source.dataset.train.boxes], [boxes.labels for boxes in observed]
+        boxes = source.dataset.train.boxes
+        observed = boxes if source.noisy is None else source.noisy.boxes
+        return [own.labels for own in boxes], [own.labels for own in observed]
     assert isinstance(train, ImageSet | ExampleSet) and train.labels is not None  # others can have no imbalance
     return train.labels, source.labels().observed
 
 
-def _images_by_class(labels: Sequence[Any], rows: np.ndarray, num_classes: int) -> np.ndarray:
+def _images_by_class(labels: Any, rows: np.ndarray, num_classes: int) -> np.ndarray:
     return np.bincount(np.concatenate([np.unique(labels[row]) for row in rows.tolist()]), minlength=num_classes)
 
 

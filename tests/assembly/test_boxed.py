@@ -112,7 +112,11 @@ def test_another_set_has_another_fingerprint():
         ("data.noise", {"kind": "uniform", "rate": 0.2}, r"data\.noise\.kind is 'uniform', and digit_boxes has boxes"),
         ("data.noise", {"kind": "dropped", "rate": 0.2, "strength": 0.1}, r"noise\.strength is 0\.1, which .*=dropped"),
         ("data.noise", {"kind": "shifted", "strength": 1}, r"data\.noise\.strength .* should be less than 1"),
-        ("data.imbalance", {"kind": "rare", "of": "x", "factor": 2}, r"imbalance\.of is 'x', and .* has the classes .*;"),
+        (
+            "data.imbalance",
+            {"kind": "rare", "of": "x", "factor": 2},
+            r"imbalance\.of is 'x', and .* has the classes .*;",
+        ),
         ("data.imbalance", {"kind": "rare", "factor": 2}, r"imbalance\.kind is 'rare'; set imbalance\.of to the name"),
         ("data.imbalance", {"kind": "step", "of": "x", "factor": 2}, r"imbalance\.of is 'x', which .*=step does not"),
         ("data.masks.crop", 32, r"data\.masks is of images with masks, and digit_boxes has boxes"),

@@ -1,4 +1,4 @@
-"""The page on detection keeps its word: torchvision's detector trains as printed, and its loss works in a plain loop."""
+"""The page on detection keeps its word: torchvision's detector trains as printed, its loss works in a plain loop."""
 
 import re
 import sys
