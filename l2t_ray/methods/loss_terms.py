@@ -10,7 +10,7 @@ from l2t_ray.core.student import Trainee
 from l2t_ray.methods.loss_settings import LossSettings
 from l2t_ray.methods.parts import LossFacts
 from l2t_ray.methods.task_loss import TaskLoss
-from l2t_ray.settings.record import Whole
+from l2t_ray.settings.record import Real, Whole
 
 
 class TermLossConfig(LossSettings):
@@ -22,6 +22,9 @@ class TermLossConfig(LossSettings):
     tail: bool = False
     """Each curve has one piece more, for values beyond nearly all that a student at its beginning has: rows that say
     the opposite of what the student has learned, as wrong ones do."""
+    balance: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """How far the weights begin by how rare each kind is: shares of the task's own loss to the power of minus this. 0.5
+    is the root of a class's frequency."""
 
     def warm_up(self, trainee: Trainee, memory: Memory | None = None) -> TaskLoss:
         """The task's own loss."""
@@ -29,6 +32,6 @@ class TermLossConfig(LossSettings):
         return TaskLoss(trainee)
 
     def family(self, facts: LossFacts, *, begun: bool = True) -> TermLoss:
-        del begun  # it always begins with the task's own loss
+        del begun  # it always begins with the task's own loss, or that balanced
         sample = facts.sample() if facts.task.kinds else ()
-        return TermLoss.for_task(facts.task, sample, num_pieces=self.pieces, has_tail=self.tail)
+        return TermLoss.for_task(facts.task, sample, num_pieces=self.pieces, has_tail=self.tail, balance=self.balance)
