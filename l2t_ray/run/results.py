@@ -264,7 +264,7 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
 def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
     """The training images that have each class, and how many are labelled so."""
     names, rows = list(source.dataset.train.class_names), source.split(0).train
-    images, labelled = (_images_by_class(labels, rows, len(names)) for labels in _true_and_observed(source))
+    images, labelled = (np.bincount(classes, minlength=len(names)) for classes in _true_and_observed(source, rows))
     setting = config.data.imbalance
     return {
         "kind": setting.kind,
@@ -280,19 +280,16 @@ def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
     }
 
 
-def _true_and_observed(source: AnySource) -> tuple[Any, Any]:
-    """By image of the training set its label, or the labels of its boxes."""
-    train = source.dataset.train
+def _true_and_observed(source: AnySource, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each of these images, or each class that it has a box of; and what is taught."""
     if isinstance(source, BoxedSource):
         boxes = source.dataset.train.boxes
         observed = boxes if source.noisy is None else source.noisy.boxes
-        return [own.labels for own in boxes], [own.labels for own in observed]
+        true, taught = (np.concatenate([np.unique(own[row].labels) for row in rows]) for own in (boxes, observed))
+        return true, taught
+    train = source.dataset.train
     assert isinstance(train, ImageSet | ExampleSet) and train.labels is not None  # others can have no imbalance
-    return train.labels, source.labels().observed
-
-
-def _images_by_class(labels: Any, rows: np.ndarray, num_classes: int) -> np.ndarray:
-    return np.bincount(np.concatenate([np.unique(labels[row]) for row in rows.tolist()]), minlength=num_classes)
+    return train.labels[rows], source.labels().observed[rows]
 
 
 def _rate(hit: Mapping[str, tuple[int, int]]) -> float:

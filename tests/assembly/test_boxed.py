@@ -89,6 +89,7 @@ def test_validation_boxes_may_have_the_noise_too():
 def test_of_a_rare_class_few_images_are_taught():
     """On images with boxes the class is one of several, and the others go with it."""
     _, source = served()
+    assert isinstance(source, BoxedSource)
     rows = source.split(0).train
     has_one = [row for row in rows.tolist() if (source.dataset.train.boxes[row].labels == 1).any()]
     _, thin = served(data__imbalance={"kind": "rare", "of": source.dataset.train.class_names[1], "factor": 3})
