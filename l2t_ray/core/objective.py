@@ -39,15 +39,17 @@ class LearnedObjective:
         memory: Memory | None = None,
         centers: ClassCenters | None = None,
         is_clean: Bool[Tensor, " images"] | None = None,
+        phi: Float[Tensor, " m"] | None = None,
     ):
         """
         Args:
-            loss: the loss, as a function of phi; its own weights are only where phi begins.
+            loss: the loss, as a function of phi; its own weights are no more than where phi begins.
             has_offset: something is added to phi in the course of the training (`shifted`).
             memory: what the student said of each image so far; needed where the loss reads it.
             centers: data reweighting; None: every sample of a minibatch counts alike.
             is_clean: by image of the training set (`Batch.indices`), whether its label is to be trusted; where such
                 images are trained on, it is with plain cross-entropy. None: no image is.
+            phi: where phi begins; None: the loss's own weights.
 
         Raises:
             ValueError: if the loss has a memory and none is given.
@@ -56,6 +58,7 @@ class LearnedObjective:
             raise ValueError("a loss with a memory needs one: what the student said of each image.")
         self.trainee, self.loss = trainee, loss
         self._has_offset, self._centers, self._is_clean = has_offset, centers, is_clean
+        self._phi = loss.phi if phi is None else phi
         self._memory = memory if loss.reads_memory else None
 
     def init(self) -> MethodState:
@@ -64,7 +67,7 @@ class LearnedObjective:
         return MethodState(self.trainee.initial(), {**offset, **memory})
 
     def initial_phi(self) -> Float[Tensor, " m"]:
-        return self.loss.phi.to(self.trainee.device)
+        return self._phi.to(self.trainee.device)
 
     def constants_of_round(self, state: MethodState, batches: RoundBatches, index: int) -> MethodState:
         """Memory and class centres as they are in the round."""

@@ -4,6 +4,7 @@ from l2t_ray.methods.balanced_softmax import BalancedSoftmaxConfig
 from l2t_ray.methods.class_balanced import ClassBalancedConfig
 from l2t_ray.methods.cross_entropy import CrossEntropyConfig
 from l2t_ray.methods.forward_correction import ForwardCorrectionConfig
+from l2t_ray.methods.frozen_loss import FrozenLossConfig
 from l2t_ray.methods.gce import GCEConfig
 from l2t_ray.methods.glc import GLCConfig
 from l2t_ray.methods.l2r import L2RConfig
@@ -35,6 +36,7 @@ METHODS: tuple[type[MethodSettings], ...] = (
     ClassBalancedConfig,
     MaskLossConfig,
     TrueLabelsConfig,
+    FrozenLossConfig,
 )
 
 DEFAULT_METHOD = RecommendedConfig

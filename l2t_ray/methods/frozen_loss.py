@@ -1,0 +1,76 @@
+"""A loss that was learned before, in another run, and does not change: what it is worth without its teacher's cost.
+
+Of several files the weights are averaged. One run's hypergradients are mostly noise, and so is much of where its loss
+ends; the mean over seeds keeps what they agree on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from l2t_ray.core.loss.brought import report_of
+from l2t_ray.core.loss.family import LossFamily
+from l2t_ray.core.loss.learned import LearnedLoss
+from l2t_ray.core.loss.memory import Memory
+from l2t_ray.core.objective import LearnedObjective
+from l2t_ray.interfaces import UserError
+from l2t_ray.methods.parts import LossFacts, Parts, check_rows_are_examples
+from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
+from l2t_ray.methods.settings import MethodSettings
+from l2t_ray.methods.static_dln import StaticDLN
+
+
+class FrozenLossConfig(MethodSettings):
+    """The loss of files that other runs left (`loss.safetensors`), unchanged from the first round to the last."""
+
+    paper_schedule: ClassVar[PaperSchedule | None] = SHU_2019
+
+    name: Literal["frozen_loss"] = "frozen_loss"
+    files: Annotated[tuple[Path, ...], Field(min_length=1)]
+    """Of losses of one kind, whose weights are averaged; the first one says the rest. On several machines each needs
+    them under these paths."""
+
+    def build(self, parts: Parts) -> StaticDLN:
+        """
+        Raises:
+            UserError: if a file holds no loss for this task, or the losses differ in more than their weights.
+        """
+        loss, phi = read_mean(self.files, parts.loss_facts)
+        if loss.reads_memory:
+            check_rows_are_examples(parts, "a loss with a memory", "method.files to a loss without one")
+        memory = Memory(parts.trainee, parts.num_images, parts.num_classes) if loss.reads_memory else None
+        return StaticDLN(LearnedObjective(parts.trainee, loss, phi=phi, memory=memory))
+
+    def learned_loss(self, phi: Float[Tensor, " m"], facts: LossFacts) -> LearnedLoss:
+        return LearnedLoss(read_mean(self.files, facts)[0], phi)
+
+
+def read_mean(files: Sequence[Path], facts: LossFacts) -> tuple[LossFamily, Float[Tensor, " m"]]:
+    """The loss of the first file, and the mean of the weights of all.
+
+    Raises:
+        UserError: if a file holds no loss for this task, or the losses differ in more than their weights.
+    """
+    losses = [_read(path, facts) for path in files]
+    kinds = [(type(loss.family), len(loss.phi), tuple(report_of(loss.family, loss.phi))) for loss in losses]
+    for path, kind in zip(files, kinds, strict=True):
+        if kind != kinds[0]:
+            raise UserError(
+                f"method.files: the loss of {path} is of another kind than that of {files[0]}, and their weights have "
+                "no mean; name files of one setting."
+            )
+    return losses[0].family, torch.stack([loss.phi for loss in losses]).mean(dim=0)
+
+
+def _read(path: Path, facts: LossFacts) -> LearnedLoss:
+    try:
+        return LearnedLoss.load(path, task=facts.task, num_classes=facts.num_classes)
+    except FileNotFoundError:
+        raise UserError(f"method.files: there is no file {path}; a run leaves its loss as loss.safetensors.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"method.files: {error}") from None
