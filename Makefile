@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: run test lint check matrix fuzz lock clean
+.PHONY: run test lint check docs notebook matrix fuzz lock clean
 
 run: $(BIN)/.ready
 	$(BIN)/python jobs/train.py --config configs/quick.yaml $(ARGS)
@@ -35,6 +35,14 @@ else
 endif
 	touch $@
 
+# The documentation as a site, in site/; any warning fails.
+docs: $(BIN)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The outputs in docs/notebook.ipynb: runs it from top to bottom, and keeps what comes of it.
+notebook: $(BIN)/.ready
+	L2T_NOTEBOOK=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_notebook.py $(ARGS)
+
 # The table in docs/reliability.md: causes every failure there is a test for.
 matrix: $(BIN)/.ready
 	L2T_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m failure $(ARGS)
@@ -49,4 +57,4 @@ lock:
 		--extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv runs report .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs report site .pytest_cache .ruff_cache .hypothesis

@@ -1,14 +1,13 @@
 """Data sets by name, and a user's own by its import path."""
 
 import inspect
-import re
 import sys
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import PAGES
 
 from l2t_ray.data import catalog
 from l2t_ray.data.arrow import ImageSet
@@ -153,14 +152,14 @@ def test_own_sets_are_given_their_options_and_opened_once(tmp_path):
 
 
 def test_the_documents_own_set_is_taken(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs/data_sets.md").read_text()
-    ((name, text),) = re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / f"{name}.py").write_text(text)
+    page = PAGES["docs/data_sets.md"]
+    page.write_files(tmp_path)
+    (name,) = page.modules
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     stripes = load(f"{name}:make", root=tmp_path, options={"num_images": 6})
     assert stripes.num_classes == 2 and len(stripes.train) == len(stripes.test) == 3
-    assert all(f"`{known}`" in page for known in DATA_SETS)
+    assert all(f"`{known}`" in page.text for known in DATA_SETS)
 
 
 def test_embedded_scenes_have_options(tmp_path):

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from extending_page import FILES, write_files
+from pages import PAGES
 
 from l2t_ray.distributed.launch import absent_module
 from l2t_ray.run import Experiment
@@ -25,11 +25,12 @@ COMPARED = (
 @pytest.fixture
 def own_directory(tmp_path, monkeypatch):
     """The page's files in a directory that Ray, which runs already, was never told of."""
-    write_files(tmp_path)
+    page = PAGES["docs/extending.md"]
+    page.write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in FILES:
+    for name in page.modules:
         sys.modules.pop(name, None)
 
 

@@ -1,29 +1,15 @@
 """The page on detection keeps its word: torchvision's detector trains as printed, its loss works in a plain loop."""
 
-import re
-import sys
-from importlib import import_module
-from pathlib import Path
-
 import pytest
 import torch
-
-PAGE = (Path(__file__).parents[2] / "docs/detection.md").read_text()
-FILES = dict(re.findall(r"<!-- file: (\w+)\.py -->\n```python\n(.*?)```", PAGE, re.DOTALL))
+from pages import PAGES
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The modules of the page's files, run once from a directory that has all of them."""
-    directory = tmp_path_factory.mktemp("page")
-    for name, text in FILES.items():
-        (directory / f"{name}.py").write_text(text)
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        patch.syspath_prepend(directory)
-        patch.chdir(directory)
-        yield {name: import_module(name) for name in ("retina", "retina_loop")}
-    for name in FILES:
-        sys.modules.pop(name, None)
+    """The modules of the page's files, by name."""
+    with PAGES["docs/detection.md"].ran(tmp_path_factory.mktemp("page")) as ran:
+        yield ran.modules
 
 
 def test_torchvisions_detector_trains_under_a_learned_combination_of_its_terms(page):

@@ -5,6 +5,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from pages import PAGES
+
+import l2t_ray
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOTATION = [
@@ -59,5 +62,26 @@ def test_links_between_the_documents_lead_somewhere(page):
             broken.append(target)
         elif anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-            broken += [] if anchor in map(slug, headings) else [f"{target}#{anchor}"]
+            objects = re.findall(r"^::: (.*)$", file.read_text(), re.MULTILINE)
+            broken += [] if anchor in {*map(slug, headings), *objects} else [f"{target}#{anchor}"]
     assert broken == []
+
+
+def documented(page):
+    return set(re.findall(r"^::: (.*)$", PAGES[page].text, re.MULTILINE))
+
+
+def test_the_reference_has_every_public_name():
+    assert documented("docs/reference.md") == {f"l2t_ray.{name}" for name in l2t_ray.__all__}
+
+
+def test_the_reference_has_every_module_that_the_pages_import_from_or_send_their_reader_to():
+    imported = {
+        module
+        for page in PAGES.values()
+        for block in page.python
+        for module in re.findall(r"^from (l2t_ray\.[\w.]+) import", block.text, re.MULTILINE)
+    }
+    named = re.findall(r"`\w+` in\s+`(l2t_ray/[\w/]+)\.py`", PAGES["docs/extending.md"].text)
+    assert len(imported) > 10 and len(named) > 10
+    assert imported | {path.replace("/", ".") for path in named} <= documented("docs/reference_parts.md")

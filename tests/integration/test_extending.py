@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import sys
-from contextlib import redirect_stdout
-from importlib import import_module
+from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from extending_page import FILES, PAGE, write_files
+from pages import PAGES
 
 import l2t_ray
 from l2t_ray.bilevel.engines import ENGINES
@@ -29,24 +27,21 @@ from l2t_ray.tasks.classification import Classification
 from l2t_ray.tracking.metrics import read_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+PAGE = PAGES["docs/extending.md"]
 
 
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory):
     """What the page's last file defines, run once from a directory that has all of them, and what it printed."""
     directory = tmp_path_factory.mktemp("page")
-    write_files(directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(directory)
-        with torch.random.fork_rng(), redirect_stdout(StringIO()) as printed:
-            module = import_module("assembly")
-        yield SimpleNamespace(**vars(module), printed=printed.getvalue(), directory=directory)
-    for name in FILES:
-        sys.modules.pop(name, None)  # the job imports some of them, in a test of its own
+    with ExitStack() as stack:
+        with redirect_stdout(StringIO()) as printed:
+            ran = stack.enter_context(PAGE.ran(directory))
+        yield SimpleNamespace(**vars(ran.modules["assembly"]), printed=printed.getvalue(), directory=directory)
 
 
 def test_each_file_is_short():
-    assert sorted(FILES) == [
+    assert sorted(PAGE.modules) == [
         "assembly",
         "corpus",
         "sentences",
@@ -56,11 +51,12 @@ def test_each_file_is_short():
         "tagging",
         "thumbnails",
     ]
-    assert {name: n for name, text in FILES.items() if not 10 <= (n := len(text.splitlines())) <= 40} == {}
+    lengths = {name: len(text.splitlines()) for name, text in PAGE.files.items() if name.endswith(".py")}
+    assert {name: length for name, length in lengths.items() if not 10 <= length <= 40} == {}
 
 
 def test_every_fenced_example_is_one_of_the_files():
-    assert PAGE.count("```python") == len(FILES)
+    assert all(block.file for block in PAGE.python)
 
 
 def test_the_assembly_trains_both_arms(assembly):
@@ -76,8 +72,8 @@ def test_the_assembly_trains_both_arms(assembly):
 
 def command_with(part):
     """Configuration and overrides of the page's command that has this part."""
-    (command,) = (line for line in PAGE.splitlines() if line.startswith("python jobs/train.py") and part in line)
-    return command.split()[3:]
+    (command,) = (words for words in PAGE.commands if part in " ".join(words))
+    return command[3:]
 
 
 PLAIN = ["ray.enabled=false", "tracking.mlflow=false", "name=page"]

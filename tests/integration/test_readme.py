@@ -1,18 +1,17 @@
 """The README keeps its word: its example runs as printed, and everything it names is there."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from pages import PAGES, ROOT
 from torch import nn
 
 from l2t_ray.assembly.fit import fit
 from l2t_ray.core.loss.network import DynamicLossNetwork
 from l2t_ray.interfaces import UserError
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = PAGES["README.md"]
 
 
 def test_the_plain_loop_example_trains(tmp_path, monkeypatch):
@@ -25,15 +24,14 @@ def test_the_plain_loop_example_trains(tmp_path, monkeypatch):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = nn.Linear(2, 2)
-    example = re.search(r"<!-- example: plain loop -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert example is not None
-    assert len(example[1].strip().splitlines()) <= 10
-    exec(example[1], {"student": student, "batches": [(images, labels)] * 50})
+    (example,) = (block.text for block in README.python if "LearnedLoss.load" in block.text)
+    assert len(example.strip().splitlines()) <= 10
+    exec(example, {"student": student, "batches": [(images, labels)] * 50})
     assert (student(images).argmax(dim=1) == labels).float().mean() > 0.95
 
 
 def test_files_and_configurations_that_it_names_exist():
-    names = set(re.findall(r"(?:configs|jobs|docs|tests|l2t_ray)/[\w/.]*\w\.(?:yaml|py|md|png)", README))
+    names = set(re.findall(r"(?:configs|jobs|docs|tests|l2t_ray)/[\w/.]*\w\.(?:yaml|py|md|png)", README.text))
     assert len(names) > 10
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
 
