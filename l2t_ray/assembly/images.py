@@ -6,7 +6,7 @@ import numpy as np
 
 from l2t_ray.data import catalog, imbalance, label_files, noise, splits
 from l2t_ray.data.box_noise import NoisyBoxes, noisy_boxes
-from l2t_ray.data.boxed_sets import BoxedDataset
+from l2t_ray.data.boxed_sets import BoxedDataset, BoxedSet
 from l2t_ray.data.catalog import Dataset
 from l2t_ray.data.checked import AnyDataset
 from l2t_ray.data.example_sets import ExampleDataset
@@ -83,11 +83,13 @@ def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
     imbalance that is set.
 
     Raises:
-        UserError: if there are too few images, or an imbalance is set where images have several classes.
+        UserError: if there are too few images, or an imbalance is set that is not of such images, or of no class.
     """
     policy, setting = _balanced_policy(config, dataset), config.data.imbalance
     if setting.kind == "none":
         return policy
+    if setting.kind == "rare":
+        return _with_rare(config, dataset, policy)
     labels = getattr(dataset.train, "labels", None)
     if labels is None:
         raise UserError(
@@ -95,6 +97,27 @@ def build_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:
             f"{config.data.name} has; set data.imbalance.kind=none."
         )
     return imbalance.thinned(policy, labels, setting.kind, setting.factor, config.seed, dataset.train.class_names)
+
+
+def _with_rare(config: ExperimentConfig, dataset: AnyDataset, policy: Policy) -> Policy:
+    train, setting = dataset.train, config.data.imbalance
+    names = list(train.class_names)
+    if setting.of not in names:
+        raise UserError(
+            f"data.imbalance.of is {setting.of!r}, and {config.data.name} has the classes {', '.join(names)}; name one "
+            "of them."
+        )
+    label = names.index(setting.of)
+    if isinstance(train, BoxedSet):
+        has_class = np.array([(boxes.labels == label).any() for boxes in train.boxes])
+    elif (labels := getattr(train, "labels", None)) is not None:
+        has_class = labels == label
+    else:
+        raise UserError(
+            f"data.imbalance.kind is 'rare', which is of examples with one label each or with boxes, and that is not "
+            f"what {config.data.name} has; set data.imbalance.kind=none."
+        )
+    return imbalance.with_rare(policy, has_class, setting.factor, config.seed, label, setting.of)
 
 
 def _balanced_policy(config: ExperimentConfig, dataset: AnyDataset) -> Policy:

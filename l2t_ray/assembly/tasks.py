@@ -66,7 +66,8 @@ def _detection(config: ExperimentConfig, dataset: BoxedDataset) -> Detection:
             "anchors and strides; set student.name=yolo, or another set."
         )
     boxes = config.data.boxes
-    return Detection(dataset.train.class_names, anchors, strides, loss=boxes.loss, error=boxes.error)
+    names = dataset.train.class_names
+    return Detection(names, anchors, strides, loss=boxes.loss, error=boxes.error, by_class=boxes.by_class)
 
 
 def _own(settings: TaskSettings, config: ExperimentConfig) -> Task:

@@ -2,7 +2,8 @@
 
 `exponential` is Meta-Weight-Net's (Shu et al., NeurIPS 2019) and Cui et al.'s (CVPR 2019): class c of C keeps
 n_max * factor^(-c / (C - 1)) images. `step` is Cao et al.'s (NeurIPS 2019): the first half of the classes, rounded
-down, keep n_max, the others n_max / factor. Which classes are rare is part of the protocol; which images are kept
+down, keep n_max, the others n_max / factor. `rare` is of one class: of the images that have it, one in `factor` is
+kept, whatever else is on them. Which classes are rare is part of the protocol; which images are kept
 depends on the seed, and a larger factor keeps some of those that a smaller one keeps.
 """
 
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from l2t_ray.data.counted import numpy_generator
 from l2t_ray.data.splits import Policy, Split
 from l2t_ray.interfaces import UserError
 
 ImbalanceKind = Literal["exponential", "step"]
+"""Kinds that are of all classes."""
 _ROUNDING = 1e-9
 """A number of images that is whole but for rounding is whole."""
 
@@ -71,6 +73,33 @@ def thinned(
         )
     places = [_chosen(own == label, count, seed, label) for label, count in enumerate(kept.tolist())]
     train = split.train[np.sort(np.concatenate(places))]
+    return Policy(lambda epoch: Split(train, split.validation), lasts=None)
+
+
+def with_rare(
+    policy: Policy, has_class: Bool[np.ndarray, " n"], factor: float, seed: int, label: int, name: str
+) -> Policy:
+    """The training part with one in `factor` of the images that have a class; the validation part as it is.
+
+    Args:
+        policy: a split that is the same in every epoch.
+        has_class: by image.
+        label, name: of the class.
+
+    Raises:
+        UserError: if no image with the class would be left.
+    """
+    split = policy.at(0)
+    own = has_class[split.train]
+    count = int(own.sum())
+    kept = int(count / factor + _ROUNDING)
+    if not kept:
+        raise UserError(
+            f"data.imbalance.factor={factor:g} leaves none of the {count} training images that have {name}; lower it, "
+            "or name another class as data.imbalance.of."
+        )
+    places = np.concatenate((np.flatnonzero(~own), _chosen(own, kept, seed, label)))
+    train = split.train[np.sort(places)]
     return Policy(lambda epoch: Split(train, split.validation), lasts=None)
 
 

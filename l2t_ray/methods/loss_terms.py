@@ -19,6 +19,9 @@ class TermLossConfig(LossSettings):
     name: Literal["terms"] = "terms"  # pyright: ignore[reportIncompatibleVariableOverride]
     pieces: Annotated[Whole, Field(ge=1, le=100)] = 1
     """Straight pieces of each term's curve; 1: none, the weights are all that is learned."""
+    tail: bool = False
+    """Each curve has one piece more, for values beyond nearly all that a student at its beginning has: rows that say
+    the opposite of what the student has learned, as wrong ones do."""
     balance: Annotated[Real, Field(ge=0, le=1)] = 0.0
     """How far the weights begin by how rare each kind is: shares of the task's own loss to the power of minus this. 0.5
     is the root of a class's frequency."""
@@ -31,4 +34,4 @@ class TermLossConfig(LossSettings):
     def family(self, facts: LossFacts, *, begun: bool = True) -> TermLoss:
         del begun  # it always begins with the task's own loss, or that balanced
         sample = facts.sample() if facts.task.kinds else ()
-        return TermLoss.for_task(facts.task, sample, num_pieces=self.pieces, balance=self.balance)
+        return TermLoss.for_task(facts.task, sample, num_pieces=self.pieces, has_tail=self.tail, balance=self.balance)

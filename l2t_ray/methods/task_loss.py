@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from l2t_ray.core.student import Trainee, own_loss
-from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, RoundBatches, Task, UserError
+from l2t_ray.interfaces import Batch, Method, MethodState, Metrics, RoundBatches, Task, Terms, UserError
 from l2t_ray.methods.parts import Parts
 from l2t_ray.methods.phases import Phase
 from l2t_ray.methods.settings import MethodSettings
-from l2t_ray.settings.record import Text
+from l2t_ray.settings.record import Positive, Text
 
 
 @runtime_checkable
@@ -34,6 +35,9 @@ class TaskLossConfig(MethodSettings):
     form: Text | None = None
     """One of the forms of that loss, whatever the run's own is (detection: `darknet`, `paper`); null: the run's own.
     Arms of several forms stand in one table: all are judged by the run's own error."""
+    weights: Annotated[dict[str, Positive], Field(max_length=100)] = Field(default_factory=dict)
+    """By term, how many times as much it counts as in that loss (detection: `l_loc`, `l_cls`, `l_conf_object`,
+    `l_conf_background`); a term that is left out counts as it does there."""
 
     @property
     def called(self) -> str:
@@ -42,9 +46,16 @@ class TaskLossConfig(MethodSettings):
     def build(self, parts: Parts) -> "TaskLoss":
         """
         Raises:
-            UserError: if the task's loss has no such form.
+            UserError: if the task's loss has no such form, or a term that is weighed.
         """
-        return TaskLoss(parts.trainee, self._formed(parts.trainee.task))
+        task = self._formed(parts.trainee.task)
+        if foreign := sorted(self.weights.keys() - task.kinds.keys()):
+            own = f"has the terms {', '.join(task.kinds)}" if task.kinds else "has no terms"
+            raise UserError(
+                f"method.weights has {foreign[0]!r}, and the loss of {task.name} {own}; weigh those, or leave "
+                "method.weights out."
+            )
+        return TaskLoss(parts.trainee, task, self.weights)
 
     def plain(self, parts: Parts) -> Method:
         return self.build(parts)
@@ -74,10 +85,11 @@ class TaskLoss:
 
     Args:
         taught: the task whose loss is minimised; None: that of the trainee, by which students are judged in any case.
+        weights: by term, how many times as much it counts as in that loss.
     """
 
-    def __init__(self, trainee: Trainee, taught: Task | None = None):
-        self._trainee = trainee
+    def __init__(self, trainee: Trainee, taught: Task | None = None, weights: Mapping[str, float] | None = None):
+        self._trainee, self._weights = trainee, weights or {}
         self._taught = trainee if taught is None else replace(trainee, task=taught)
         self._no_weights = torch.zeros(0, device=trainee.device)
 
@@ -94,4 +106,13 @@ class TaskLoss:
     ) -> tuple[Tensor, Tensor]:
         del weights  # it has none
         terms = self._taught.terms(theta, buffers, batch)
-        return own_loss(terms, self._taught.task), terms.outputs
+        return own_loss(self._weighed(terms), self._taught.task), terms.outputs
+
+    def _weighed(self, terms: Terms) -> Terms:
+        if not self._weights:
+            return terms
+        values = {
+            name: term._replace(weights=self._weights.get(name, 1.0) * term.weights)
+            for name, term in terms.values.items()
+        }
+        return terms._replace(values=values)

@@ -23,7 +23,8 @@ def loss_card(
         rows: of the rounds of its method.
     """
     imbalance = config.data.imbalance
-    classes = "" if imbalance.kind == "none" else f" classes: {imbalance.kind} {imbalance.factor:g};"
+    which = imbalance.kind if imbalance.of is None else f"{imbalance.kind} {imbalance.of}"
+    classes = "" if imbalance.kind == "none" else f" classes: {which} {imbalance.factor:g};"
     return f"""# A learned loss
 
 `loss.safetensors` was learned while a {config.student.name} trained on {config.data.name} (noise:

@@ -260,11 +260,11 @@ def final_row(summary: Mapping[str, Any], method: str) -> dict[str, Any]:
 def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
     """The noise and the imbalance that the training images really have, for tracking."""
     source = source_of(config)
-    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
-        return {"noise.realised_rate": round(_rate(hit), 5), "noise.seed": config.seed}
     facts, noise = {}, source.corrupted
     if config.data.imbalance.kind != "none":
         facts["imbalance.images"] = str(_imbalance(config, source)["images"])
+    if isinstance(source, BoxedSource) and (hit := source.hit_by_class()):
+        return facts | {"noise.realised_rate": round(_rate(hit), 5), "noise.seed": config.seed}
     if noise is None:
         return facts
     return facts | {
@@ -276,17 +276,15 @@ def noise_facts(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
-    """The training images of each class, and how many are labelled so."""
-    train, names = source.dataset.train, list(source.dataset.train.class_names)
-    assert isinstance(train, ImageSet | ExampleSet) and train.labels is not None  # without labels there is no imbalance
-    rows = source.split(0).train
-    images, labelled = (
-        np.bincount(labels[rows], minlength=len(names)) for labels in (train.labels, source.labels().observed)
-    )
+    """The training images that have each class, and how many are labelled so."""
+    names, rows = list(source.dataset.train.class_names), source.split(0).train
+    images, labelled = (np.bincount(classes, minlength=len(names)) for classes in _true_and_observed(source, rows))
+    setting = config.data.imbalance
     return {
-        "kind": config.data.imbalance.kind,
-        "factor": config.data.imbalance.factor,
-        "realised_factor": float(images.max() / images.min()),
+        "kind": setting.kind,
+        "factor": setting.factor,
+        "of": setting.of,
+        "realised_factor": float(images.max() / max(1, images.min())),
         "seed": config.seed,
         "num_images": len(rows),
         "class_names": names,
@@ -294,6 +292,18 @@ def _imbalance(config: ExperimentConfig, source: AnySource) -> dict[str, Any]:
         "labelled": labelled.tolist(),
         "validation": protocol(config, source.dataset),
     }
+
+
+def _true_and_observed(source: AnySource, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each of these images, or each class that it has a box of; and what is taught."""
+    if isinstance(source, BoxedSource):
+        boxes = source.dataset.train.boxes
+        observed = boxes if source.noisy is None else source.noisy.boxes
+        true, taught = (np.concatenate([np.unique(own[row].labels) for row in rows]) for own in (boxes, observed))
+        return true, taught
+    train = source.dataset.train
+    assert isinstance(train, ImageSet | ExampleSet) and train.labels is not None  # others can have no imbalance
+    return train.labels[rows], source.labels().observed[rows]
 
 
 def _rate(hit: Mapping[str, tuple[int, int]]) -> float:

@@ -87,12 +87,15 @@ class ImbalanceConfig(Record):
     """Training classes of unequal size, thinned out before the labels are corrupted. Validation and test images stay as
     they are."""
 
-    kind: Literal["none", "exponential", "step"] = "none"
+    kind: Literal["none", "exponential", "step", "rare"] = "none"
     """How many images each class keeps (data/imbalance.py). `exponential`: class c of C has n_max * factor^(-c / (C -
     1)), as in Meta-Weight-Net and Cui et al. 2019; `step`: the first half of the classes have n_max, the others
-    n_max / factor, as in Cao et al. 2019. n_max is what `num_train` leaves of a class."""
+    n_max / factor, as in Cao et al. 2019. n_max is what `num_train` leaves of a class. `rare`: of the images that have
+    the class `of`, one in `factor` is kept; of images with boxes as well."""
     factor: Annotated[Real, Field(ge=1, le=1000)] = 1.0
     """How many times as many images the largest class has as the smallest (published: 10 to 200)."""
+    of: Text | None = None
+    """The class of `rare`, by name."""
 
     @model_validator(mode="after")
     def _factor_belongs_to_a_kind(self) -> "ImbalanceConfig":
@@ -102,6 +105,12 @@ class ImbalanceConfig(Record):
             )
         if self.kind != "none" and "factor" not in self.model_fields_set:
             raise ValueError(f"imbalance.kind is {self.kind!r}; set imbalance.factor too, for instance to 100")
+        if self.kind == "rare" and self.of is None:
+            raise ValueError("imbalance.kind is 'rare'; set imbalance.of to the name of the class that is to be rare")
+        if self.kind != "rare" and self.of is not None:
+            raise ValueError(
+                f"imbalance.of is {self.of!r}, which imbalance.kind={self.kind} does not read; set imbalance.kind=rare"
+            )
         return self
 
 
@@ -167,6 +176,8 @@ class BoxesConfig(Record):
     error: DetectionError = "edet"
     """The validation error of a learned loss: a soft average precision (`edet50`: of boxes that overlap by half), or
     the loss itself, `total`."""
+    by_class: bool = False
+    """A learned combination weighs l_cls by class, and not by stride."""
 
     @model_validator(mode="after")
     def _least_comes_first(self) -> "BoxesConfig":

@@ -71,17 +71,17 @@ def judged(
 
 def _matched(overlaps: np.ndarray, real: np.ndarray) -> list[int]:
     """The truth of each box `[d, m]` of an image, surest first; -1: it has none."""
-    truth_of, free = [-1] * len(overlaps), real.copy()
-    for number, own in enumerate(overlaps):
-        if free.any():
-            best = int(np.where(free, own, -1).argmax())
-            if own[best] >= _MATCH:
-                truth_of[number], free[best] = best, False
+    truth_of, free = np.full(len(overlaps), -1), real.copy()
+    for number in np.flatnonzero((overlaps >= _MATCH).any(axis=1)).tolist():  # no other box can take one
+        own = np.where(free, overlaps[number], -1)
+        best = int(own.argmax())
+        if own[best] >= _MATCH:
+            truth_of[number], free[best] = best, False
     for place in np.flatnonzero(free).tolist():
-        left = [number for number, truth in enumerate(truth_of) if truth < 0 and overlaps[number, place] > 0]
-        if left:
-            truth_of[max(left, key=lambda number: overlaps[number, place])] = place
-    return truth_of
+        left = np.where(truth_of < 0, overlaps[:, place], 0)
+        if (left > 0).any():
+            truth_of[left.argmax()] = place
+    return truth_of.tolist()
 
 
 def soft_error(rows: Float[Tensor, "rows 4"], thresholds: Sequence[float]) -> Float[Tensor, ""]:

@@ -8,12 +8,15 @@ from l2t_ray.assembly.boxed import BoxedSource
 from l2t_ray.assembly.identity import fingerprint
 from l2t_ray.assembly.images import load_dataset, open_dataset
 from l2t_ray.assembly.sources import source_of
+from l2t_ray.assembly.tasks import build_task
 from l2t_ray.interfaces import Data, UserError
 from l2t_ray.settings.experiment import ExperimentConfig, validated
 from l2t_ray.settings.tree import Settings
 
 CANVASES = {
     "data.name": "digit_boxes",
+    "student.name": "yolo",
+    "student.depth": "tiny",
     "method.name": "l2t_dln",
     "data.options": {"num_train": 12, "num_validation": 6, "num_test": 5},
     "data.boxes.size": 64,
@@ -83,6 +86,18 @@ def test_validation_boxes_may_have_the_noise_too():
     assert sum(map(len, noisy.values())) < 0.5 * sum(map(len, whole.values()))
 
 
+def test_of_a_rare_class_few_images_are_taught():
+    """On images with boxes the class is one of several, and the others go with it."""
+    _, source = served()
+    assert isinstance(source, BoxedSource)
+    rows = source.split(0).train
+    has_one = [row for row in rows.tolist() if (source.dataset.train.boxes[row].labels == 1).any()]
+    _, thin = served(data__imbalance={"kind": "rare", "of": source.dataset.train.class_names[1], "factor": 3})
+    kept = thin.split(0).train.tolist()
+    assert len(set(kept) & set(has_one)) == len(has_one) // 3 and set(rows.tolist()) - set(has_one) <= set(kept)
+    assert (thin.split(0).validation == source.split(0).validation).all()
+
+
 def test_another_set_has_another_fingerprint():
     prints = []
     for number in (12, 13):
@@ -98,6 +113,13 @@ def test_another_set_has_another_fingerprint():
         ("data.noise", {"kind": "uniform", "rate": 0.2}, r"data\.noise\.kind is 'uniform', and digit_boxes has boxes"),
         ("data.noise", {"kind": "dropped", "rate": 0.2, "strength": 0.1}, r"noise\.strength is 0\.1, which .*=dropped"),
         ("data.noise", {"kind": "shifted", "strength": 1}, r"data\.noise\.strength .* should be less than 1"),
+        (
+            "data.imbalance",
+            {"kind": "rare", "of": "x", "factor": 2},
+            r"imbalance\.of is 'x', and .* has the classes .*;",
+        ),
+        ("data.imbalance", {"kind": "rare", "factor": 2}, r"imbalance\.kind is 'rare'; set imbalance\.of to the name"),
+        ("data.imbalance", {"kind": "step", "of": "x", "factor": 2}, r"imbalance\.of is 'x', which .*=step does not"),
         ("data.masks.crop", 32, r"data\.masks is of images with masks, and digit_boxes has boxes"),
         ("data.crop_padding", "reflect", r"set data\.crop_padding=zero"),
         ("data.split", "redivide", r"validation images of digit_boxes are set apart; set data\.split=fixed"),
@@ -131,6 +153,18 @@ def test_settings_of_boxes_are_refused_elsewhere(name, key, value, message):
     config = validated(ExperimentConfig, Settings({}, "in a test").with_settings(given, place="in a test"))
     with pytest.raises(UserError, match=message):
         source_of(config)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_class_decisions_are_weighed_by_stride_or_by_class(by_class):
+    config, source = served(data__boxes__by_class=by_class)
+    task = build_task(config)
+    assert task.kinds["l_loc"] == ("stride 16", "stride 32")
+    assert task.kinds["l_cls"] == (source.dataset.train.class_names if by_class else task.kinds["l_loc"])
+    batch = source.plain().round(0).val
+    outputs = [torch.zeros(3, 3, side, side, 10) for side in (4, 2)]
+    term = task.terms(outputs, batch).values["l_cls"]
+    assert len(term.kinds) and int(term.kinds.max()) > 1 if by_class else int(term.kinds.max()) <= 1
 
 
 def test_what_needs_a_label_an_image_says_so():

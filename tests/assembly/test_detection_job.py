@@ -131,6 +131,18 @@ def test_noise_is_written_down_by_class(tmp_path):
     assert isinstance(quiet, BoxedSource) and quiet.hit_by_class() == {}
 
 
+def test_the_images_that_have_a_rare_class_are_counted_with_noise_or_without():
+    name = next(iter(build_task(canvases(data=CANVASES["data"] | {"boxes": {"by_class": True}})).kinds["l_cls"]))
+    thin = CANVASES["data"] | {"imbalance": {"kind": "rare", "of": name, "factor": 3}}
+    clean, noisy = canvases(data=thin), canvases(data=thin | {"noise": {"kind": "dropped", "rate": 0.5}})
+    source = source_of(clean)
+    assert isinstance(source, BoxedSource)
+    count = sum((source.dataset.train.boxes[row].labels == 0).any() for row in source.split(0).train)
+    facts = noise_facts(clean)
+    assert facts["imbalance.images"].startswith(f"[{count}, ") and count > 0
+    assert noise_facts(noisy) == facts | {"noise.realised_rate": pytest.approx(0.5, abs=0.3), "noise.seed": 0}
+
+
 @pytest.mark.parametrize("method", ["glc", "mentornet", "mw_net", "l2r", "slf", "recommended", "forward_correction"])
 def test_methods_that_go_by_whole_images_are_refused_in_a_sentence(method):
     with pytest.raises(UserError, match=r"^[^\n]*(images|labels?)[^\n]*; [^\n]*\.$"):

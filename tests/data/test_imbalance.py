@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from l2t_ray.data.imbalance import kept_counts, shares, thinned
+from l2t_ray.data.imbalance import kept_counts, shares, thinned, with_rare
 from l2t_ray.data.splits import fixed, in_folds, mixed
 from l2t_ray.interfaces import UserError
 
@@ -54,3 +54,17 @@ def test_a_class_without_an_image_is_named():
         thinned(POLICY, LABELS, "exponential", 1000.0, 0, NAMES)
     with pytest.raises(UserError, match=r"class 10 \(k\) has no training image to begin with"):
         thinned(POLICY, LABELS, "step", 2.0, 0, (*NAMES, "k"))
+
+
+def test_of_a_rare_class_one_image_in_so_many_is_kept_and_all_others_stay():
+    has_class = LABELS == 3
+    rare, rarer = (with_rare(POLICY, has_class, factor, 0, 3, "d") for factor in (10.0, 20.0))
+    assert counts_of(rare) == [200] * 3 + [20] + [200] * 6 and counts_of(rarer)[3] == 10
+    assert set(rarer.at(0).train) < set(rare.at(5).train) and (np.diff(rare.at(0).train) > 0).all()
+    assert (rare.at(0).validation == POLICY.at(0).validation).all()
+    assert set(with_rare(POLICY, has_class, 10.0, 1, 3, "d").at(0).train) != set(rare.at(0).train)
+
+
+def test_a_rare_class_without_an_image_is_named():
+    with pytest.raises(UserError, match=r"factor=300 leaves none of the 200 training images that have d; lower it"):
+        with_rare(POLICY, LABELS == 3, 300.0, 0, 3, "d")

@@ -165,6 +165,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "method.loss": LOSSES,
     "method.loss.name": LOSSES,
     "method.loss.pieces": ("1", "2", "7", "100", "101", "0", "x", "null"),
+    "method.loss.tail": ("true", "false", "x"),
+    "method.weights": ("{}", "{l_loc: 2}", "{cross_entropy: 0.5}", "{loc: 1}", "{l_loc: 0}", "null", "[1]"),
     "method": ("l2t_dln", "static_dln", "recommended", "cross_entropy", "gce", "mw_net", "slf", "l2r", "glc"),
     "method.teacher": ("lstm", "adam", "magic", "null", "[adam]", "{name: adam, clip: null}", "{cells: [1]}", "{}"),
     "method.engine": ("store", "recompute", "forward_over_reverse", "finite_difference", "one_step", "auto"),
@@ -200,6 +202,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "data.boxes.size": ("32", "96", "[32, 96]", "[96]", "33", "0", "[32, 32, 32]", "160", "null"),
     "data.boxes.scale": PAIRS,
     "data.boxes.loss": ("darknet", "squares", "paper", "null"),
+    "data.boxes.by_class": ("true", "false", "x"),
+    "data.imbalance": ("{kind: rare, of: '1', factor: 2}", "{kind: rare, factor: 2}", "{kind: rare, of: x, factor: 9}"),
     "data.boxes.error": ("edet", "edet50", "total", "map"),
     "data.noise": (
         "{kind: mixed, rate: 0.5}",

@@ -121,3 +121,19 @@ def test_a_form_that_there_is_not_is_refused():
     parts = Parts(small_trainee(), Mock(), 1, 0)
     with pytest.raises(UserError, match=r"the loss of classification has one form alone; leave method\.form out"):
         TaskLossConfig(form="darknet").build(parts)
+
+
+def test_weights_of_terms_multiply_what_they_count_in_the_tasks_own_loss():
+    net, task = detector(), detection()
+    terms = task.terms(net(batch().inputs), batch())
+    sums = {name: (term.weights * term.values).sum().item() for name, term in terms.values.items()}
+    _, metrics = round_under(TaskLossConfig(weights={"l_loc": 3.0, "l_conf_background": 0.25}), task)
+    expected = sum(sums.values()) + 2 * sums["l_loc"] - 0.75 * sums["l_conf_background"]
+    assert metrics["train_loss"] == pytest.approx(expected)
+
+
+def test_a_weight_of_a_term_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r"method\.weights has 'loc', and the loss of detection has the terms l_loc, "):
+        round_under(TaskLossConfig(weights={"loc": 2.0}), detection())
+    with pytest.raises(UserError, match=r"method\.weights has 'l_loc', and the loss of classification has no terms;"):
+        TaskLossConfig(weights={"l_loc": 2.0}).build(Parts(small_trainee(), Mock(), 1, 0))

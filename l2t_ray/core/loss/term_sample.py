@@ -21,14 +21,22 @@ def shares_of_kinds(terms: Sequence[Term], num_kinds: int) -> list[float]:
     return _at_least_some(torch.zeros_like(even).index_add_(0, kinds, counts / len(terms))).tolist()
 
 
-def knots_at_quantiles(terms: Sequence[Term], num_pieces: int) -> list[float]:
-    """Distinct positive values that cut those of the rows into as many parts that count alike, or nearly."""
+TAIL = 0.99
+"""The quantile beyond which a row counts as one of the tail."""
+
+
+def knots_at_quantiles(terms: Sequence[Term], num_pieces: int, *, has_tail: bool = False) -> list[float]:
+    """Distinct positive values that cut those of the rows into as many parts that count alike, or nearly, and one
+    beyond which nearly none lies (`TAIL`), if asked for."""
     values = _values(terms)
-    if num_pieces < 2 or not len(values):
+    quantiles = torch.linspace(0, 1, num_pieces + 1, dtype=torch.float64)[1:-1]
+    if has_tail:
+        quantiles = torch.cat((quantiles, torch.tensor([TAIL], dtype=torch.float64)))
+    if not len(quantiles) or not len(values):
         return []
     # Half way between two rows: a row at a knot would be in no piece.
     order = values.sort().values
-    places = (torch.linspace(0, 1, num_pieces + 1, dtype=torch.float64)[1:-1] * len(order)).long().clamp(min=1)
+    places = (quantiles * len(order)).long().clamp(min=1, max=len(order) - 1)
     middles = (order[places - 1] + order[places]) / 2
     return sorted({value for value in middles.tolist() if value > 0})
 

@@ -143,7 +143,13 @@ class TermLoss:
 
     @classmethod
     def for_task(
-        cls, task: Task, sample: Iterable[Terms] = (), *, num_pieces: int = 1, balance: float = 0.0
+        cls,
+        task: Task,
+        sample: Iterable[Terms] = (),
+        *,
+        num_pieces: int = 1,
+        has_tail: bool = False,
+        balance: float = 0.0,
     ) -> "TermLoss":
         """The combination of a task's own terms.
 
@@ -152,6 +158,7 @@ class TermLoss:
                 task's own loss gives rows there, and curves bend at quantiles of the values. None: terms count alike,
                 and so do the kinds of each.
             num_pieces: of each term's curve, at most; 1: no curves, weights alone.
+            has_tail: each curve has a further piece, of values beyond nearly all of the sample's.
             balance: as in `TermLoss`; needs a sample, which says what is rare.
 
         Raises:
@@ -163,15 +170,15 @@ class TermLoss:
                 "loss network."
             )
         given = list(sample)
-        if num_pieces > 1 and not given:
-            raise UserError(f"curves of {num_pieces} pieces bend at quantiles of the terms' values; give a sample.")
+        if (num_pieces > 1 or has_tail) and not given:
+            raise UserError("curves bend at quantiles of the terms' values; give a sample.")
         if balance and not given:
             raise UserError(f"a balance of {balance:g} needs to know which kinds are rare; give a sample.")
         shares, knots, spread = {}, {}, {}
         for name, kinds in task.kinds.items():
             terms = [one.values[name] for one in given if name in one.values]
             shares[name] = shares_of_kinds(terms, len(kinds))
-            if places := knots_at_quantiles(terms, num_pieces):
+            if places := knots_at_quantiles(terms, num_pieces, has_tail=has_tail):
                 knots[name] = places
                 spread[name] = spread_over_pieces(terms, len(kinds), places).tolist()
         return cls(task.kinds, shares=shares, knots=knots, spread=spread, balance=balance)

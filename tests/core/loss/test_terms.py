@@ -223,13 +223,27 @@ def test_knots_are_distinct_quantiles_above_zero():
     assert loss.knots["overlap"] == pytest.approx((0.3, 0.7))
 
 
+@pytest.mark.parametrize("num_pieces", [1, 3])
+def test_a_tail_has_a_slope_of_its_own_beyond_nearly_all_values(num_pieces):
+    given = sample(0)
+    loss = TermLoss.for_task(TwoTerms(), [given], num_pieces=num_pieces, has_tail=True)
+    values = given.values["ce"].values
+    assert len(loss.knots["ce"]) == num_pieces and (values > loss.knots["ce"][-1]).double().mean() == 0.01
+    phi = loss.phi
+    phi[loss.spec.sizes[0] + loss.spec.sizes[1] + num_pieces] = -0.3  # of the tail of the first term
+    slopes = loss.slopes(phi)["ce"]
+    assert slopes[-1] < 0.06 and slopes[:-1].allclose(torch.ones(num_pieces), atol=0.02)
+
+
 def test_a_task_without_terms_is_refused_and_so_are_curves_without_values():
     with pytest.raises(
         UserError, match="needs a task that has some, and classification has none; take the loss network"
     ):
         TermLoss.for_task(Classification())
-    with pytest.raises(UserError, match="curves of 3 pieces bend at quantiles of the terms' values; give a sample"):
+    with pytest.raises(UserError, match="curves bend at quantiles of the terms' values; give a sample"):
         TermLoss.for_task(TwoTerms(), num_pieces=3)
+    with pytest.raises(UserError, match="give a sample"):
+        TermLoss.for_task(TwoTerms(), has_tail=True)
     with pytest.raises(UserError, match=r"a balance of 0\.5 needs to know which kinds are rare; give a sample"):
         TermLoss.for_task(TwoTerms(), balance=0.5)
 
