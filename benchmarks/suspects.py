@@ -1,6 +1,6 @@
 """Labels that look wrong: the list of a run held against cleanlab's, on labels of which the wrong ones are known.
 
-    python benchmarks/suspects.py --config configs/quick.yaml --seeds 0 1 2
+    python benchmarks/suspects.py --config configs/quick.yaml --seeds 0,1,2
     python benchmarks/suspects.py --config configs/cifar10_noise_small16.yaml data.root=DIR
 
 cleanlab is given what its documentation asks for: probabilities of students under cross-entropy, each of which was
@@ -69,18 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--name", help="of these rows (default: the configuration's)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--seeds", default="0", help="separated by commas (default: %(default)s)")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="likewise (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(arguments)
     name = options.name or options.config.stem
-    for seed in options.seeds:
+    contenders = options.contenders.split(",")
+    if unknown := set(contenders) - set(CONTENDERS):
+        parser.error(f"no contender is called {min(unknown)!r}; there are {', '.join(CONTENDERS)}.")
+    for seed in map(int, options.seeds.split(",")):
         config = configuration.load(options.config, [*ALONE, *options.overrides, f"seed={seed}"])
         source = source_of(config)
         if not isinstance(source, ImageSource) or source.corrupted is None:
             parser.error(f"{options.config} has no labels that are known to be wrong; set data.noise.")
-        for contender in options.contenders:
+        for contender in contenders:
             began = time.process_time()
             rankings = CONTENDERS[contender](config, source)
             seconds = time.process_time() - began
@@ -211,8 +214,8 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
 CONTENDERS: dict[str, Callable[[ExperimentConfig, ImageSource], dict[str, Ranking]]] = {
     "suspects": of_run,
     "cleanlab": of_cleanlab,
-    "cleanlab, clean images too": partial(of_cleanlab, has_clean=True),
-    "cleanlab, as many steps": partial(of_cleanlab, budget=1),
+    "cleanlab-clean": partial(of_cleanlab, has_clean=True),
+    "cleanlab-short": partial(of_cleanlab, budget=1),
 }
 
 
