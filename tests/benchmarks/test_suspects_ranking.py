@@ -1,4 +1,4 @@
-"""What is measured of two lists of suspicious labels, and that cleanlab's students never saw what they are asked about."""
+"""What is measured of two lists of suspicious labels, and that cleanlab's students never saw what they judge."""
 
 import importlib.util
 import json
