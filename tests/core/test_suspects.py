@@ -47,7 +47,7 @@ def test_a_channel_of_noise_judges_what_is_suggested():
 
 
 def test_of_labels_that_the_student_has_learned_by_heart_the_one_that_others_contest_comes_first():
-    tally = torch.tensor([[1.0, 1e-12, 0.0], [1.0, 1e-10, 0.0], [1.0, 1e-11, 0.0]])
+    tally = torch.tensor([[1.0, 1e-20, 0.0], [1.0, 1e-18, 0.0], [1.0, 1e-19, 0.0]])
     assert suspects(tally, torch.zeros(3, dtype=torch.int64)).places.tolist() == [1, 2, 0]
 
 
