@@ -111,10 +111,11 @@ class Fit:
 
         Returns:
             A row for each training example, with the columns `index` (its place in `train`), `given_label`,
-            `suggested_label` (the likeliest class; the given one where no other is likelier) and `score`:
-            the share of the model's answers that are not for the label, between 0 and 1. Higher is worse, other than
-            in cleanlab, and it ranks labels: it is not the probability that one is wrong. NaN, at the end: an example
-            that was never drawn.
+            `suggested_label` (the likeliest class; the given one where no other is likelier) and `score`: the
+            probability that the label is wrong, by the model's answers and the noise that was estimated. Higher is
+            worse, other than in cleanlab. A model that has learned its labels by heart thinks too many right. Where
+            no noise was estimated it is the share of the model's answers that are not for the label, which ranks
+            labels and is no such probability. NaN, at the end: an example that was never drawn.
 
         Raises:
             UserError: if the method remembers nothing of its examples.

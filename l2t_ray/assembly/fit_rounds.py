@@ -212,4 +212,4 @@ def screen_of(progress: bool) -> Screen:
 
 
 def _memories(arm: str, state: MethodState) -> dict[str, Tensor]:
-    return {arm: state.extra["memory"]} if "memory" in state.extra else {}
+    return {arm: state.extra["tally"]} if "tally" in state.extra else {}

@@ -20,12 +20,12 @@ def suspects_of(method: MethodSettings, checkpoint: Checkpoint, source: Examples
     Returns:
         None: the method cannot say, for it remembers nothing of its images.
     """
-    memory = checkpoint.memories.get(method.arm)
-    if memory is None or not isinstance(method, LearnedLossSettings):
+    tally = checkpoint.memories.get(method.arm)
+    if tally is None or not isinstance(method, LearnedLossSettings):
         return None
     places = np.sort(source.split(0).train)
     rows, given = torch.tensor(places), torch.tensor(source.labels().observed[places]).long()
-    found = suspects(memory[rows], given, _channel(method, checkpoint, memory.shape[1]))
+    found = suspects(tally[rows], given, _channel(method, checkpoint, tally.shape[1]))
     return found._replace(places=rows[found.places])
 
 

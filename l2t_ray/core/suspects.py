@@ -1,11 +1,13 @@
 """Which labels look wrong, from what the student has said of each example while it trained.
 
-The memory q of an example (`loss/memory.py`) is a running mean of the student's answers. A label is more suspicious,
-the less of its example's memory is for it. Where the loss has a channel T of label noise, an example with the label y
-is of class c with the probability q[c] T[c, y], up to a factor: the likeliest class is suggested.
+The tally of an example (`loss/memory.py`) is the student's mean answer q, up to a factor. Where the loss has a channel
+T of label noise, an example with the label y is of class c with the probability q[c] T[c, y], up to a factor. A label
+is the more suspicious, the more of that is for other classes, and the likeliest class is suggested. Without a channel
+the answers alone are taken for these probabilities.
 
-The channel is left out of the score. By the probability that c is not y, wrong labels are ranked better on CIFAR-10
-and worse on digits, there even with the true channel: it excuses a student that has learned the wrong label.
+The share of the other classes is added up, and is not what the label's own leaves of 1: a student that has learned its
+labels by heart still says less of other classes where the label is right, in digits that the rounding of numbers near
+1 would lose.
 """
 
 from typing import NamedTuple
@@ -22,9 +24,10 @@ class Suspects(NamedTuple):
         places: of the examples, in the order in which they were asked about.
         given: their labels.
         suggested: the likeliest class; the label itself where no other is likelier, or nothing is known.
-        scores: the share of the student's answers that are not for the label, between 0 and 1: higher is worse. It is
-            not the probability that the label is wrong. NaN: the student never saw the example.
-        knows_noise: whether a channel of label noise was at hand; else the suggestion is what the student mostly said.
+        scores: the probability that the label is wrong, as far as the student knows: higher is worse. Where no channel
+            of label noise was at hand, the share of the student's answers that are not for the label, which is no such
+            probability. NaN: the student never saw the example.
+        knows_noise: whether such a channel was at hand; else the suggestion is what the student mostly said.
     """
 
     places: Int[Tensor, " n"]
@@ -47,21 +50,21 @@ class Suspects(NamedTuple):
 
 @torch.no_grad()
 def suspects(
-    memory: Float[Tensor, "n c"], given: Int[Tensor, " n"], channel: Float[Tensor, "c c"] | None = None
+    tally: Float[Tensor, "n c"], given: Int[Tensor, " n"], channel: Float[Tensor, "c c"] | None = None
 ) -> Suspects:
     """How suspicious the label of each example is. Ties are in the order of the examples.
 
     Args:
-        memory: of each example; rows add up to 1 at most, those of examples that were never seen to 0.
+        tally: of each example, of any scale; zeros where it was never seen.
         given: its label.
         channel: of the label noise, row the class, column the label that it is given; None: it is not known.
     """
-    memory, given = memory.double().cpu(), given.cpu()
-    total = memory.sum(dim=1)
-    is_seen, of_label = total > 0, _at(memory, given)
-    scores = torch.where(is_seen, (1 - of_label / total).clamp(0, 1), torch.nan)
-    classes = memory if channel is None else memory * channel.double().cpu().t()[given]
-    suggested = torch.where(classes.amax(dim=1) > _at(classes, given), classes.argmax(dim=1), given)
+    tally, given = tally.double().cpu(), given.cpu()
+    classes = tally if channel is None else tally * channel.double().cpu().t()[given]
+    of_label = _at(classes, given)
+    of_others = classes.scatter(1, given[:, None], 0.0)
+    scores = torch.where(tally.sum(dim=1) > 0, of_others.sum(dim=1) / classes.sum(dim=1), torch.nan)
+    suggested = torch.where(of_others.amax(dim=1) > of_label, of_others.argmax(dim=1), given)
     order = scores.nan_to_num(-1.0).argsort(descending=True, stable=True)
     return Suspects(order, given[order], suggested[order], scores[order], channel is not None)
 

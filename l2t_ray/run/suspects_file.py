@@ -33,5 +33,5 @@ def write_suspects(path: Path, found: Suspects, images: ImageSet | ExampleSet) -
         lines.writerow(["index", *(["image"] if names is not None else []), "given_label", "suggested_label", "score"])
         for row, given, suggested, score in columns:
             name = [names[row]] if names is not None else []
-            shown = "" if score != score else f"{score:.6f}"
+            shown = "" if score != score else f"{score:.6g}"  # small ones differ too
             lines.writerow([images.positions[row], *name, classes[given], classes[suggested], shown])

@@ -182,8 +182,8 @@ class Run:
             if is_last:
                 _snapshot(snapshots, arm, state, done)
                 finished[arm.name] = state.student
-                if "memory" in state.extra:
-                    memories[arm.name] = state.extra["memory"]
+                if "tally" in state.extra:
+                    memories[arm.name] = state.extra["tally"]
             is_end = is_last and arm is self.arms[-1]
             stops = not is_end and self._any_worker(should_stop(), state)
             if is_last or stops or done % self.checkpoint_every == 0:

@@ -11,6 +11,7 @@ from l2t_ray.assembly.fit import fit
 from l2t_ray.assembly.run import build_run
 from l2t_ray.assembly.sources import source_of
 from l2t_ray.assembly.students import build_student
+from l2t_ray.assembly.suspected_labels import suspects_of
 from l2t_ray.data import catalog
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import validate
@@ -100,3 +101,9 @@ def test_fit_and_a_job_with_the_same_settings_are_one_training(name, optimizer, 
     run.student.load(end.state.student.theta, end.state.student.buffers)
     for key, value in run.student.module.state_dict().items():
         assert torch.equal(fitted.model.state_dict()[key], value), key
+    listed = suspects_of(config.method, end, source)
+    assert (fitted.suspected is None) == (listed is None) == (name == "fine-tuned" or "paper" in name)
+    if listed is not None and fitted.suspected is not None:
+        assert torch.equal(torch.from_numpy(split.train)[fitted.suspected.places], listed.places)
+        assert torch.equal(fitted.suspected.scores, listed.scores)
+        assert torch.equal(fitted.suspected.suggested, listed.suggested)

@@ -167,6 +167,16 @@ def test_warm_rounds_are_remembered_too():
     plain = FixedLoss(small_trainee(), cross_entropy, memory=memory)
     state = train(Phases([Phase(0, plain, Named("x")), Phase(2, learner, Named("x"))]), 2)
     torch.testing.assert_close(state.extra["memory"].sum(1)[:7], torch.full((7,), 1 - DECAY**2))
+    torch.testing.assert_close(state.extra["tally"].sum(1)[:7], torch.full((7,), 1.0 + 2.0))
+
+
+def test_a_checkpoint_of_before_there_was_a_tally_goes_on_from_its_memory():
+    learner, _, _ = taught(**MEMORY)
+    state = train(learner, 2)
+    memory = state.extra["memory"]
+    del state.extra["tally"]
+    tally = train(learner, 1, state, start=2).extra["tally"]
+    assert ((tally - memory)[:7] >= 0).all() and (tally - memory)[:7].sum(1).min() > 1
 
 
 def test_without_a_teacher_the_student_trains_under_the_loss_as_it_is():

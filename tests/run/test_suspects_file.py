@@ -70,7 +70,7 @@ def test_images_have_their_published_number_and_their_name_where_they_have_one(t
     scores = torch.tensor([0.75, torch.nan], dtype=torch.float64)
     write_suspects(tmp_path / "list.csv", Suspects(rows, given, said, scores, True), images)
     assert lines(tmp_path / "list.csv") == [
-        {"index": "7", "image": "c,1.png", "given_label": "dog, small", "suggested_label": "cat", "score": "0.750000"},
+        {"index": "7", "image": "c,1.png", "given_label": "dog, small", "suggested_label": "cat", "score": "0.75"},
         {"index": "0", "image": "a.png", "given_label": "cat", "suggested_label": "cat", "score": ""},
     ]
 

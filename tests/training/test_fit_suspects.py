@@ -10,8 +10,8 @@ from torch import nn
 from l2t_ray.assembly.fit import fit
 from l2t_ray.interfaces import UserError
 
-LEAST_AUROC = 0.9
-"""Measured: 0.934."""
+LEAST_AUROC = 0.95
+"""Measured: 0.973."""
 NUM_TRAIN = 1200
 
 

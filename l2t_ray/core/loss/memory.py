@@ -7,9 +7,14 @@ learned weight: a part that composes with a loss of rows (`MemoryTerm`).
 
 Here the memory of a round's images is brought up to date before the round, by the student as it then is, and stays as
 it is during the K steps: to the hypergradient it is a constant, and the derivative is exact.
+
+Beside it stands a tally of all answers, which no loss reads: the memory is as short as the loss needs it, and a student
+that is trained for long has learned wrong labels within that time. Which labels look wrong is asked of the tally
+(`core/suspects.py`).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +32,20 @@ DECAY = 0.7
 """Share that an image's memory keeps each time that it is seen: Liu et al.'s value for CIFAR-10."""
 LEAST_DISAGREEMENT = 1e-4
 """Where 1 - <p, q> is below, nothing pulls any more: the logarithm has no bottom."""
+
+
+class Said(NamedTuple):
+    """Answers of all workers, by image.
+
+    Attributes:
+        images: rows of the training set, each once.
+        sums: of an image's answers.
+        counts: how many these are, in a column.
+    """
+
+    images: Int[Tensor, " m"]
+    sums: Float[Tensor, "m c"]
+    counts: Int[Tensor, "m 1"]
 
 
 def nothing_remembered(num_images: int, num_classes: int, device: torch.device | str) -> Float[Tensor, "images c"]:
@@ -48,30 +67,60 @@ def remembered(
         memory: rows add up to 1 at most, and to less the fewer times an image has been seen.
         answers: probabilities, this worker's share.
     """
+    return _moved(memory, by_image(indices, answers.to(memory), group))
+
+
+@torch.no_grad()
+def tallied(tally: Float[Tensor, "images c"], said: Said) -> Float[Tensor, "images c"]:
+    """A new tally, in which these answers have been added: an image's first once, its second twice, and so on.
+
+    Later answers are a better student's, and early ones are of one that has not yet learned its labels by heart.
+
+    Args:
+        tally: nothing at first; what a row adds up to says how many answers are in it.
+    """
+    turn = (1 + (1 + 8 * tally[said.images].sum(dim=1, keepdim=True)).sqrt()) / 2  # n (n + 1) / 2 of n answers
+    return tally.index_add(0, said.images, turn * said.sums / said.counts)
+
+
+def by_image(indices: Int[Tensor, " n"], answers: Float[Tensor, "n c"], group: Group | None = None) -> Said:
+    """The same on every worker.
+
+    Args:
+        indices, answers: as in `remembered`.
+    """
     # In one piece, for each gather is two sums over workers; double precision holds any index, and answers as they are.
     whole, _ = gathered(torch.cat((indices[:, None].double(), answers.double()), dim=1), group or SingleProcess())
-    indices, answers = whole[:, 0].long(), whole[:, 1:].to(memory)
+    indices, answers = whole[:, 0].long(), whole[:, 1:].to(answers)
     seen, place, counts = indices.unique(return_inverse=True, return_counts=True)
     sums = answers.new_zeros(len(seen), answers.shape[1]).index_add_(0, place, answers)
-    return memory.index_copy(0, seen, DECAY * memory[seen] + (1 - DECAY) * sums / counts[:, None])
+    return Said(seen, sums, counts[:, None])
+
+
+def _moved(memory: Float[Tensor, "images c"], said: Said) -> Float[Tensor, "images c"]:
+    images, sums, counts = said
+    return memory.index_copy(0, images, DECAY * memory[images] + (1 - DECAY) * sums / counts)
 
 
 class Memory:
-    """Keeps the memory of a run's training images in a method's state (`extra["memory"]`). A row must be an image."""
+    """Keeps the memory of a run's training images in a method's state (`extra["memory"]`), and the tally of all answers
+    (`extra["tally"]`). A row must be an image."""
 
     def __init__(self, trainee: Trainee, num_images: int, num_classes: int):
         self._trainee, self._shape = trainee, (num_images, num_classes)
 
     def begin(self) -> dict[str, Tensor]:
-        return {"memory": nothing_remembered(*self._shape, self._trainee.device)}
+        return {name: nothing_remembered(*self._shape, self._trainee.device) for name in ("memory", "tally")}
 
     @torch.no_grad()
     def updated(self, state: MethodState, batches: RoundBatches) -> MethodState:
         """What the student, as it is before the round, says of the round's training images is remembered."""
         answers = [self._trainee.seen_rows(state.student, batch).logits.softmax(dim=1) for batch in batches.train]
         indices = torch.cat([batch.indices for batch in batches.train])
-        memory = remembered(state.extra["memory"], indices, torch.cat(answers), self._trainee.group)
-        return state._replace(extra={**state.extra, "memory": memory})
+        memory = state.extra["memory"]
+        tally = state.extra.get("tally", memory)  # checkpoints of earlier versions have none
+        said = by_image(indices, torch.cat(answers).to(memory), self._trainee.group)
+        return state._replace(extra={**state.extra, "memory": _moved(memory, said), "tally": tallied(tally, said)})
 
 
 def agreement_losses(logits: Float[Tensor, "n c"], memory: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:

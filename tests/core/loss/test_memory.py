@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from l2t_ray.core.loss.memory import DECAY, MemoryTerm, agreement_losses, nothing_remembered, remembered
+from l2t_ray.core.loss.memory import (
+    DECAY,
+    MemoryTerm,
+    agreement_losses,
+    by_image,
+    nothing_remembered,
+    remembered,
+    tallied,
+)
 
 
 def answers(n, c=3, seed=0):
@@ -31,6 +39,22 @@ def test_an_image_that_comes_twice_counts_once_with_its_mean_answer():
     memory = remembered(nothing_remembered(4, 3, "cpu"), torch.tensor([2, 0, 2]), given)
     torch.testing.assert_close(memory[2], (1 - DECAY) * (given[0] + given[2]) / 2)
     torch.testing.assert_close(memory[0], (1 - DECAY) * given[1])
+
+
+def test_a_tally_counts_the_second_answer_twice_and_the_third_three_times():
+    tally = nothing_remembered(5, 3, "cpu")
+    given = [answers(2, seed=i) for i in range(3)]
+    for one in given:
+        tally = tallied(tally, by_image(torch.tensor([3, 1]), one))
+    torch.testing.assert_close(tally[[3, 1]], given[0] + 2 * given[1] + 3 * given[2])
+    assert not tally[[0, 2, 4]].any()
+
+
+def test_a_tally_still_knows_how_many_answers_it_holds_after_a_long_training():
+    tally, last = nothing_remembered(1, 3, "cpu"), answers(1)
+    for _ in range(1000):
+        before, tally = tally, tallied(tally, by_image(torch.tensor([0]), last))
+    torch.testing.assert_close(tally - before, 1000 * last, rtol=1e-3, atol=0)
 
 
 def test_workers_remember_what_each_of_them_saw(run_on_two_workers):
