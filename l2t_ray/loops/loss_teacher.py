@@ -10,14 +10,13 @@ own recursion (`torch_steps.py`), and `d g / d phi` from the graphs of the loop'
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Variable
@@ -44,6 +43,8 @@ from l2t_ray.training.dry_round import with_remedies
 from l2t_ray.training.user_module import answer as answer_of
 
 _LOG = logging.getLogger(__name__)
+WARM_SHARE = 0.15
+"""Of a loop's steps, where it is known how many there are: the recommended method's."""
 _SOURCE = "the arguments of LossTeacher"
 
 
@@ -117,8 +118,8 @@ class LossTeacher:
         self._settings = ModelSettings(model, with_remedies(self._tried, device))
         family, self._teacher, has_channel = _begun(self._num_classes(), loss, teacher, num_examples, seed)
         self._loss = LearnedLoss(family, num_examples=num_examples, **options).to(device)
-        self._shifted = family if has_channel and isinstance(family, ShiftedByNoise) else None
         self._offset = torch.zeros_like(family.phi)
+        self._shifted = family if has_channel and isinstance(family, ShiftedByNoise) else None
         self._noise = NoiseWatch(warm_steps if self._shifted is not None else 0)
         self._step = self._taught = 0
         self._autocast: torch.dtype | None = None
@@ -314,7 +315,7 @@ class LossTeacher:
             costates.append(
                 none if step is None or gradient is None else step.costate_of_gradient(gradient.reshape(-1))
             )
-        costate = before_changes(*map(torch.cat, (costates, given, used)), self._max_norm)
+        costate = before_changes(torch.cat(costates), torch.cat(given), torch.cat(used), self._max_norm)
         gammas = costate.split([parameter.numel() for parameter in self._parameters])
         return error, torch.stack([push.mixed_product(gammas) for push in self._pushes]).sum(dim=0)
 
