@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.extras import Need, need
@@ -41,26 +41,20 @@ class LearnedLossTrainer(Trainer):
         UserError: when training begins, if the model cannot be trained so.
     """
 
-    # What is handed on stays the Trainer's own to say.
     def __init__(
         self,
         model: Any = None,
         args: TrainingArguments | None = None,
         *others: Any,
-        clean_dataset: Dataset | Any,
+        clean_dataset: Any,
         learning: dict[str, Any] | None = None,
         **more: Any,
     ):
         super().__init__(model, args, *others, **more)
-        if self.compute_loss_func is not None:
-            raise UserError("compute_loss_func is another loss than the one that is learned; leave it out.")
-        if self.args.label_smoothing_factor:
-            raise UserError(
-                "label_smoothing_factor is for the Trainer's own loss; give learning={'label_smoothing': ...}."
-            )
+        _check(self)
         self._clean_dataset, self._learning = clean_dataset, dict(learning or {})
         self._teacher: LossTeacher | None = None
-        self.loss_is_scaled_for_ga = False  # a mean over each minibatch
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over each minibatch, whatever the model's own is
 
     @property
     def teacher(self) -> LossTeacher:
@@ -77,25 +71,27 @@ class LearnedLossTrainer(Trainer):
         """The loss as it is now: a copy, for any other loop."""
         return self.teacher.loss
 
-    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        super().create_optimizer_and_scheduler(num_training_steps)
-        if self.args.n_gpu > 1:
-            raise UserError(f"a loss is taught on one device, and {self.args.n_gpu} are in use; show one of them.")
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """The learning begins here: in every version it is known by now how many steps there will be."""
+        scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
         if self._teacher is not None:
             self._teacher.close()
-        max_norm = self.args.max_grad_norm or None
-        options = {"warm_steps": math.ceil(WARM_SHARE * num_training_steps), "max_norm": max_norm} | self._learning
-        optimizer: Any = self.optimizer
-        self._teacher = LossTeacher(self.model, optimizer, self._clean_loader(), answer=_logits, **options)
+        warm_steps = math.ceil(WARM_SHARE * num_training_steps)
+        options = {"warm_steps": warm_steps, "max_norm": self.args.max_grad_norm or None} | self._learning
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # without Accelerate's wrapper
+        model: Any = self.model
+        self._teacher = LossTeacher(model, optimizer, self._clean_loader(), answer=_logits, **options)
+        return scheduler
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
-        if self._teacher is None or "labels" not in inputs:
+        """In training the learned loss; in evaluation the model's own."""
+        if not model.training:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
-        others = {name: values for name, values in inputs.items() if name != "labels"}
-        outputs = model(**others)
-        self._teacher.criterion.train(model.training)
-        loss = self._teacher.criterion(outputs["logits"], inputs["labels"])
-        return (loss, {"loss": loss, **outputs}) if return_outputs else loss
+        if "labels" not in inputs:
+            raise UserError(f"train_dataset has no labels, but {', '.join(inputs)}; give each item its 'labels'.")
+        outputs = model(**{name: values for name, values in inputs.items() if name != "labels"})
+        loss = self.teacher.criterion(outputs["logits"], inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         metrics = {} if self._teacher is None else self._teacher.metrics
@@ -119,8 +115,30 @@ class LearnedLossTrainer(Trainer):
         self.teacher.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _clean_loader(self) -> DataLoader:
-        size = min(self.args.per_device_eval_batch_size, len(self._clean_dataset))
-        return DataLoader(self._clean_dataset, batch_size=size, collate_fn=self.data_collator)
+        """As the Trainer prepares items to be evaluated: without columns that the model does not take."""
+        prepared = self.get_eval_dataloader(self._clean_dataset)
+        dataset: Any = prepared.dataset
+        size = min(self.args.per_device_eval_batch_size, len(dataset))
+        return DataLoader(dataset, batch_size=size, collate_fn=prepared.collate_fn)
+
+
+def _check(trainer: Trainer) -> None:
+    """
+    Raises:
+        UserError: if the arguments ask for what a learned loss cannot go with.
+    """
+    args = trainer.args
+    if trainer.compute_loss_func is not None:
+        raise UserError("compute_loss_func is another loss than the one that is learned; leave it out.")
+    if args.label_smoothing_factor:
+        raise UserError(
+            f"label_smoothing_factor={args.label_smoothing_factor} is for the Trainer's own loss; give "
+            "learning={'label_smoothing': ...} in its place."
+        )
+    if args.fp16:
+        raise UserError("fp16=True scales gradients, through which no hypergradient is taken; set bf16=True instead.")
+    if args.n_gpu > 1:
+        raise UserError(f"a loss is taught on one device, and {args.n_gpu} are in use; let the process see one.")
 
 
 def _logits(model: Any, inputs: Any) -> Tensor:

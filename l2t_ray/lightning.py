@@ -36,9 +36,7 @@ class LearnLoss(Callback):
         UserError: when the fit begins, if the module cannot be trained so.
     """
 
-    def __init__(
-        self, validation: Any, *, criterion: str = "criterion", warm_steps: int | None = None, **options: Any
-    ):
+    def __init__(self, validation: Any, *, criterion: str = "criterion", warm_steps: int | None = None, **options: Any):
         self._validation, self._attribute, self._warm_steps, self._options = validation, criterion, warm_steps, options
         self._teacher: LossTeacher | None = None
         self._own_criterion: Any = None

@@ -68,8 +68,8 @@ class CleanSet:
 
     def error_gradient(
         self, number: int, weights: Mapping[str, Tensor], autocast: torch.dtype | None
-    ) -> tuple[float, list[Tensor]]:
-        """The mean cross-entropy of minibatch `number`, and its gradient in each of the weights.
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The mean cross-entropy of minibatch `number`, and its gradient by name.
 
         Args:
             weights: by name, in the place of the model's own.
@@ -86,7 +86,7 @@ class CleanSet:
                 logits = self._asked(inputs)
             error = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
             gradients = torch.autograd.grad(error, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return error.item(), list(gradients)
+        return error.item(), dict(zip(leaves, gradients, strict=True))
 
     @torch.no_grad()
     def answers(self) -> Float[Tensor, "n c"]:

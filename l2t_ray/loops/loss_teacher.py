@@ -1,12 +1,7 @@
 """Learns a loss inside a training loop that belongs to somebody else.
 
-The loop calls a criterion and an optimizer, as ever. At every n-th of the optimizer's steps
-
-    theta' = step(theta, g(theta, phi)),   e(theta') the error of clean examples
-
-the hypergradient `d e / d phi` through that one step is taken, exactly, and a teacher moves phi, the loss's weights,
-along it. Three pieces make it: `d e / d theta'` from a clean minibatch, the co-state `d e / d g` from the optimizer's
-own recursion (`torch_steps.py`), and `d g / d phi` from the graphs of the loop's forward passes (`pushes.py`).
+The loop calls a criterion and an optimizer, as ever. At every n-th of the optimizer's steps the hypergradient through
+that one step is taken, exactly (`one_step.py`), and a teacher moves the loss's weights along it.
 """
 
 import logging
@@ -19,7 +14,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import Variable
 
 from l2t_ray.assembly.fit_settings import GivenLoss, first_loss, settings_of
 from l2t_ray.bilevel.refusals import is_compiled
@@ -31,11 +25,9 @@ from l2t_ray.core.student import cross_entropy
 from l2t_ray.core.teacher import LocalTeacher
 from l2t_ray.interfaces import LossParams, Metrics, UserError
 from l2t_ray.loops.clean_set import Answer, CleanSet
-from l2t_ray.loops.gradient_changes import before_changes
 from l2t_ray.loops.model_settings import ModelSettings
 from l2t_ray.loops.noise_watch import NoiseWatch
-from l2t_ray.loops.pushes import LogitsChange, Push
-from l2t_ray.loops.torch_steps import ParameterStep, check_optimizer, check_taken, steps_ahead
+from l2t_ray.loops.one_step import OneStep
 from l2t_ray.methods.learned_loss import LearnedLossSettings, ShiftedByNoise
 from l2t_ray.methods.parts import LossFacts
 from l2t_ray.tasks.classification import Classification
@@ -110,22 +102,19 @@ class LossTeacher:
                 "model is compiled, and compiled code cannot be differentiated twice; give the module that "
                 "torch.compile was given."
             )
-        check_optimizer(optimizer)
-        self._model, self._every, self._warm_steps, self._max_norm = model, every, warm_steps, max_norm
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._every, self._warm_steps = every, warm_steps
+        self._one_step = OneStep(model, optimizer, max_norm)
         self._clean = CleanSet(model, validation, answer or answer_of, batch_size=val_batch_size, seed=seed)
-        device = self._parameters[0].device
-        self._settings = ModelSettings(model, with_remedies(self._tried, device))
+        device = self._one_step.parameters[0].device
+        remedies = with_remedies(lambda: self._one_step.try_on(self._clean.few()), device)
+        self._settings = ModelSettings(model, remedies)
         family, self._teacher, has_channel = _begun(self._num_classes(), loss, teacher, num_examples, seed)
         self._loss = LearnedLoss(family, num_examples=num_examples, **options).to(device)
         self._offset = torch.zeros_like(family.phi)
         self._shifted = family if has_channel and isinstance(family, ShiftedByNoise) else None
-        self._noise = NoiseWatch(warm_steps if self._shifted is not None else 0)
+        self._noise = NoiseWatch(warm_steps) if warm_steps and self._shifted is not None else None
         self._step = self._taught = 0
         self._autocast: torch.dtype | None = None
-        self._pushes: list[Push] = []
-        self._given: list[Tensor | None] = []
-        self._ahead: list[ParameterStep] = []
         self.criterion = Criterion(self._loss_of)
         self.metrics: Metrics = {}
         """Of the latest change of the loss: `validation_error`, `hypergradient_norm`, `phi_step_norm`, what the teacher
@@ -151,7 +140,8 @@ class LossTeacher:
         for handle in self._handles:
             handle.remove()
         self._settings.leave()
-        self._handles, self._pushes, self._given, self._ahead = [], [], [], []
+        self._handles = []
+        self._one_step.begin()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a loop needs beside its own checkpoint to go on bit for bit: tensors, numbers, lists."""
@@ -159,7 +149,7 @@ class LossTeacher:
             "teacher": self._teacher.state_dict(),
             "offset": self._offset,
             "memory": self._loss.memory,
-            "noise": self._noise.state_dict(),
+            "noise": None if self._noise is None else self._noise.state_dict(),
             "step": self._step,
             "taught": self._taught,
             "metrics": dict(self.metrics),
@@ -177,7 +167,8 @@ class LossTeacher:
                 "loss that was learned there."
             )
         self._teacher.load_state_dict(state["teacher"])
-        self._noise.load_state_dict(state["noise"])
+        if self._noise is not None and state["noise"] is not None:
+            self._noise.load_state_dict(state["noise"])
         self._offset, self._step, self._taught = state["offset"].cpu(), state["step"], state["taught"]
         self.metrics = dict(state["metrics"])
         if state["memory"] is not None:
@@ -198,16 +189,14 @@ class LossTeacher:
                 "the loop trains in float16, whose scaled gradients a hypergradient is not taken through; train in "
                 "bf16, or in float32."
             )
-        if not self._noise.is_over(self._step):
-            self._see(logits, targets)
+        if self._noise is not None:
+            self._see(self._noise, logits, targets)
         value = self._loss(logits, targets, **more)  # a memory is brought up to date, in warm steps too
         if self._step < self._warm_steps:
             return self._warm_loss(logits, targets, more)
         if self._is_due:
             self._loss.eval()  # the memory is as it is now
-            push = Push(logits, self._parameters, partial(self._at, targets=targets, more=more), self._loss.phi)
-            self._pushes.append(push)
-            value.register_hook(partial(self._entered, push))
+            self._one_step.watch(value, logits, partial(self._at, targets=targets, more=more), self._loss.phi)
         return value
 
     def _at(self, logits: Tensor, phi: Float[Tensor, " m"], *, targets: Tensor, more: Mapping[str, Any]) -> Tensor:
@@ -223,22 +212,13 @@ class LossTeacher:
             sample_weight=more.get("sample_weight"),
         )
 
-    def _see(self, logits: Tensor, targets: Tensor) -> None:
+    def _see(self, noise: NoiseWatch, logits: Tensor, targets: Tensor) -> None:
         if logits.ndim != 2 or targets.ndim != 1:
             raise UserError(
                 "the label noise is estimated from one class number an example, and the criterion was given targets "
                 f"of shape {list(targets.shape)}; set warm_steps=0."
             )
-        self._noise.see(logits, targets)
-
-    def _entered(self, push: Push, gradient: Tensor) -> None:
-        """`backward()` has come to the loss of a minibatch."""
-        push.count(gradient)
-        Variable._execution_engine.queue_callback(self._keep_given)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _keep_given(self) -> None:
-        """`backward()` is done: these are the gradients that it left, before the loop does anything to them."""
-        self._given = [None if p.grad is None else p.grad.detach().clone() for p in self._parameters]
+        noise.see(self._step, logits, targets)
 
     # -- the optimizer's steps
 
@@ -250,43 +230,33 @@ class LossTeacher:
         """For the next step: what the model needs if it is to be differentiated twice."""
         self._settings.enter() if self._is_due else self._settings.leave()
 
-    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_step(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._is_due:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._teach(optimizer)
+            self._teach()
             return None
 
         def watched() -> Any:
             result = closure()
-            self._teach(optimizer)
+            self._teach()
             return result
 
         return args[:1], {"closure": watched}
 
-    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        del args, kwargs
+    def _after_step(self, *_: object) -> None:
         if self._is_due:
-            check_taken(self._ahead, optimizer)
-            self._pushes, self._ahead, self._given = [], [], []
+            self._one_step.check_taken()
+            self._one_step.begin()
         self._step += 1
-        if self._noise.is_due(self._step):
-            self._estimate()
+        if self._noise is not None and self._noise.is_due(self._step):
+            self._estimate(self._noise)
         self._prepare()
 
-    def _teach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Changes the loss along the hypergradient through the step that the optimizer is about to take: the graphs of
-        the forward passes hold the weights, which the step overwrites."""
-        self._pushes = [push for push in self._pushes if push.is_counted]
-        if not self._pushes:
-            raise UserError(
-                "the optimizer takes a step, and no loss of teacher.criterion has come to backward() since the one "
-                "before; call teacher.criterion(model(inputs), labels) in the place of the loop's loss."
-            )
-        self._ahead = steps_ahead(optimizer)
+    def _teach(self) -> None:
         params = self._teacher.read()
-        error, hypergradient = self._hypergradient()
+        error, hypergradient = self._one_step.hypergradient(self._clean, self._taught, self._autocast)
         proposed = self._teacher.propose(params.version, hypergradient, error)
         self._teacher.learn(params.version)
         self._taught += 1
@@ -299,46 +269,24 @@ class LossTeacher:
             **report_of(self._loss.family, self._loss.phi),
         }
 
-    def _hypergradient(self) -> tuple[float, Float[Tensor, " m"]]:
-        """The error behind the step, and `d e / d phi`."""
-        ahead = {id(step.parameter): step for step in self._ahead}
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        moved = {names[key]: step.end.view_as(step.parameter) for key, step in ahead.items() if key in names}
-        error, gradients = self._clean.error_gradient(self._taught, moved, self._autocast)
-        of_name = dict(zip(moved, gradients, strict=True))
-        costates, given, used = [], [], []
-        for parameter, left in zip(self._parameters, self._given, strict=True):
-            step, gradient = ahead.get(id(parameter)), of_name.get(names.get(id(parameter), ""))
-            none = parameter.new_zeros(parameter.numel())
-            given.append(none if left is None else left.reshape(-1))
-            used.append(none if step is None else step.gradient)
-            costates.append(
-                none if step is None or gradient is None else step.costate_of_gradient(gradient.reshape(-1))
-            )
-        costate = before_changes(torch.cat(costates), torch.cat(given), torch.cat(used), self._max_norm)
-        gammas = costate.split([parameter.numel() for parameter in self._parameters])
-        return error, torch.stack([push.mixed_product(gammas) for push in self._pushes]).sum(dim=0)
-
     def _use(self, params: LossParams) -> None:
         self._loss.phi.copy_(params.phi + self._offset)
 
-    def _estimate(self) -> None:
+    def _estimate(self, noise: NoiseWatch) -> None:
         assert self._shifted is not None
-        estimate = self._noise.estimate(self._clean.answers(), self._clean.labels)
+        labels = self._clean.labels.to(self._loss.phi.device)
+        estimate = noise.estimate(self._step, self._clean.answers(), labels)
+        if estimate is None:
+            _LOG.warning(
+                "after %d steps the model knows too little to tell the label noise; it is put off.", self._step
+            )
+            return
         _LOG.info("label noise: %s", estimate)
         params = self._teacher.read()
         self._offset = self._shifted.shift_to(estimate.channel.to(params.phi), params.phi)
         self._use(params)
 
     # -- before the first step
-
-    def _tried(self) -> None:
-        """
-        Raises:
-            UserError: if the model cannot be differentiated twice.
-        """
-        logits = self._clean.few()
-        LogitsChange(logits, self._parameters).along([p.detach().reshape(-1) for p in self._parameters])
 
     @torch.no_grad()
     def _num_classes(self) -> int:
