@@ -66,6 +66,12 @@ class CleanSet:
         with self._unmoved(0):
             return self._asked(self._examples.batch(rows, (), self._device)[0])
 
+    def rows(self, number: int) -> Int[np.ndarray, " b"]:
+        """Of minibatch `number`."""
+        order, within = divmod(number, self._per_pass)
+        shuffled = numpy_generator(self._seed, "validation-order", order).permutation(len(self._examples))
+        return shuffled[within * self._size : (within + 1) * self._size]
+
     def error_gradient(
         self, number: int, weights: Mapping[str, Tensor], autocast: torch.dtype | None
     ) -> tuple[float, dict[str, Tensor]]:
@@ -75,9 +81,7 @@ class CleanSet:
             weights: by name, in the place of the model's own.
             autocast: in which the model is asked; None: nothing is cast.
         """
-        order, within = divmod(number, self._per_pass)
-        shuffled = numpy_generator(self._seed, "validation-order", order).permutation(len(self._examples))
-        rows = shuffled[within * self._size : (within + 1) * self._size]
+        rows = self.rows(number)
         draws = self._examples.draws(numpy_generator(self._seed, "validation-items", number), self._size)
         inputs, labels = self._examples.batch(rows, draws, self._device)
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}

@@ -278,7 +278,8 @@ class LossTeacher:
         estimate = noise.estimate(self._step, self._clean.answers(), labels)
         if estimate is None:
             _LOG.warning(
-                "after %d steps the model knows too little to tell the label noise; it is put off.", self._step
+                "after %d steps the model's answers tell too little to estimate the label noise; it is put off.",
+                self._step,
             )
             return
         _LOG.info("label noise: %s", estimate)

@@ -19,6 +19,9 @@ LEAST_TOLD = 0.4
 """Of what there is to tell about the clean labels. From answers that tell less, an estimate may be far off
 and sure of itself."""
 
+LEAST_SEEN = 10
+"""Answers for each class."""
+
 
 class NoiseWatch:
     """Keeps what is estimated from, and knows when.
@@ -55,11 +58,12 @@ class NoiseWatch:
 
     def estimate(self, step: int, clean: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> NoiseEstimate | None:
         """From the model's answers to clean examples, and those that were seen; None: they tell too little."""
-        noisy, given = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        noisy, given = (torch.cat(parts).to(clean.device) for parts in zip(*self._seen, strict=True))
         self._seen = []
         clean, noisy = (logits.double().log_softmax(dim=1) for logits in (clean, noisy))
         num_classes = clean.shape[1]
-        if told(clean, labels, num_classes=num_classes) < LEAST_TOLD:
+        is_little = len(given) < LEAST_SEEN * num_classes
+        if is_little or told(clean, labels, num_classes=num_classes) < LEAST_TOLD:
             self._due = -(-5 * step // 4)
             return None
         self._due, self.num_estimates = 2 * step, self.num_estimates + 1
