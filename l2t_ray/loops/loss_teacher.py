@@ -109,7 +109,10 @@ class LossTeacher:
         remedies = with_remedies(lambda: self._one_step.try_on(self._clean.few()), device)
         self._settings = ModelSettings(model, remedies)
         family, self._teacher, has_channel = _begun(self._num_classes(), loss, teacher, num_examples, seed)
-        self._loss = LearnedLoss(family, num_examples=num_examples, **options).to(device)
+        try:
+            self._loss = LearnedLoss(family, num_examples=num_examples, **options).to(device)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         self._offset = torch.zeros_like(family.phi)
         self._shifted = family if has_channel and isinstance(family, ShiftedByNoise) else None
         self._noise = NoiseWatch(warm_steps) if warm_steps and self._shifted is not None else None
@@ -189,9 +192,9 @@ class LossTeacher:
                 "the loop trains in float16, whose scaled gradients a hypergradient is not taken through; train in "
                 "bf16, or in float32."
             )
+        value = self._loss(logits, targets, **more)  # a memory is brought up to date, in warm steps too
         if self._noise is not None:
             self._see(self._noise, logits, targets)
-        value = self._loss(logits, targets, **more)  # a memory is brought up to date, in warm steps too
         if self._step < self._warm_steps:
             return self._warm_loss(logits, targets, more)
         if self._is_due:
@@ -218,7 +221,8 @@ class LossTeacher:
                 "the label noise is estimated from one class number an example, and the criterion was given targets "
                 f"of shape {list(targets.shape)}; set warm_steps=0."
             )
-        noise.see(self._step, logits, targets)
+        counts = targets != self._loss.ignore_index
+        noise.see(self._step, logits[counts], targets[counts])
 
     # -- the optimizer's steps
 

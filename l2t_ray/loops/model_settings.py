@@ -33,12 +33,9 @@ class ModelSettings:
         self._handles.clear()
 
     def _before(self, *_: object) -> None:
-        if not self._entered:
-            settings = ExitStack()
-            settings.enter_context(applied(self._remedies))
-            self._entered.append(settings)
-        else:
-            self._entered.append(ExitStack())
+        settings = ExitStack()
+        settings.enter_context(applied(self._remedies))
+        self._entered.append(settings)
 
     def _after(self, *_: object) -> None:
         self._entered.pop().close()

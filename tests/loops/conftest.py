@@ -29,6 +29,11 @@ def blobs():
 
 
 @pytest.fixture
+def double_blobs():
+    return Blobs(torch.float64)
+
+
+@pytest.fixture
 def make_net():
     """`make_net(*layers, dtype)`: two inputs, three classes, the same weights each time."""
 

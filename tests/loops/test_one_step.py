@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from loops.conftest import Blobs
 from torch import nn
 from torch.func import functional_call
 
@@ -87,11 +86,11 @@ def relative_error(actual, expected):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_it_is_that_of_autograd_through_the_step(make_net, optimizer, change, steps_before):
+def test_it_is_that_of_autograd_through_the_step(double_blobs, make_net, optimizer, change, steps_before):
     """With dropout, batch norm, two minibatches accumulated, the loss weighed and added to another."""
     make_optimizer, by_hand = OPTIMIZERS[optimizer]
     max_norm, alter, altered = CHANGES[change]
-    blobs, model = Blobs(torch.float64), make_net(nn.BatchNorm1d(16), nn.Dropout(0.3), dtype=torch.float64)
+    blobs, model = double_blobs, make_net(nn.BatchNorm1d(16), nn.Dropout(0.3), dtype=torch.float64)
     halves = [(blobs.inputs[:20], blobs.labels[:20]), (blobs.inputs[20:50], blobs.labels[20:50])]
     parameters, stepper = list(model.parameters()), make_optimizer(model.parameters())
     for _ in range(steps_before):
