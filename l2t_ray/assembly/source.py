@@ -111,6 +111,18 @@ class ExamplesSource:
     def _plain(self) -> RoundLoader:
         return self._loader(self._policy, self._labels.observed)
 
+    def truly_labelled(self) -> Data:
+        """
+        Raises:
+            UserError: if nobody knows the labels without noise.
+        """
+        if self._labels.true is None:
+            raise UserError(
+                "method true_labels trains on the labels without their noise, and nobody knows those of this data set; "
+                "leave it out, or take a set with one known label an image."
+            )
+        return self.served(self._loader(self._policy, self._labels.true))
+
     def mixed(self) -> Data:
         return self._with_validation(splits.mixed(self._policy))
 
@@ -185,6 +197,7 @@ class ImageSource(ExamplesSource):
         policy, clean = build_policy(config, dataset), dataset.train.labels
         observed, matrix = observed_labels(config, dataset)
         self._matrix = matrix
+        is_known = config.data.noise.kind != "none" or not _is_brought(data.name)
 
         def images(part: ImageSet, labels: Int[np.ndarray, " n"]) -> LabelledImages:
             return LabelledImages(
@@ -203,8 +216,9 @@ class ImageSource(ExamplesSource):
                 observed,
                 clean if data.validation_labels == "clean" else observed,
                 policy.in_validation(len(clean)),
-                None if config.data.noise.kind == "none" and _is_brought(data.name) else matrix,
+                matrix if is_known else None,
                 tuple(dataset.train.class_names),
+                clean if is_known else None,
             ),
             policy,
             config.training,

@@ -10,7 +10,7 @@ from l2t_ray.core.student import Trainee
 from l2t_ray.methods.loss_settings import LossSettings
 from l2t_ray.methods.parts import LossFacts
 from l2t_ray.methods.task_loss import TaskLoss
-from l2t_ray.settings.record import Whole
+from l2t_ray.settings.record import Real, Whole
 
 
 class TermLossConfig(LossSettings):
@@ -19,6 +19,9 @@ class TermLossConfig(LossSettings):
     name: Literal["terms"] = "terms"  # pyright: ignore[reportIncompatibleVariableOverride]
     pieces: Annotated[Whole, Field(ge=1, le=100)] = 1
     """Straight pieces of each term's curve; 1: none, the weights are all that is learned."""
+    balance: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """How far the weights begin by how rare each kind is: shares of the task's own loss to the power of minus this. 0.5
+    is the root of a class's frequency."""
 
     def warm_up(self, trainee: Trainee, memory: Memory | None = None) -> TaskLoss:
         """The task's own loss."""
@@ -26,5 +29,6 @@ class TermLossConfig(LossSettings):
         return TaskLoss(trainee)
 
     def family(self, facts: LossFacts, *, begun: bool = True) -> TermLoss:
-        del begun  # it always begins with the task's own loss
-        return TermLoss.for_task(facts.task, facts.sample() if facts.task.kinds else (), num_pieces=self.pieces)
+        del begun  # it always begins with the task's own loss, or that balanced
+        sample = facts.sample() if facts.task.kinds else ()
+        return TermLoss.for_task(facts.task, sample, num_pieces=self.pieces, balance=self.balance)

@@ -32,6 +32,8 @@ class Labels(NamedTuple):
     """The true noise matrix: row the class, column the label. For oracles, since nobody knows it; None: not even who
     brought the labels."""
     class_names: tuple[str, ...]
+    true: Int[np.ndarray, " images"] | None = None
+    """What it was labelled before noise, for reference lines; None: nobody knows."""
 
 
 @runtime_checkable
@@ -41,6 +43,14 @@ class Source(Protocol):
     def labels(self) -> Labels: ...
     def plain(self) -> Data:
         """The training part is trained on, the validation part is validated on."""
+        ...
+
+    def truly_labelled(self) -> Data:
+        """As `plain`, with the labels as they were before noise.
+
+        Raises:
+            UserError: if nobody knows them.
+        """
         ...
 
     def mixed(self) -> Data:

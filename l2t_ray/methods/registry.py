@@ -16,6 +16,7 @@ from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.methods.slf import SLFConfig
 from l2t_ray.methods.static_dln import StaticDLNConfig
 from l2t_ray.methods.task_loss import TaskLossConfig
+from l2t_ray.methods.true_labels import TrueLabelsConfig
 
 METHODS: tuple[type[MethodSettings], ...] = (
     RecommendedConfig,
@@ -33,6 +34,7 @@ METHODS: tuple[type[MethodSettings], ...] = (
     BalancedSoftmaxConfig,
     ClassBalancedConfig,
     MaskLossConfig,
+    TrueLabelsConfig,
 )
 
 DEFAULT_METHOD = RecommendedConfig

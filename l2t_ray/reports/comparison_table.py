@@ -63,6 +63,11 @@ def columns_of(headline: Metric) -> tuple[TableColumn, ...]:
     )
 
 
+BASE, REFERENCE = "cross_entropy", "true_labels"
+"""Arms between which a method's gain is measured, where a comparison has both: what wrong labels cost, and what there
+is to win."""
+
+
 class Entry(NamedTuple):
     """A line of the table: the spread over seeds by column, and how many of the trials diverged."""
 
@@ -108,15 +113,30 @@ def entries(results: Sequence[TrialResult], arms: Sequence[str], headline: Metri
     return lines
 
 
+def shares_of_gap(lines: Sequence[Entry], headline: Metric = ACCURACY) -> dict[str, float]:
+    """By arm, the share of the way from `BASE` to `REFERENCE` that its mean has come, in the final headline; below 0 it
+    is worse than `BASE`. Nothing where a comparison lacks one of them, or wrong labels cost it nothing."""
+    means = {line.arm: own.mean for line in lines if (own := line.spreads[headline.on_test]) is not None}
+    if BASE not in means or REFERENCE not in means:
+        return {}
+    base, gap = means[BASE], means[REFERENCE] - means[BASE]
+    if gap == 0 or (gap > 0) != headline.higher_is_better:
+        return {}
+    return {arm: (mean - base) / gap for arm, mean in means.items()}
+
+
 def as_markdown(lines: Sequence[Entry], published: Mapping[str, Published], headline: Metric = ACCURACY) -> str:
     """The table. What the paper reports stands in columns of its own, with where it comes from."""
     columns = [column for column in columns_of(headline) if any(line.spreads[column.name] for line in lines)]
-    headings = ["method", *(column.heading for column in columns)]
+    headings, shares = ["method", *(column.heading for column in columns)], shares_of_gap(lines, headline)
+    headings += ["of the gap closed [%]"] * bool(shares)
     has_diverged, has_paper = any(line.num_diverged for line in lines), bool(published)
     headings += ["diverged"] * has_diverged + ["paper [%]", "source"] * has_paper
     rows = []
     for line in lines:
         cells = [line.arm, *(spread_text(line.spreads[c.name], factor=c.factor, digits=c.digits) for c in columns)]
+        if shares:
+            cells.append(f"{100 * shares[line.arm]:.0f}" if line.arm in shares else MISSING)
         if has_diverged:
             cells.append(f"{line.num_diverged} of {line.num_trials}")
         if has_paper:
@@ -130,7 +150,7 @@ def write_table(
     path: Path, lines: Sequence[Entry], published: Mapping[str, Published], headline: Metric = ACCURACY
 ) -> None:
     """The table as Parquet: mean, standard deviation and count of each column; the paper's figures in their own."""
-    rows = []
+    rows, shares = [], shares_of_gap(lines, headline)
     for line in lines:
         row: dict[str, Any] = {"arm": line.arm, "trials": line.num_trials, "diverged": line.num_diverged}
         for column in columns_of(headline):
@@ -139,6 +159,7 @@ def write_table(
             row[f"{column.name}_std"] = None if value is None else value.std
             row[f"{column.name}_n"] = 0 if value is None else value.n
         theirs = published.get(line.arm)
+        row["gap_closed"] = shares.get(line.arm)
         row["paper_accuracy_percent"] = None if theirs is None else theirs.accuracy
         row["paper_std_percent"] = None if theirs is None else theirs.std
         row["paper_source"] = None if theirs is None else theirs.source

@@ -81,7 +81,9 @@ def figures(results: Results) -> dict[str, Figure]:
     """The figures that the results have numbers for, by name."""
     found = {}
     if any(len(_known(cell)) for cell in results["cells"]):
-        found["final"] = _final_over_axis(results) if len(results["axes"]) > 1 else _final_of_rows(results)
+        has_few_lines = len({tuple(cell["cell"][:-1]) for cell in results["cells"]}) <= MOST_LINES
+        is_over_axis = len(results["axes"]) > 1 and has_few_lines
+        found["final"] = _final_over_axis(results) if is_over_axis else _final_of_rows(results)
     curves = results["curves"]
     few = {name: curve for name, curve in curves.items() if 0 < len(curve) <= MOST_LINES}
     headline = headline_of(results)
@@ -200,7 +202,7 @@ def _places(labels: Sequence[str]) -> list[float]:
 
 
 def _final_of_rows(results: Results) -> Figure:
-    """A dot for each seed, and the mean with one standard deviation, a line for each row of the table."""
+    """A dot for each seed, and the mean with one standard deviation, a line for each cell of the table."""
     factor = metric_of(results["metric"]).factor
     cells = [cell for cell in results["cells"] if len(_known(cell))]
     with rc_context(STYLE):
@@ -211,7 +213,7 @@ def _final_of_rows(results: Results) -> Figure:
             std = values.std(ddof=1) if len(values) > 1 else 0.0
             ax.plot(values, np.full(len(values), i), "o", color=COLOURS[0], alpha=0.35, markersize=4, linestyle="none")
             ax.errorbar(values.mean(), i, xerr=std, fmt="D", color="#000000", markersize=4, capsize=3, linewidth=1)
-        ax.set_yticks(range(len(cells)), [cell["cell"][0] for cell in cells])
+        ax.set_yticks(range(len(cells)), [", ".join(cell["cell"]) for cell in cells])
         ax.set_ylim(len(cells) - 0.5, -0.5)
         ax.set(title=results["title"], xlabel=column_label(results["metric"]))
         ax.grid(False, axis="y")

@@ -110,6 +110,7 @@ METHODS = {
     },
     "forward_correction": {"name": "forward_correction"},
     "balanced_softmax": {"name": "balanced_softmax"},
+    "true_labels": {"name": "true_labels"},
     "class_balanced-trusted": {"name": "class_balanced", "clean_images": "trusted"},
     "glc": {"name": "glc"},
     "mw_net": {"name": "mw_net"},

@@ -95,6 +95,15 @@ def test_figures_only_of_what_there_are_numbers_for(matrix, rows):
     assert figures(empty) == {}
 
 
+def test_more_lines_than_a_figure_holds_are_dots_below_each_other():
+    """Two axes of rows and one of columns: a line for each cell, where a legend would bury the figure."""
+    names = [["ours", f"{noise} %", rate] for noise in range(7) for rate in ("0.1", "0.4")]
+    made = figures(study(["case", "noise", "rate"], [cell(name, [0.9, 0.8, 0.7]) for name in names], curves={}))
+    (ax,) = made["final"].axes
+    assert ax.get_legend() is None and [t.get_text() for t in ax.get_yticklabels()] == [", ".join(n) for n in names]
+    assert made["final"].get_figheight() > 4
+
+
 def test_a_study_is_written_as_markdown_and_pictures(matrix, tmp_path):
     names = {str(path.relative_to(tmp_path)) for path in write_study(tmp_path, matrix)}
     assert names == {"table.md"} | {

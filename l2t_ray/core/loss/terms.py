@@ -3,8 +3,9 @@
     sum_t sum_i w_i a_t(kind_i) c_t(value_i)
 
 A term t (cross-entropy, an overlap, the error of a box) has kinds (classes, scales). a_t(kind) is its learned weight,
-c_t a learned curve, increasing and piecewise linear; both are 1, the curve the identity, where phi is zero: training
-begins with the task's own loss. Of a round's hypergradient the noise is several times the signal, and thousands of
+c_t a learned curve, increasing and piecewise linear; both are 1, the curve the identity, where phi is zero: the task's
+own loss. Training begins there, or, with `balance`, where rare kinds count more, which can be counted and need not be
+learned. Of a round's hypergradient the noise is several times the signal, and thousands of
 weights walk at random where a dozen move (docs/log.md); published learned losses that win have 12 numbers (Auto
 Seg-Loss, Li et al. 2021) to 40 (Parameterized AP Loss, Tao et al. 2021).
 
@@ -43,6 +44,7 @@ class TermLossSpec:
     shares: dict[str, tuple[float, ...]]
     knots: dict[str, tuple[float, ...]]
     spread: dict[str, tuple[tuple[float, ...], ...]]
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.kinds:
@@ -65,6 +67,8 @@ class TermLossSpec:
                 raise ValueError(f"spread of {name} must have {shape[0]} rows, its kinds, of {shape[1]} pieces.")
             if not all(0 < share < math.inf for row in rows for share in row):
                 raise ValueError(f"spread of {name} must be positive numbers.")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must be 0 to 1, got {self.balance}.")
 
     @property
     def sizes(self) -> list[int]:
@@ -93,6 +97,9 @@ class TermLoss:
         knots: by term, increasing values > 0 at which its curve bends; a term that is left out has no curve.
         spread: by term, how the share of each kind is spread over the pieces of its curve, kind by kind, in any unit; a
             term that is left out has as much on each piece.
+        balance: of each term's kinds, the weights begin as their shares to the power of -balance, the term's push as it
+            was. 0: the task's own loss; 1/2: the root of the frequency, a usual choice (the gradient of a rare class is
+            noisy as well as small); 1: all kinds push alike.
 
     Raises:
         ValueError: if there is no term, something is of no term or not positive, or is of another number.
@@ -109,12 +116,14 @@ class TermLoss:
         shares: Mapping[str, Sequence[float]] | None = None,
         knots: Mapping[str, Sequence[float]] | None = None,
         spread: Mapping[str, Sequence[Sequence[float]]] | None = None,
+        balance: float = 0.0,
     ):
         self.spec = TermLossSpec(
             {name: tuple(names) for name, names in kinds.items()},
             {name: tuple(map(float, own)) for name, own in (shares or {}).items()},
             {name: tuple(map(float, places)) for name, places in (knots or {}).items()},
             {name: tuple(tuple(map(float, row)) for row in rows) for name, rows in (spread or {}).items()},
+            float(balance),
         )
         self.kinds, self.knots = self.spec.kinds, self.spec.knots
         self._shares = {
@@ -130,10 +139,12 @@ class TermLoss:
 
     @classmethod
     def of(cls, spec: TermLossSpec) -> "TermLoss":
-        return cls(spec.kinds, shares=spec.shares, knots=spec.knots, spread=spec.spread)
+        return cls(spec.kinds, shares=spec.shares, knots=spec.knots, spread=spec.spread, balance=spec.balance)
 
     @classmethod
-    def for_task(cls, task: Task, sample: Iterable[Terms] = (), *, num_pieces: int = 1) -> "TermLoss":
+    def for_task(
+        cls, task: Task, sample: Iterable[Terms] = (), *, num_pieces: int = 1, balance: float = 0.0
+    ) -> "TermLoss":
         """The combination of a task's own terms.
 
         Args:
@@ -141,9 +152,10 @@ class TermLoss:
                 task's own loss gives rows there, and curves bend at quantiles of the values. None: terms count alike,
                 and so do the kinds of each.
             num_pieces: of each term's curve, at most; 1: no curves, weights alone.
+            balance: as in `TermLoss`; needs a sample, which says what is rare.
 
         Raises:
-            UserError: if the task has no terms, or curves are asked for without a sample.
+            UserError: if the task has no terms, or curves or a balance are asked for without a sample.
         """
         if not task.kinds:
             raise UserError(
@@ -153,6 +165,8 @@ class TermLoss:
         given = list(sample)
         if num_pieces > 1 and not given:
             raise UserError(f"curves of {num_pieces} pieces bend at quantiles of the terms' values; give a sample.")
+        if balance and not given:
+            raise UserError(f"a balance of {balance:g} needs to know which kinds are rare; give a sample.")
         shares, knots, spread = {}, {}, {}
         for name, kinds in task.kinds.items():
             terms = [one.values[name] for one in given if name in one.values]
@@ -160,7 +174,7 @@ class TermLoss:
             if places := knots_at_quantiles(terms, num_pieces):
                 knots[name] = places
                 spread[name] = spread_over_pieces(terms, len(kinds), places).tolist()
-        return cls(task.kinds, shares=shares, knots=knots, spread=spread)
+        return cls(task.kinds, shares=shares, knots=knots, spread=spread, balance=balance)
 
     @property
     def num_weights(self) -> int:
@@ -168,8 +182,16 @@ class TermLoss:
 
     @property
     def phi(self) -> Float[Tensor, " m"]:
-        """Zeros: the task's own loss."""
-        return torch.zeros(self.num_weights)
+        """The task's own loss, which is zeros, or what `balance` makes of it."""
+        phi = torch.zeros(self.num_weights)
+        if self.spec.balance:
+            logarithms = torch.cat([self._balanced(self._shares[name]) for name in self.kinds])
+            phi[: len(logarithms)] = logarithms / SCALE
+        return phi
+
+    def _balanced(self, shares: Float[Tensor, " kinds"]) -> Float[Tensor, " kinds"]:
+        raw = -self.spec.balance * shares.log()
+        return raw - ((shares * raw.exp()).sum() / shares.sum()).log()
 
     @property
     def groups(self) -> dict[str, int]:

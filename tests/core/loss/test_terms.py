@@ -51,6 +51,16 @@ def test_it_is_a_loss_family_and_begins_as_the_tasks_own_loss():
     torch.testing.assert_close(rows.weights.sum().item(), 2.0)
 
 
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_a_balanced_start_weighs_kinds_by_how_rare_they_are_and_leaves_each_terms_push(balance):
+    loss = TermLoss(KINDS, shares=SHARES, knots=KNOTS, balance=balance)
+    weights = loss.weights(loss.phi.double())
+    assert (weights["ce"][1] / weights["ce"][0]).item() == pytest.approx(9**balance, rel=1e-5)
+    assert (0.9 * weights["ce"][0] + 0.1 * weights["ce"][1]).item() == pytest.approx(1, rel=1e-5)
+    assert weights["overlap"].item() == pytest.approx(1, rel=1e-5)
+    assert torch.equal(TermLoss.of(loss.spec).phi, loss.phi)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_mean_push_is_fixed_whatever_phi(seed):
     loss, phi = make(), some_phi(seed)
@@ -94,6 +104,12 @@ def test_its_numbers_have_names():
     assert list(make().report(some_phi())) == [
         *("weight_ce_sky", "weight_ce_road", "weight_overlap_all", "slope_ce_0", "slope_ce_1", "slope_ce_2"),
     ]
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.1, math.nan])
+def test_a_balance_beyond_none_and_all_is_refused(balance):
+    with pytest.raises(ValueError, match="balance must be 0 to 1"):
+        TermLoss(KINDS, balance=balance)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +230,8 @@ def test_a_task_without_terms_is_refused_and_so_are_curves_without_values():
         TermLoss.for_task(Classification())
     with pytest.raises(UserError, match="curves of 3 pieces bend at quantiles of the terms' values; give a sample"):
         TermLoss.for_task(TwoTerms(), num_pieces=3)
+    with pytest.raises(UserError, match=r"a balance of 0\.5 needs to know which kinds are rare; give a sample"):
+        TermLoss.for_task(TwoTerms(), balance=0.5)
 
 
 # -- in a training loop of one's own
