@@ -320,7 +320,10 @@ def _begun(
     num_classes: int, loss: GivenLoss, teacher: str | Mapping[str, Any], num_examples: int | None, seed: int
 ) -> tuple[Any, LocalTeacher, bool]:
     """The loss at its beginning, what teaches it, and whether the label noise can be estimated for it."""
-    method = {"name": "recommended"} | ({} if num_examples else {"loss": {"memory": None}})
+    name = loss.get("name", "pairs") if isinstance(loss, Mapping) else loss
+    method: dict[str, Any] = {"name": "l2t_dln"}  # has any family of losses
+    if name in (None, "pairs"):
+        method = {"name": "recommended"} | ({} if num_examples else {"loss": {"memory": None}})
     config = settings_of({}, method, seed=seed, warm_share=None, teacher=teacher, loss=loss, source=_SOURCE)
     facts = LossFacts(Classification(), num_classes, seed)
     family = first_loss(loss, config, facts, num_classes)

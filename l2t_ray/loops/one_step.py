@@ -34,8 +34,12 @@ class OneStep:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float | None):
         check_optimizer(optimizer)
         self._model, self._optimizer, self._max_norm = model, optimizer, max_norm
-        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.begin()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those that the optimizer moves now: loops freeze some, and add others."""
+        return [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def begin(self) -> None:
         """Forgets the step before."""

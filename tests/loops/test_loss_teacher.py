@@ -13,9 +13,9 @@ from l2t_ray.loops.loss_teacher import LossTeacher
 QUICK = {"layers": 0, "label_entries": "channel", "memory": None}
 
 
-def trained(model, blobs, steps, *, begin=0, teacher=None, optimizer=None, index=False, **options):
+def trained(model, blobs, steps, *, begin=0, begun=None, optimizer=None, index=False, **options):
     optimizer = optimizer or torch.optim.SGD(model.parameters(), 0.3, momentum=0.5)
-    teacher = teacher or LossTeacher(model, optimizer, blobs.clean, **options)
+    teacher = begun or LossTeacher(model, optimizer, blobs.clean, **options)
     for inputs, labels, rows in list(blobs.batches(steps))[begin:]:
         optimizer.zero_grad()
         more = {"index": rows} if index else {}
@@ -30,18 +30,18 @@ def accuracy(model, blobs):
 
 def test_it_finds_how_labels_were_turned(blobs, make_net):
     model = make_net()
-    teacher, _ = trained(model, blobs, 80, warm_steps=20, every=2)
+    teacher, _ = trained(model, blobs, 60, warm_steps=20, every=2)
     channel = teacher.loss.family.spec.parts.channel
     noise = channel.log_matrix(teacher.loss.family.spec.parts.split(teacher.loss.phi).channel).exp()
     assert all(0.15 < noise[c, (c + 1) % 3] < 0.45 and noise[c, (c + 2) % 3] < 0.1 for c in range(3))
-    assert accuracy(model, blobs) > 0.9 > (blobs.labels == blobs.true).float().mean()
-    assert teacher.num_changes == 30
+    assert accuracy(model, blobs) > 0.85 > (blobs.labels == blobs.true).float().mean()
+    assert teacher.num_changes == 20
     assert {"validation_error", "hypergradient_norm", "phi_step_norm"} <= teacher.metrics.keys()
 
 
 def test_without_warm_steps_the_hypergradient_alone_moves_the_loss_towards_the_noise(blobs, make_net):
-    teacher, _ = trained(make_net(), blobs, 60, every=2, loss=QUICK)
-    assert teacher.num_changes == 30 and teacher.loss.phi.norm() > 0
+    teacher, _ = trained(make_net(), blobs, 20, every=2, loss=QUICK)
+    assert teacher.num_changes == 10 and teacher.loss.phi.norm() > 0
     assert not teacher.loss.phi.requires_grad
 
 
@@ -86,7 +86,7 @@ def test_going_on_from_a_state_repeats_the_undisturbed_loop_to_the_bit(blobs, ma
     resumed = LossTeacher(model, again, blobs.clean, **options)
     resumed.load_state_dict(saved[0])
     torch.set_rng_state(draws)
-    trained(model, blobs, 26, begin=11, teacher=resumed, optimizer=again, index=True)
+    trained(model, blobs, 26, begin=11, begun=resumed, optimizer=again, index=True)
     assert resumed.num_changes == expected.num_changes == 10
     assert torch.equal(resumed.loss.phi, expected.loss.phi) and resumed.metrics == expected.metrics
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
@@ -189,7 +189,7 @@ def test_after_it_is_closed_the_criterion_is_the_loss_as_it_is(blobs, make_net):
     teacher, optimizer = trained(model, blobs, 4, every=2, loss=QUICK)
     phi = teacher.loss.phi
     teacher.close()
-    trained(model, blobs, 4, teacher=teacher, optimizer=optimizer)
+    trained(model, blobs, 4, begun=teacher, optimizer=optimizer)
     assert torch.equal(teacher.loss.phi, phi) and phi.any()
     logits = model(blobs.inputs)
     assert torch.equal(teacher.criterion(logits, blobs.labels), teacher.loss(logits, blobs.labels))

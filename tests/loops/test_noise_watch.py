@@ -15,19 +15,19 @@ def answers(count, sure=5.0, seed=0):
 
 def test_answers_tell_all_nothing_or_a_part_of_the_labels():
     (sure, labels), (unsure, _), (part, _) = (answers(90, sure=s) for s in (20.0, 0.0, 2.0))
-    assert told(sure, labels, num_classes=3) > 0.9
+    assert told(sure, labels, num_classes=3) > 0.85
     assert told(unsure, labels, num_classes=3) < 0.1
     assert 0.2 < told(part, labels, num_classes=3) < 0.8
 
 
 def test_estimates_come_after_the_warm_steps_and_each_time_the_steps_have_doubled():
     watch, steps, clean = NoiseWatch(8), [], answers(60)
-    for step in range(100):
+    for step in range(40):
         watch.see(step, *answers(40, seed=step))
         if watch.is_due(step + 1):
             steps.append(step + 1)
             assert watch.estimate(step + 1, *clean) is not None
-    assert steps == [8, 16, 32, 64] and watch.is_over
+    assert steps == [8, 16, 32] and not watch.is_over and watch.num_estimates == 3
 
 
 def test_an_estimate_from_too_little_is_put_off_by_a_quarter():
