@@ -63,7 +63,7 @@ def digits(tmp_path, monkeypatch):
         student = nn.Linear(64, 10)
         yield {
             "student": student,
-            "batches": list(zip(pixels[:480].split(8), noisy.split(8), strict=True)) * 5,
+            "batches": list(zip(pixels[:480].split(8), noisy.split(8), strict=True)) * 3,
             "clean_images": pixels[480:680],
             "clean_labels": labels[480:680],
             "train_loader": DataLoader(TensorDataset(pixels[:480], noisy), batch_size=16),
