@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from l2t_ray.core.reweight import importance_weights, similarity
     from l2t_ray.data.noise import flip_to_one, flip_to_two, uniform
     from l2t_ray.interfaces import DivergenceError, UserError
+    from l2t_ray.loops.loss_teacher import LossTeacher
     from l2t_ray.run import Experiment
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "FlatModule",
     "LSTMTeacher",
     "LearnedLoss",
+    "LossTeacher",
     "TermLoss",
     "UserError",
     "fit",
@@ -65,6 +67,7 @@ _HOMES = {
     "FlatModule": "bilevel.flat",
     "LSTMTeacher": "core.lstm_teacher",
     "LearnedLoss": "core.loss.learned",
+    "LossTeacher": "loops.loss_teacher",
     "TermLoss": "core.loss.terms",
     "UserError": "interfaces",
     "fit": "assembly.fit",

@@ -18,6 +18,9 @@ EXTRAS: Mapping[str, str] = {
     "PIL": "vision",
     "sklearn": "vision",
     "matplotlib": "vision",
+    "lightning": "lightning",
+    "transformers": "hf",
+    "accelerate": "hf",
 }
 """The extra that brings a package, by the name under which the package is imported."""
 _CALLED = {
@@ -27,6 +30,9 @@ _CALLED = {
     "PIL": "Pillow",
     "sklearn": "scikit-learn",
     "matplotlib": "Matplotlib",
+    "lightning": "Lightning",
+    "transformers": "Transformers",
+    "accelerate": "Accelerate",
 }
 
 

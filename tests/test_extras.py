@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from l2t_ray.settings.experiment import validate
 from l2t_ray.tasks import detections
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+OF_OTHERS = {"lightning", "hf"}
+"""Loops of other people, which whoever uses them has."""
 DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
@@ -39,7 +42,7 @@ def test_each_extra_brings_what_is_said_of_it():
         assert DISTRIBUTION.get(package, package) in names(extras[extra])
         assert DISTRIBUTION.get(package, package) not in names(PROJECT["dependencies"])
     (everything,) = map(Requirement, extras["all"])
-    assert everything.name == "l2t_ray" and everything.extras == set(EXTRAS.values())
+    assert everything.name == "l2t_ray" and everything.extras == set(EXTRAS.values()) - OF_OTHERS
 
 
 def test_what_is_missing_is_said_with_the_command(bare):
@@ -76,6 +79,19 @@ def test_all_that_a_run_lacks_is_said_at_once(bare):
     check_installed(plain, tracks=True, draws=False)
     with pytest.raises(UserError, match=r"drawing figures needs Matplotlib, .* 'l2t_ray\[vision\]'\.$"):
         check_installed(plain, tracks=True, draws=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("lightning", r"l2t_ray\.lightning needs Lightning, .* pip install 'l2t_ray\[lightning\]'\.$"),
+        ("huggingface", r"l2t_ray\.huggingface needs Transformers and .* pip install 'l2t_ray\[hf\]'\.$"),
+    ],
+)
+def test_the_loops_of_others_say_what_they_lack(bare, monkeypatch, module, sentence):
+    monkeypatch.delitem(sys.modules, f"l2t_ray.{module}", raising=False)
+    with pytest.raises(UserError, match=sentence):
+        import_module(f"l2t_ray.{module}")
 
 
 IMAGE = np.zeros((3, 4, 4), dtype=np.uint8)

@@ -36,10 +36,14 @@ def settings_of(
     *,
     seed: int,
     warm_share: float | None,
-    teacher: str | None,
+    teacher: str | Mapping[str, Any] | None,
     loss: GivenLoss,
+    source: str = "the arguments of fit",
 ) -> ExperimentConfig:
     """What a configuration with these settings would be.
+
+    Args:
+        source: where they come from, for messages.
 
     Raises:
         UserError: if there is no such method, or it has no such settings.
@@ -47,13 +51,13 @@ def settings_of(
     tree = {"seed": seed, "training": training | {"decay": "cosine"}, "controls": [], "ray": {"enabled": False}}
     if method is not None:
         tree["method"] = dict(method) if isinstance(method, Mapping) else method
-    config = configuration.validate(tree, source="the arguments of fit")
+    config = configuration.validate(tree, source=source)
     method, own = config.method, dict[str, Any]()
     for name, value in (("warm_share", warm_share), ("teacher", teacher), ("loss", loss)):
         if value is not None and name not in type(method).model_fields:
             raise UserError(f"{name} is for a method that learns its loss, and method is {method.name!r}.")
     if warm_share == 1:  # never learned
-        return configuration.validate(tree | {"method": "cross_entropy"}, source="the arguments of fit")
+        return configuration.validate(tree | {"method": "cross_entropy"}, source=source)
     if warm_share is not None:
         own["warm_share"] = float(warm_share)
     if teacher is not None:
@@ -65,7 +69,7 @@ def settings_of(
         set_already = method.loss.model_dump() if isinstance(method.loss, LossNetworkConfig) else {}
         own["loss"] = set_already | LossNetworkConfig.of(loss.spec) | {"init": "cross_entropy"}
     if own:
-        changed = configuration.validated(type(method), Settings(method.model_dump() | own, "in the arguments of fit"))
+        changed = configuration.validated(type(method), Settings(method.model_dump() | own, f"in {source}"))
         config = config.model_copy(update={"method": changed})
     if loss is None or isinstance(loss, str | Mapping | DynamicLossNetwork):
         return config

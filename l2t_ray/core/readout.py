@@ -9,6 +9,7 @@ from l2t_ray.core.lbfgs import LBFGS
 
 PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
 NUM_FOLDS = 5
+TELLING_PENALTY = 1e-1
 CHOICE_TOLERANCE = 1e-5
 """Of the readouts among which is chosen; their errors differ by thousandths."""
 SCALE_FLOOR = 1e-6
@@ -68,6 +69,28 @@ def cross_validated(
             break
         best, chosen, readouts = error, penalty, fits
     return chosen, readouts
+
+
+@torch.no_grad()
+def told(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, num_classes: int) -> float:
+    """How much of what there is to tell about the labels a readout tells of examples that it was not fitted on.
+
+    1 minus its cross-entropy by the labels' entropy: 1 where it is certain and right, 0 or less where it knows no more
+    than the classes' shares.
+    """
+    clean, _ = principal(features, features[:0])
+    fold, missing = folds(labels), features.new_zeros(()).double()
+    for held in range(NUM_FOLDS):
+        is_held = fold == held
+        if not is_held.any() or is_held.all():
+            continue
+        readout = fit_readout(
+            clean[~is_held], labels[~is_held], TELLING_PENALTY, num_classes=num_classes, tolerance=CHOICE_TOLERANCE
+        )
+        missing += is_held.sum() * _error(clean[is_held], labels[is_held], readout)
+    shares = torch.bincount(labels) / len(labels)
+    entropy = torch.special.entr(shares.double()).sum()
+    return 1 - (missing / len(labels) / entropy).item() if entropy > 0 else 0.0
 
 
 @torch.no_grad()
