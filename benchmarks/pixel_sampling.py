@@ -41,10 +41,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--minibatches", type=int, default=4)
-    options, overrides = parser.parse_known_args()
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     config = configuration.load(
-        options.config, ["ray.enabled=false", "controls=[]", "data.masks.pixels=null", *overrides]
+        options.config, ["ray.enabled=false", "controls=[]", "data.masks.pixels=null", *options.overrides]
     )
     run = build_run(config, group=SingleProcess(), device=torch.device("cpu"))
     (arm,), task = run.arms, run.task

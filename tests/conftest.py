@@ -14,6 +14,8 @@ RELIABILITY = Path(__file__).parents[1] / "docs/reliability.md"
 BEGIN, END = "<!-- matrix: written by `make matrix` -->\n", "<!-- end of matrix -->\n"
 COLUMNS = ("this process", "2 workers", "3 machines")
 STARTS_RAY = ("tests/distributed/", "tests/studies/test_sweep.py")
+SHARE_LONG_WORK = ("tests/integration/test_notebook.py", "tests/theory/test_convergence.py")
+"""Files whose tests look at one long piece of work, which two processes would do twice."""
 OUTCOMES = pytest.StashKey[dict]()
 """By (failure, where): what each of its tests came to."""
 
@@ -25,6 +27,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class OneProcessForRay(LoadScopeScheduling):
         def _split_scope(self, nodeid):
+            if nodeid.startswith(SHARE_LONG_WORK):
+                return nodeid.partition("::")[0]
             return "ray" if nodeid.startswith(STARTS_RAY) else nodeid
 
     return OneProcessForRay(config, log)

@@ -1,6 +1,6 @@
 """Every number of every configuration is refused by its dotted key where it is none, or one that makes no sense."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -44,6 +44,13 @@ def is_many(annotation: Any) -> bool:
     return get_origin(annotation) is tuple
 
 
+def is_mapping(annotation: Any) -> bool:
+    """Of a name to a number: `{"a": 1}` is one."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return any(is_mapping(part) for part in get_args(annotation))
+    return get_origin(annotation) in (dict, Mapping)
+
+
 def records(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -53,7 +60,9 @@ def records(annotation: Any) -> list[type[BaseModel]]:
 def fields(record: type[BaseModel]) -> Iterator[tuple[tuple[tuple[str, dict], ...], str, bool]]:
     """The sections that lead to each number (each with what tells its variant apart), its name, and if it is a list."""
     for name, field in record.model_fields.items():
-        if number_types(field.annotation):
+        if is_mapping(field.annotation) and number_types(field.annotation):
+            yield ((name, {}),), "of_a_name", False
+        elif number_types(field.annotation):
             yield (), name, is_many(field.annotation)
         for section in records(field.annotation):
             tag = section.model_fields.get("name")
