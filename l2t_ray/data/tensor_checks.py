@@ -197,7 +197,9 @@ def _as_tensor(name: str, values: Any) -> Tensor:
     if callable(to_numpy := getattr(values, "to_numpy", None)):  # tables and columns, of pandas and others
         values = to_numpy()
     if isinstance(values, np.ndarray):
-        if values.dtype == object or values.dtype.kind not in "biufc":
+        if values.dtype.kind in "US" or (values.dtype == object and isinstance(next(values.flat, None), str)):
+            raise UserError(f"{name} is text; number it, as classes by np.unique(values, return_inverse=True)[1].")
+        if values.dtype.kind not in "biufc":
             raise UserError(f"{name} is a NumPy array of {values.dtype}; give numbers in one array of equal shapes.")
         native = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
         values = torch.from_numpy(native if native.flags.writeable else native.copy())

@@ -19,6 +19,7 @@ from l2t_ray.data.item_examples import ItemExamples, batch_size_of, items_of
 from l2t_ray.data.tensor_checks import as_inputs_and_targets
 from l2t_ray.data.tensor_examples import TensorExamples
 from l2t_ray.interfaces import UserError
+from l2t_ray.training.explain import DryPlace, Words, explained
 
 Answer = Callable[[nn.Module, Any], Tensor]
 """`(model, inputs) -> logits [n, c]`; inputs are a tensor, or several by name."""
@@ -61,10 +62,17 @@ class CleanSet:
         return self._examples.targets
 
     def few(self) -> Float[Tensor, "n c"]:
-        """What the model says of some examples, with the graph of its forward pass."""
+        """What the model says of some examples, with the graph of its forward pass.
+
+        Raises:
+            UserError: if it fails on them.
+        """
         rows = np.array(self._examples.extreme_rows)
-        with self._unmoved(0):
-            return self._asked(self._examples.batch(rows, (), self._device)[0])
+        inputs = self._examples.batch(rows, (), self._device)[0]
+        dtype = next(self._model.parameters()).dtype
+        place = DryPlace("evaluated", "validation", f"val_batch_size={self._size}", inputs, dtype)
+        with self._unmoved(0), explained(Words(), place):
+            return self._asked(inputs)
 
     def rows(self, number: int) -> Int[np.ndarray, " b"]:
         """Of minibatch `number`."""

@@ -37,6 +37,7 @@ from l2t_ray.training.user_module import answer as answer_of
 _LOG = logging.getLogger(__name__)
 WARM_SHARE = 0.15
 """Of a loop's steps, where it is known how many there are: the recommended method's."""
+_OF_A_CRITERION = ("weight", "ignore_index", "label_smoothing", "reduction")
 _SOURCE = "the arguments of LossTeacher"
 
 
@@ -92,6 +93,11 @@ class LossTeacher:
     ):
         if every < 1 or warm_steps < 0:
             raise UserError(f"every must be 1 or more and warm_steps 0 or more, got {every} and {warm_steps}.")
+        if unknown := [name for name in options if name not in _OF_A_CRITERION]:
+            raise UserError(
+                f"{unknown[0]} is no option of LossTeacher; beside every, warm_steps, loss, teacher, num_examples, "
+                f"max_norm, val_batch_size, answer and seed there are {', '.join(_OF_A_CRITERION)}."
+            )
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise UserError(
                 f"a loss is taught in one process, and there are {dist.get_world_size()}; train on one device, or take "
@@ -282,7 +288,8 @@ class LossTeacher:
         estimate = noise.estimate(self._step, self._clean.answers(), labels)
         if estimate is None:
             _LOG.warning(
-                "after %d steps the model's answers tell too little to estimate the label noise; it is put off.",
+                "after %d steps the model's answers tell too little to estimate the label noise; it is put off. "
+                "A longer warm-up (warm_steps=) or more clean examples help.",
                 self._step,
             )
             return

@@ -76,9 +76,20 @@ def _unknown(keys: Sequence[str], section: type[BaseModel] | None, origin: str) 
             constant = f"{section.constants[name]} of {section.__module__}"
             return f"{key} {origin} is no setting any more but the constant {constant}; leave it out."
     fields = [] if section is None else list(section.model_fields)
-    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    hint = f"did you mean {shown_key([*keys[:-1], near[0]])}?" if near else f"valid: {', '.join(fields)}."
+    near = _one_level_below(name, section) or difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+    meant = " or ".join(shown_key([*keys[:-1], one]) for one in near)
+    hint = f"did you mean {meant}?" if near else f"valid: {', '.join(fields)}."
     return f"unknown key {key} {origin}; {hint}"
+
+
+def _one_level_below(name: str, section: type[BaseModel] | None) -> list[str]:
+    """The keys called so in the sections of this one, for who left the section out."""
+    inner = {} if section is None else {key: field.annotation for key, field in section.model_fields.items()}
+    return [
+        f"{key}.{name}"
+        for key, record in inner.items()
+        if isinstance(record, type) and issubclass(record, BaseModel) and name in record.model_fields
+    ]
 
 
 def _new_value(record: type[BaseModel], error: ErrorDetails, settings: Settings) -> str | None:

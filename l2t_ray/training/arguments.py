@@ -78,7 +78,8 @@ _RULES: dict[str, Rule] = {
         "None or a finite number above 0", lambda value: value is None or _number(value, lambda x: x > 0)
     ),
     "optimizer": Rule(
-        f"{', '.join(map(repr, OPTIMIZERS))}, or one of them as 'name' beside {', '.join(_OF_AN_OPTIMIZER)}",
+        f"{', '.join(map(repr, OPTIMIZERS))}, or one of them as 'name' beside {', '.join(_OF_AN_OPTIMIZER)} "
+        "(learning_rate, momentum and weight_decay are arguments of their own)",
         lambda value: _is_optimizer(value if isinstance(value, Mapping) else {"name": value}),
     ),
     "momentum": Rule("a number in [0, 1)", lambda value: _number(value, lambda x: 0 <= x < 1)),

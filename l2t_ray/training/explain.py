@@ -185,13 +185,17 @@ def _dtypes(words: Words, place: DryPlace, found: re.Match[str]) -> str | None:
         return None
     if place.first.is_floating_point():
         return (
-            f"inputs of {place.data} are {given} and parameters of {words.model} are {own}; give both one type, as "
-            f"with inputs.to(torch.{own})."
+            f"inputs of {place.data} are {given} and parameters of {words.model} are {own}; give all "
+            f"inputs this type, as with inputs.to(torch.{own}){_in_numpy(own)}."
         )
     return (
         f"inputs of {place.data} are {given} and parameters of {words.model} are {own}; give inputs.to(torch.{own}), "
         "and pixels scaled to about -1 to 1, or an embedding as its first layer."
     )
+
+
+def _in_numpy(dtype: str) -> str:
+    return "" if dtype == "bfloat16" else f", in NumPy inputs.astype('{dtype}')"
 
 
 def _independent(words: Words, place: DryPlace, found: re.Match[str]) -> str:

@@ -202,6 +202,7 @@ def test_after_it_is_closed_the_criterion_is_the_loss_as_it_is(blobs, make_net):
         ({"val_batch_size": 61}, "validation has 60 examples, fewer than val_batch_size=61"),
         ({"loss": {"name": "adjusted", "memory": 1.0}}, "loss has a memory of each training example"),
         ({"teacher": {"name": "adam", "stp": 1}}, "unknown key method.teacher.stp|unknown key teacher.stp"),
+        ({"warm": 3}, "warm is no option of LossTeacher; beside every, warm_steps, .* there are weight, ignore_index"),
         ({"answer": lambda model, inputs: (model(inputs),)}, r"the model must give logits \[n, c\].*got a tuple"),
     ],
 )
@@ -209,6 +210,16 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_trained(blobs, make
     model = make_net()
     with pytest.raises(UserError, match=message):
         LossTeacher(model, torch.optim.SGD(model.parameters(), 0.1), blobs.clean, **options)
+
+
+def test_clean_inputs_that_the_model_does_not_take_are_refused_in_a_sentence(blobs, make_net):
+    model = make_net()
+    inputs, labels = blobs.clean
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(UserError, match=r"inputs of validation are float64 and parameters of model are float32"):
+        LossTeacher(model, optimizer, (inputs.double(), labels))
+    with pytest.raises(UserError, match="model"):
+        LossTeacher(model, optimizer, (inputs[:, :1], labels))
 
 
 def test_labels_beyond_the_models_outputs_are_refused(blobs, make_net):

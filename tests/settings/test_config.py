@@ -102,6 +102,9 @@ def test_controls_are_a_list_of_methods(load):
     ("overrides", "message"),
     [
         (["training.lerning_rate=1"], "unknown key training.lerning_rate .* did you mean training.learning_rate?"),
+        (["image_size=32"], "unknown key image_size .* did you mean data.image_size?"),
+        (["num_rounds=3"], "unknown key num_rounds .* did you mean training.num_rounds?"),
+        (["data.rate=0.3"], "unknown key data.rate .* did you mean data.noise.rate?"),
         (["trainig.momentum=0"], "unknown key trainig .* did you mean training?"),
         (["method.engin=store"], "unknown key method.engin .* did you mean method.engine?"),
         (["method.teacher.stepsize=1"], "did you mean method.teacher.step_size?"),

@@ -191,7 +191,7 @@ REFUSED = {
         "cannot be differentiated with inputs .* from train: IndexError",
     ),
     "raises": (lambda: Wrapped(lambda f, x: {}["weights"]), {}, "cannot be evaluated.*KeyError: 'weights'"),
-    "double inputs": (linear, IN_DOUBLE, "inputs of validation are float64 and parameters of model are float32"),
+    "double inputs": (linear, IN_DOUBLE, r"model are float32; give all inputs .*astype\('float32'\)"),
     "pixels": (linear, IN_BYTES, r"inputs of validation are uint8.*scaled"),
     "whole numbers": (linear, IN_TOKENS, "inputs of validation are int64.*embedding"),
     "detached": (lambda: Wrapped(lambda f, x: f(x).detach()), {}, "depends on none of its trained parameters"),

@@ -62,8 +62,9 @@ WRONG = {
     "task": ([3, "segmentation", Classification, nn.Linear(2, 2)], "must be None or a task, which has name, metrics"),
     "try_first": ([1, "no", None], "must be True or False, got"),
     "optimizer": (
-        ["SGD", None, 3, torch.optim.Adam, {}, {"name": "adam", "num_rounds": 7}, {"betas": (0.9, 0.99)}],
-        "must be 'sgd', 'adam', 'adamw', or one of them as 'name' beside nesterov, betas, eps, eps_root, clip, got",
+        ["SGD", None, 3, torch.optim.Adam, {}, {"name": "adam", "weight_decay": 7}, {"betas": (0.9, 0.99)}],
+        "must be 'sgd', 'adam', 'adamw', or one of them as 'name' beside nesterov, betas, eps, eps_root, clip "
+        r"\(learning_rate, momentum and weight_decay are arguments of their own\), got",
     ),
     "on_row": (["print"], "must be a function of one row, got 'print'"),
     "callbacks": ([print, [EarlyStopping], ["print"], None], "must be a list of functions of a round's number and"),
@@ -108,7 +109,8 @@ WRONG_SETS = [
     ((INPUTS.tolist(), LABELS), r"train\[0\] \(inputs\) must be a tensor or a NumPy array, got a list"),
     (((INPUTS, INPUTS), LABELS), r"train\[0\] \(inputs\) must be a tensor or a NumPy array, got a tuple"),
     ((INPUTS.numpy().astype(object), LABELS), "NumPy array of object"),
-    ((INPUTS, np.array(list("abc") * 4)), r"train\[1\] \(labels\) is a NumPy array of <U1"),
+    ((INPUTS, np.array(list("abc") * 4)), r"train\[1\] \(labels\) is text; number it, as classes by np\.unique\("),
+    ((INPUTS, np.array(list("abc") * 4, dtype=object)), r"train\[1\] \(labels\) is text; number it"),
     ((INPUTS.to_sparse(), LABELS), "dense"),
     ((INPUTS + 0j, LABELS), "complex"),
     ((INPUTS[:0], LABELS[:0]), "train is empty"),
