@@ -8,6 +8,7 @@ from l2t_ray.core.loss.family import CalledFamily, Curve, KeptFamily
 from l2t_ray.core.loss.soft_metric import SoftMetricLoss, SoftMetricSpec
 from l2t_ray.core.student import own_loss
 from l2t_ray.interfaces import Batch
+from l2t_ray.tasks.classification import Classification
 from l2t_ray.tasks.segmentation import Segmentation
 
 NAMES, IGNORE = ("sky", "road", "car"), 255
@@ -123,8 +124,21 @@ def test_what_does_not_fit_is_refused():
         loss.loss(phi, logits()[:, :2], MASK)
     with pytest.raises(ValueError, match="labels must be below 3 or 255, which does not count, got 4"):
         loss.loss(phi, logits(), MASK + 4 * (MASK == 0))
-    with pytest.raises(ValueError, match="is for 3 classes, and the segmentation task has 4"):
-        loss.check(Segmentation(NAMES), 4)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Segmentation((*NAMES, "tree")), "is for 3 classes, and the segmentation task has 4"),
+        (Segmentation(("sky", "car", "road")), "has 'road' for class 1, which is 'car' in the segmentation task"),
+        (Segmentation(NAMES, auxiliary="same"), "data.masks.auxiliary is 'same', which makes rows of both heads"),
+        (Classification(), "is for images with masks, and the task here is classification"),
+    ],
+)
+def test_a_task_that_it_was_not_learned_for_is_refused(task, message):
+    make().check(Segmentation(NAMES))
+    with pytest.raises(ValueError, match=message):
+        make().check(task)
 
 
 @pytest.mark.parametrize(
