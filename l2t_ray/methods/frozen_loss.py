@@ -57,7 +57,7 @@ def read_mean(files: Sequence[Path], facts: LossFacts) -> tuple[LossFamily, Floa
         UserError: if a file holds no loss for this task, or the losses differ in more than their weights.
     """
     losses = [_read(path, facts) for path in files]
-    kinds = [(type(loss.family), len(loss.phi), _settings(asdict(loss.family.spec))) for loss in losses]
+    kinds = [(type(loss.family), len(loss.phi), _settings(asdict(loss.spec))) for loss in losses]
     for path, kind in zip(files, kinds, strict=True):
         if kind != kinds[0]:
             raise UserError(

@@ -105,6 +105,17 @@ def test_the_mean_push_of_classes_and_metric_is_fixed(seed):
     assert sum(report[f"slope_or_{piece}"] for piece in range(3)) == pytest.approx(3)
 
 
+def test_a_student_that_answers_all_classes_alike_is_taught_where_two_pieces_of_a_curve_meet():
+    z = torch.zeros(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for pieces in (1, 3):
+        loss = make(pieces)
+        (gradient,) = torch.autograd.grad(loss.loss(loss.phi.double(), z, MASK), z)
+        gradients.append(gradient)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients, msg=lambda text: f"a bend of a straight curve at p = 1/3: {text}")
+
+
 def test_it_is_called_with_logits_and_masks_of_any_size():
     loss, phi = make(), some_phi()
     rows = loss.losses(phi, terms(logits()), None)
