@@ -267,7 +267,7 @@ def _cross_entropy(rows: Rows) -> Term:
 
 
 def _curve(slopes: Float[Tensor, " pieces"], p: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The curve with these slopes on equal pieces of [0, 1], at p. Between two pieces its slope is the mean of theirs."""
+    """The curve with these slopes on equal pieces of [0, 1], at p. Where two meet, its slope is the mean of theirs."""
     length = p.new_tensor(1 / len(slopes))
     starts = torch.arange(len(slopes), dtype=p.dtype, device=p.device) * length
     # No clamp, whose gradient at an end is all or nothing: a student that does not know yet has p = 1 / c there.
