@@ -4,16 +4,16 @@ Of several files the weights are averaged. One run's hypergradients are mostly n
 ends; the mean over seeds keeps what they agree on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from l2t_ray.core.loss.brought import report_of
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.memory import Memory
@@ -57,7 +57,7 @@ def read_mean(files: Sequence[Path], facts: LossFacts) -> tuple[LossFamily, Floa
         UserError: if a file holds no loss for this task, or the losses differ in more than their weights.
     """
     losses = [_read(path, facts) for path in files]
-    kinds = [(type(loss.family), len(loss.phi), tuple(report_of(loss.family, loss.phi))) for loss in losses]
+    kinds = [(type(loss.family), len(loss.phi), _settings(asdict(loss.spec))) for loss in losses]
     for path, kind in zip(files, kinds, strict=True):
         if kind != kinds[0]:
             raise UserError(
@@ -65,6 +65,16 @@ def read_mean(files: Sequence[Path], facts: LossFacts) -> tuple[LossFamily, Floa
                 "no mean; name files of one setting."
             )
     return losses[0].family, torch.stack([loss.phi for loss in losses]).mean(dim=0)
+
+
+def _settings(spec: Any) -> Any:
+    """What was set of a loss, and not measured in a run's own data: rows of numbers (shares, knots, shifts) are left
+    out."""
+    if isinstance(spec, Mapping):
+        return {name: _settings(value) for name, value in spec.items()}
+    if isinstance(spec, list | tuple):
+        return [_settings(value) for value in spec if not isinstance(value, int | float)]
+    return spec
 
 
 def _read(path: Path, facts: LossFacts) -> LearnedLoss:

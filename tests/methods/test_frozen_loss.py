@@ -6,14 +6,19 @@ import torch
 from l2t_ray.assembly.run import build_run
 from l2t_ray.core.loss.adjusted import AdjustedLoss, AdjustedSpec
 from l2t_ray.core.loss.learned import LearnedLoss
+from l2t_ray.core.loss.network import LossNetworkSpec
+from l2t_ray.core.loss.pair_loss import PairLoss
+from l2t_ray.core.loss.soft_metric import SoftMetricLoss, SoftMetricSpec
 from l2t_ray.interfaces import UserError
 from l2t_ray.methods.frozen_loss import read_mean
 from l2t_ray.methods.parts import LossFacts
 from l2t_ray.parallel.group import SingleProcess
 from l2t_ray.settings.experiment import validate
 from l2t_ray.tasks.classification import Classification
+from l2t_ray.tasks.segmentation import Segmentation
 
 FACTS = LossFacts(Classification(), 10, seed=0)
+SOFT_METRIC = SoftMetricLoss(SoftMetricSpec(("a", "b"), (1.0, 1.0), 2))
 
 
 def shifts(path, value):
@@ -65,6 +70,30 @@ def test_losses_of_two_kinds_have_no_mean(tmp_path):
     LearnedLoss(family).save(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"other.safetensors is of another kind than that of .*one.safetensors"):
         read_mean([one, tmp_path / "other.safetensors"], FACTS)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (PairLoss.of(LossNetworkSpec(activation="silu")), PairLoss.of(LossNetworkSpec())),
+        (PairLoss.of(LossNetworkSpec(memory=1.0)), PairLoss.of(LossNetworkSpec(memory=3.0))),
+        (SoftMetricLoss(SoftMetricSpec(("a", "b"), (1.0, 1.0), 2, "image")), SOFT_METRIC),
+    ],
+)
+def test_weights_that_mean_different_things_have_no_mean(one, other, tmp_path):
+    files = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
+    for family, file in zip((one, other), files, strict=True):
+        LearnedLoss(family).save(file)
+    task = Segmentation(("a", "b"))
+    with pytest.raises(UserError, match="is of another kind"):
+        read_mean(files, LossFacts(task, 2, seed=0))
+
+
+def test_what_a_run_counted_in_its_own_images_may_differ(tmp_path):
+    files = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
+    LearnedLoss(SOFT_METRIC).save(files[0])
+    LearnedLoss(SoftMetricLoss(SoftMetricSpec(("a", "b"), (0.7, 0.3), 2))).save(files[1])
+    assert read_mean(files, LossFacts(Segmentation(("a", "b")), 2, seed=0))[0].spec == SOFT_METRIC.spec
 
 
 def test_a_file_that_is_none_is_named(tmp_path):

@@ -193,6 +193,15 @@ class LearnedLoss(nn.Module):
             f"{type(self.family).__name__} lacks what a loss that is used outside its training has; give it {members}."
         )
 
+    @property
+    def spec(self) -> Any:
+        """Everything about the loss but its weights, a frozen dataclass.
+
+        Raises:
+            TypeError: if its family says none.
+        """
+        return self._kept.spec
+
     def describe(self) -> str:
         return self._kept.describe(self.phi.cpu())
 
@@ -206,7 +215,7 @@ class LearnedLoss(nn.Module):
             OSError: if the file cannot be written.
             TypeError: if its family has no file.
         """
-        loss_file.write(path, self._kept.family, asdict(self._kept.spec), self.phi)
+        loss_file.write(path, self._kept.family, asdict(self.spec), self.phi)
 
     @classmethod
     def load(

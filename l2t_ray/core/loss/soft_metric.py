@@ -16,7 +16,7 @@ minibatch, as the metric's are over all images; the latter depend on how a minib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -203,9 +203,19 @@ class SoftMetricLoss:
         return self._weighed.report(phi[: self._weighed.num_weights]) | sloped
 
     def check(self, task: Task, num_classes: int | None = None) -> None:
-        own = len(self.spec.class_names)
-        if num_classes is not None and num_classes != own:
-            raise ValueError(f"is for {own} classes, and the {task.name} task has {num_classes}")
+        del num_classes  # the names say it
+        if not isinstance(task, _MaskTask):
+            raise ValueError(f"is for images with masks, and the task here is {task.name}")
+        own, theirs = self.spec.class_names, task.class_names
+        if len(own) != len(theirs):
+            raise ValueError(f"is for {len(own)} classes, and the {task.name} task has {len(theirs)}")
+        for number, (name, other) in enumerate(zip(own, theirs, strict=True)):
+            if name != other:
+                raise ValueError(f"has {name!r} for class {number}, which is {other!r} in the {task.name} task")
+        if task.auxiliary == "same":
+            raise ValueError(
+                "is of all rows together, and data.masks.auxiliary is 'same', which makes rows of both heads"
+            )
 
     def describe(self, phi: Float[Tensor, " m"]) -> str:
         weights = self._weighed.weights(phi[: self._weighed.num_weights])
@@ -240,12 +250,25 @@ loss(student(images), masks).backward()  # logits [n, c, h, w], class numbers [n
 """
 
 
+@runtime_checkable
+class _MaskTask(Protocol):
+    """A task of images with masks."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def class_names(self) -> Sequence[str]: ...
+    @property
+    def auxiliary(self) -> str: ...
+
+
 def _cross_entropy(rows: Rows) -> Term:
     return Term(cross_entropy(rows.logits, rows.labels), rows.weights, rows.labels, rows.owner)
 
 
 def _curve(slopes: Float[Tensor, " pieces"], p: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The curve with these slopes on equal pieces of [0, 1], at p."""
-    length = 1 / len(slopes)
+    """The curve with these slopes on equal pieces of [0, 1], at p. Where two meet, its slope is the mean of theirs."""
+    length = p.new_tensor(1 / len(slopes))
     starts = torch.arange(len(slopes), dtype=p.dtype, device=p.device) * length
-    return (p[..., None] - starts).clamp(0, length) @ slopes
+    # No clamp, whose gradient at an end is all or nothing: a student that does not know yet has p = 1 / c there.
+    return torch.maximum(torch.minimum(p[..., None] - starts, length), p.new_zeros(())) @ slopes

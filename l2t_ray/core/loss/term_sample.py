@@ -13,11 +13,11 @@ LEAST_SHARE = 1e-3
 
 
 def shares_of_kinds(terms: Sequence[Term], num_kinds: int) -> list[float]:
-    """What the rows of each kind count, on average over minibatches; alike, and 1 together, where there are none."""
-    even = torch.full((num_kinds,), 1 / num_kinds, dtype=torch.float64)
-    if not any(len(term.kinds) for term in terms):
+    """What the rows of each kind count, on average over minibatches; alike, and 1 together, where none counts."""
+    even, counts = torch.full((num_kinds,), 1 / num_kinds, dtype=torch.float64), _counts(terms)
+    if not counts.any():
         return even.tolist()
-    kinds, counts = torch.cat([term.kinds for term in terms]).cpu(), _counts(terms)
+    kinds = torch.cat([term.kinds for term in terms]).cpu()
     return _at_least_some(torch.zeros_like(even).index_add_(0, kinds, counts / len(terms))).tolist()
 
 
@@ -60,4 +60,4 @@ def _values(terms: Sequence[Term]) -> Float[Tensor, " n"]:
 
 
 def _counts(terms: Sequence[Term]) -> Float[Tensor, " n"]:
-    return torch.cat([term.weights.detach().cpu() for term in terms]).double()
+    return torch.cat([torch.zeros(0), *(term.weights.detach().cpu() for term in terms)]).double()

@@ -8,6 +8,7 @@ from l2t_ray.core.loss.family import CalledFamily, Curve, KeptFamily
 from l2t_ray.core.loss.soft_metric import SoftMetricLoss, SoftMetricSpec
 from l2t_ray.core.student import own_loss
 from l2t_ray.interfaces import Batch
+from l2t_ray.tasks.classification import Classification
 from l2t_ray.tasks.segmentation import Segmentation
 
 NAMES, IGNORE = ("sky", "road", "car"), 255
@@ -104,6 +105,17 @@ def test_the_mean_push_of_classes_and_metric_is_fixed(seed):
     assert sum(report[f"slope_or_{piece}"] for piece in range(3)) == pytest.approx(3)
 
 
+def test_a_student_that_answers_all_classes_alike_is_taught_where_two_pieces_of_a_curve_meet():
+    z = torch.zeros(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for pieces in (1, 3):
+        loss = make(pieces)
+        (gradient,) = torch.autograd.grad(loss.loss(loss.phi.double(), z, MASK), z)
+        gradients.append(gradient)
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients, msg=lambda text: f"a bend of a straight curve at p = 1/3: {text}")
+
+
 def test_it_is_called_with_logits_and_masks_of_any_size():
     loss, phi = make(), some_phi()
     rows = loss.losses(phi, terms(logits()), None)
@@ -123,8 +135,21 @@ def test_what_does_not_fit_is_refused():
         loss.loss(phi, logits()[:, :2], MASK)
     with pytest.raises(ValueError, match="labels must be below 3 or 255, which does not count, got 4"):
         loss.loss(phi, logits(), MASK + 4 * (MASK == 0))
-    with pytest.raises(ValueError, match="is for 3 classes, and the segmentation task has 4"):
-        loss.check(Segmentation(NAMES), 4)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Segmentation((*NAMES, "tree")), "is for 3 classes, and the segmentation task has 4"),
+        (Segmentation(("sky", "car", "road")), "has 'road' for class 1, which is 'car' in the segmentation task"),
+        (Segmentation(NAMES, auxiliary="same"), "data.masks.auxiliary is 'same', which makes rows of both heads"),
+        (Classification(), "is for images with masks, and the task here is classification"),
+    ],
+)
+def test_a_task_that_it_was_not_learned_for_is_refused(task, message):
+    make().check(Segmentation(NAMES))
+    with pytest.raises(ValueError, match=message):
+        make().check(task)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.terms import TermLoss
-from l2t_ray.interfaces import Term, Terms, UserError
+from l2t_ray.interfaces import Batch, Term, Terms, UserError
 from l2t_ray.tasks.classification import Classification
 from l2t_ray.tasks.segmentation import Segmentation
 
@@ -212,6 +212,14 @@ def test_shares_are_what_rows_count_and_a_kind_without_any_keeps_a_little():
     alone = first.values["ce"]._replace(kinds=torch.zeros(400, dtype=torch.long))
     shares = TermLoss.for_task(TwoTerms(), [first._replace(values={**first.values, "ce": alone})]).spec.shares
     assert shares["ce"] == pytest.approx((1, 0.0005))
+
+
+def test_a_sample_in_which_no_row_counts_says_as_much_as_none():
+    task = Segmentation(["sky", "road"], loss_terms=("cross_entropy", "boundary", "jaccard"))
+    batch = Batch(torch.zeros(1, 1), torch.full((1, 2, 2), 255), torch.ones(1), torch.arange(1))
+    loss = TermLoss.for_task(task, [task.terms(torch.zeros(1, 2, 2, 2), batch)], num_pieces=2, balance=0.5)
+    assert loss.spec.shares == TermLoss.for_task(task).spec.shares
+    assert loss.phi.isfinite().all()
 
 
 def test_knots_are_distinct_quantiles_above_zero():
