@@ -18,11 +18,14 @@ from l2t_ray.core.loss.family import LossFamily
 from l2t_ray.core.loss.learned import LearnedLoss
 from l2t_ray.core.loss.memory import Memory
 from l2t_ray.core.objective import LearnedObjective
-from l2t_ray.interfaces import UserError
+from l2t_ray.interfaces import MethodState, Metrics, RoundBatches, UserError
 from l2t_ray.methods.parts import LossFacts, Parts, check_rows_are_examples
 from l2t_ray.methods.schedules import SHU_2019, PaperSchedule
 from l2t_ray.methods.settings import MethodSettings
 from l2t_ray.methods.static_dln import StaticDLN
+
+_BEGUN = "frozen_loss"
+"""Entry of a method's `extra`: the weights that its files held when the training began."""
 
 
 class FrozenLossConfig(MethodSettings):
@@ -35,7 +38,7 @@ class FrozenLossConfig(MethodSettings):
     """Of losses of one kind, whose weights are averaged; the first one says the rest. On several machines each needs
     them under these paths."""
 
-    def build(self, parts: Parts) -> StaticDLN:
+    def build(self, parts: Parts) -> "FrozenLoss":
         """
         Raises:
             UserError: if a file holds no loss for this task, or the losses differ in more than their weights.
@@ -44,10 +47,31 @@ class FrozenLossConfig(MethodSettings):
         if loss.reads_memory:
             check_rows_are_examples(parts, "a loss with a memory", "method.files to a loss without one")
         memory = Memory(parts.trainee, parts.num_images, parts.num_classes) if loss.reads_memory else None
-        return StaticDLN(LearnedObjective(parts.trainee, loss, phi=phi, memory=memory))
+        return FrozenLoss(LearnedObjective(parts.trainee, loss, phi=phi, memory=memory))
 
     def learned_loss(self, phi: Float[Tensor, " m"], facts: LossFacts) -> LearnedLoss:
         return LearnedLoss(read_mean(self.files, facts)[0], phi)
+
+
+class FrozenLoss(StaticDLN):
+    """K SGD steps a round under the loss of the files. A run that is resumed goes on under the one that it began with,
+    or not at all."""
+
+    def init(self) -> MethodState:
+        state = super().init()
+        return state._replace(extra={**state.extra, _BEGUN: self._objective.initial_phi()})
+
+    def round(self, state: MethodState, batches: RoundBatches, index: int) -> tuple[MethodState, Metrics]:
+        """
+        Raises:
+            UserError: if the files held other weights when the training began.
+        """
+        if not torch.equal(state.extra[_BEGUN], self._objective.initial_phi()):
+            raise UserError(
+                "method.files: the loss is another one than that under which this run began; put the files back as "
+                "they were, or start a new run."
+            )
+        return super().round(state, batches, index)
 
 
 def read_mean(files: Sequence[Path], facts: LossFacts) -> tuple[LossFamily, Float[Tensor, " m"]]:

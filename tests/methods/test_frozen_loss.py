@@ -64,6 +64,16 @@ def test_the_student_is_trained_under_the_mean_of_the_files(tmp_path):
     assert torch.equal(trained({"name": "frozen_loss", "files": [str(zero)]}), trained(own))
 
 
+def test_a_training_does_not_go_on_under_another_loss_than_it_began_with(tmp_path):
+    file = shifts(tmp_path / "loss.safetensors", 0.5)
+    method = {"name": "frozen_loss", "files": [str(file)]}
+    state = run_of(method).arms[0].method.init()
+    shifts(file, 1.5)
+    resumed = run_of(method)
+    with pytest.raises(UserError, match=r"method.files: the loss is another one than that under which this run began"):
+        resumed.arms[0].method.round(state, resumed.data.round(1), 1)
+
+
 def test_losses_of_two_kinds_have_no_mean(tmp_path):
     one = shifts(tmp_path / "one.safetensors", 1.0)
     family = AdjustedLoss(AdjustedSpec(shifts=(0.0,) * 10, smoothing=True))
