@@ -115,14 +115,15 @@ def entries(results: Sequence[TrialResult], arms: Sequence[str], headline: Metri
 
 def shares_of_gap(lines: Sequence[Entry], headline: Metric = ACCURACY) -> dict[str, float]:
     """By arm, the share of the way from `BASE` to `REFERENCE` that its mean has come, in the final headline; below 0 it
-    is worse than `BASE`. Nothing where a comparison lacks one of them, or wrong labels cost it nothing."""
-    means = {line.arm: own.mean for line in lines if (own := line.spreads[headline.on_test]) is not None}
-    if BASE not in means or REFERENCE not in means:
+    is worse than `BASE`. Nothing where a comparison lacks one of them, or they are no further apart than seeds."""
+    spreads = {line.arm: own for line in lines if (own := line.spreads[headline.on_test]) is not None}
+    if BASE not in spreads or REFERENCE not in spreads:
         return {}
-    base, gap = means[BASE], means[REFERENCE] - means[BASE]
-    if gap == 0 or (gap > 0) != headline.higher_is_better:
+    base, gap = spreads[BASE].mean, spreads[REFERENCE].mean - spreads[BASE].mean
+    least = max(10**-headline.digits / headline.factor, *(spreads[arm].std or 0 for arm in (BASE, REFERENCE)))
+    if (gap if headline.higher_is_better else -gap) < least:
         return {}
-    return {arm: (mean - base) / gap for arm, mean in means.items()}
+    return {arm: (own.mean - base) / gap for arm, own in spreads.items()}
 
 
 def as_markdown(lines: Sequence[Entry], published: Mapping[str, Published], headline: Metric = ACCURACY) -> str:

@@ -63,6 +63,15 @@ def test_where_wrong_labels_cost_nothing_there_is_no_gap_to_close(reference, hea
     assert table.shares_of_gap(table.entries(results, ["cross_entropy", "true_labels"], headline), headline) == {}
 
 
+def test_a_gap_within_the_spread_over_seeds_is_none():
+    results = [
+        TrialResult(arm, seed, {"test_accuracy": value})
+        for arm, values in (("cross_entropy", (0.40, 0.44)), ("true_labels", (0.43, 0.45)))
+        for seed, value in enumerate(values)
+    ]
+    assert table.shares_of_gap(table.entries(results, ["cross_entropy", "true_labels"])) == {}
+
+
 def test_the_table_is_about_the_headline(tmp_path):
     result = TrialResult("l2t_dln", 0, {"test_miou": 0.5, "best_test_miou": 0.55, "test_error": 1.5, "seconds": 5.0})
     lines = table.entries([result], ARMS, MIOU)
