@@ -25,12 +25,12 @@ class Pixels(NamedTuple):
 
     Attributes:
         rows: the pixels that are trained on.
-        is_border: which of them touch another class.
+        is_border: which of them touch another class; None: no term asks (`READ_BORDERS`).
         num_examples: n, images of the minibatch.
     """
 
     rows: Rows
-    is_border: Bool[Tensor, " r"]
+    is_border: Bool[Tensor, " r"] | None
     num_examples: int
 
 
@@ -65,6 +65,7 @@ def _focal(pixels: Pixels) -> Term:
 def _boundary(pixels: Pixels) -> Term:
     """The cross-entropy of pixels that touch another class."""
     rows, here = pixels.rows, pixels.is_border
+    assert here is not None
     values = F.cross_entropy(rows.logits[here], rows.labels[here], reduction="none")
     return Term(values, rows.weights[here], torch.zeros_like(rows.owner[here]), rows.owner[here])
 
@@ -120,3 +121,4 @@ TERMS: Mapping[SegmentationTerm, Callable[[Pixels], Term]] = {
     "minibatch_jaccard": _minibatch_jaccard,
     "minibatch_dice": _minibatch_dice,
 }
+READ_BORDERS: frozenset[SegmentationTerm] = frozenset({"boundary"})

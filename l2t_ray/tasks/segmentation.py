@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2t_ray.headline import ACCURACY, CLASS_ACCURACY, ERROR, MIOU
 from l2t_ray.interfaces import Batch, Group, Metrics, Rows, Term, Terms, UserError
-from l2t_ray.tasks.pixel_terms import TERMS, Pixels, SegmentationTerm, dice, jaccard, touching
+from l2t_ray.tasks.pixel_terms import READ_BORDERS, TERMS, Pixels, SegmentationTerm, dice, jaccard, touching
 from l2t_ray.tasks.shares import share_of
 from l2t_ray.tasks.shown import ByClass, Chart, ClassMap, ClassMatrix
 
@@ -83,7 +83,7 @@ class Segmentation:
             else:
                 losses = F.cross_entropy(aux_rows.logits, aux_rows.labels, reduction="none")
                 rest = self._aux_weight * aux_rows.total(losses)
-        is_border = self._is_border(batch)
+        is_border = None if READ_BORDERS.isdisjoint(self._loss_terms) else self._is_border(batch)
         pixels = [Pixels(rows, is_border, len(logits)) for rows in heads]
         values = {name: Term(*_joined([TERMS[name](head) for head in pixels])) for name in self._loss_terms}
         return Terms(logits, Rows(*_joined([rows[:4] for rows in heads])), values, rest)

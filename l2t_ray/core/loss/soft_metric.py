@@ -25,7 +25,7 @@ from torch import Tensor
 
 from l2t_ray.core.loss.family import Curve, LossPicture, RowLosses
 from l2t_ray.core.loss.term_sample import shares_of_kinds
-from l2t_ray.core.loss.terms import SCALE, TermLoss
+from l2t_ray.core.loss.terms import SCALE, TermLoss, slope_metrics
 from l2t_ray.core.student import cross_entropy, rows_of
 from l2t_ray.interfaces import Metrics, Rows, Task, Term, Terms
 
@@ -126,12 +126,14 @@ class SoftMetricLoss:
             name: self.spec.pieces * (SCALE * own).softmax(dim=0) for name, own in zip(CURVES, numbers, strict=True)
         }
 
+    def _of_weights(self, phi: Float[Tensor, " m"]) -> Float[Tensor, " w"]:
+        """What of phi stands before the curves' pieces."""
+        return phi[: self._weighed.num_weights]
+
     def losses(self, phi: Float[Tensor, " m"], terms: Terms, memory: Float[Tensor, "n c"] | None) -> RowLosses:
         del memory
         rows = rows_of(terms, None)
-        return self._weighed.losses(phi[: self._weighed.num_weights], self._terms(phi, rows), None)._replace(
-            rest=rows.rest
-        )
+        return self._weighed.losses(self._of_weights(phi), self._terms(phi, rows), None)._replace(rest=rows.rest)
 
     def fixed(self, terms: Terms) -> Float[Tensor, " n"]:
         rows = rows_of(terms, None)
@@ -171,7 +173,7 @@ class SoftMetricLoss:
         flat = logits.flatten(2) if logits.ndim > 2 else logits[:, :, None]
         weights = logits.new_full(owner.shape, 1 / max(1, len(owner)))
         rows = Rows(flat.transpose(1, 2)[counts], labels[counts], weights, owner)
-        return self._weighed.loss(phi[: self._weighed.num_weights], self._terms(phi, rows))
+        return self._weighed.loss(self._of_weights(phi), self._terms(phi, rows))
 
     def _terms(self, phi: Float[Tensor, " m"], rows: Rows) -> Terms:
         values = {"cross_entropy": _cross_entropy(rows), "jaccard": self._jaccard(phi, rows)}
@@ -195,12 +197,7 @@ class SoftMetricLoss:
 
     def report(self, phi: Float[Tensor, " m"]) -> Metrics:
         """`weight_<term>_<kind>`, and `slope_and_<piece>`, `slope_or_<piece>` of the curves."""
-        sloped = {
-            f"slope_{name}_{piece}": slope
-            for name, slopes in self.slopes(phi).items()
-            for piece, slope in enumerate(slopes.tolist())
-        }
-        return self._weighed.report(phi[: self._weighed.num_weights]) | sloped
+        return self._weighed.report(self._of_weights(phi)) | slope_metrics(self.slopes(phi))
 
     def check(self, task: Task, num_classes: int | None = None) -> None:
         del num_classes  # the names say it
@@ -218,7 +215,7 @@ class SoftMetricLoss:
             )
 
     def describe(self, phi: Float[Tensor, " m"]) -> str:
-        weights = self._weighed.weights(phi[: self._weighed.num_weights])
+        weights = self._weighed.weights(self._of_weights(phi))
         rows = zip(self.spec.class_names, weights["cross_entropy"].tolist(), strict=True)
         table = "\n".join(["| class | weight |", "|---|---|", *(f"| {name} | {weight:.3g} |" for name, weight in rows)])
         slopes = "\n".join(
@@ -232,7 +229,7 @@ class SoftMetricLoss:
         )
 
     def pictures(self, phi: Float[Tensor, " m"]) -> list[LossPicture]:
-        bars = self._weighed.pictures(phi[: self._weighed.num_weights])
+        bars = self._weighed.pictures(self._of_weights(phi))
         x = [piece / self.spec.pieces for piece in range(self.spec.pieces + 1)]
         curves = [
             Curve(f"curve of {name}", x, _curve(slopes, phi.new_tensor(x)).tolist(), f"slope_{name}_")

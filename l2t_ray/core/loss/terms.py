@@ -308,12 +308,7 @@ class TermLoss:
             for name, weights in self.weights(phi).items()
             for kind, weight in zip(self.kinds[name], weights.tolist(), strict=True)
         }
-        sloped = {
-            f"slope_{name}_{piece}": slope
-            for name, slopes in self.slopes(phi).items()
-            for piece, slope in enumerate(slopes.tolist())
-        }
-        return named | sloped
+        return named | slope_metrics(self.slopes(phi))
 
     def check(self, task: Task, num_classes: int | None = None) -> None:
         del num_classes  # classes are kinds
@@ -356,6 +351,11 @@ class TermLoss:
             given = ", ".join(terms.values) or "none"
             raise ValueError(f"a loss of the terms {', '.join(self.kinds)} was given {given}.")
         return {name: terms.values[name] for name in self.kinds}
+
+
+def slope_metrics(slopes: Mapping[str, Float[Tensor, " pieces"]]) -> Metrics:
+    """`slope_<curve>_<piece>` of each piece of each curve."""
+    return {f"slope_{name}_{piece}": slope for name, own in slopes.items() for piece, slope in enumerate(own.tolist())}
 
 
 _USAGE = """```python
